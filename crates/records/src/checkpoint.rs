@@ -1,4 +1,4 @@
-//! The part of a checkpoint that is not tensors: where training stood, as JSON in the file's metadata.
+//! What a checkpoint holds: named tensors, and where training stood (JSON in the file's metadata).
 
 use crate::names::{Method, OptimizerKind};
 use serde::{Deserialize, Serialize};
@@ -6,6 +6,85 @@ use std::collections::BTreeMap;
 
 /// The version of the checkpoint layout that this program writes and reads.
 pub const CHECKPOINT_VERSION: u32 = 1;
+
+/// Values of one tensor.
+#[derive(Debug, Clone, PartialEq)]
+pub enum TensorData {
+    /// Weights, statistics, optimizer buffers.
+    F32(Vec<f32>),
+    /// Masks: 0 or 1.
+    U8(Vec<u8>),
+    /// Counters.
+    U64(Vec<u64>),
+}
+
+impl TensorData {
+    /// Number of values.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::F32(values) => values.len(),
+            Self::U8(values) => values.len(),
+            Self::U64(values) => values.len(),
+        }
+    }
+
+    /// Whether there is no value.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// A tensor outside the engine: row-major values and their shape. Convolution weights are `[out, in, h, w]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tensor {
+    /// Length of each axis; their product is the number of values.
+    pub shape: Vec<usize>,
+    /// The values, last axis fastest.
+    pub data: TensorData,
+}
+
+impl Tensor {
+    /// A tensor of 32-bit floats.
+    ///
+    /// # Panics
+    /// If the number of values is not the product of `shape`.
+    pub fn f32(shape: &[usize], values: Vec<f32>) -> Self {
+        Self::new(shape, TensorData::F32(values))
+    }
+
+    /// A tensor of bytes.
+    ///
+    /// # Panics
+    /// If the number of values is not the product of `shape`.
+    pub fn u8(shape: &[usize], values: Vec<u8>) -> Self {
+        Self::new(shape, TensorData::U8(values))
+    }
+
+    fn new(shape: &[usize], data: TensorData) -> Self {
+        let n: usize = shape.iter().product();
+        assert_eq!(data.len(), n, "values for shape {shape:?}");
+        Self {
+            shape: shape.to_vec(),
+            data,
+        }
+    }
+
+    /// The values, if they are 32-bit floats.
+    pub fn as_f32(&self) -> Option<&[f32]> {
+        match &self.data {
+            TensorData::F32(values) => Some(values),
+            _ => None,
+        }
+    }
+
+    /// The values, if they are bytes.
+    pub fn as_u8(&self) -> Option<&[u8]> {
+        match &self.data {
+            TensorData::U8(values) => Some(values),
+            _ => None,
+        }
+    }
+}
 
 /// Where training stood.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -221,6 +221,25 @@ impl RunConfig {
         self.method == Method::SdClr
     }
 
+    /// The dotted keys in which two configs differ, with this one's value and the other's as TOML.
+    pub fn differences(&self, other: &Self) -> Vec<(String, String, String)> {
+        let leaves = |config: &Self| {
+            crate::layers::flatten(&toml::Table::try_from(config).unwrap_or_default())
+        };
+        let (mine, theirs) = (leaves(self), leaves(other));
+        let text = |values: &[(String, toml::Value)], key: &str| {
+            crate::layers::value_of(values, key)
+                .map_or_else(|| "none".to_owned(), toml::Value::to_string)
+        };
+        let mut keys: Vec<&String> = mine.iter().chain(&theirs).map(|(key, _)| key).collect();
+        keys.sort();
+        keys.dedup();
+        let all = keys
+            .into_iter()
+            .map(|key| (key.clone(), text(&mine, key), text(&theirs, key)));
+        all.filter(|(_, a, b)| a != b).collect()
+    }
+
     /// The config as the text of `config.toml`, defaults included.
     pub fn to_toml(&self) -> String {
         // Every field is a TOML type and the seed is checked to fit, so this cannot fail on a valid config.

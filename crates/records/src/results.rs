@@ -44,17 +44,17 @@ pub struct ProbeResult {
     pub settings: BTreeMap<String, serde_json::Value>,
 }
 
-/// Accuracies of the three groups of classes, in percent.
+/// Accuracies of the three groups of classes, in percent; null where a group has no class.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GroupAccuracy {
     /// Mean accuracy of the classes with many training images.
-    pub many: f64,
+    pub many: Option<f64>,
     /// Of those between.
-    pub medium: f64,
+    pub medium: Option<f64>,
     /// Of those with few.
-    pub few: f64,
-    /// Population standard deviation of the three, in percentage points; lower is better balanced.
-    pub std: f64,
+    pub few: Option<f64>,
+    /// Population standard deviation of the three, in percentage points, if all are there; lower is better balanced.
+    pub std: Option<f64>,
     /// Images of each class in the long-tail split that the groups come from. `[C]`
     pub class_counts: Vec<usize>,
     /// Each class's group. `[C]`

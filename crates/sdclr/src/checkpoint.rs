@@ -1,0 +1,294 @@
+//! Checkpoints: one `.safetensors` file with every tensor of a run and, in its metadata, where training stood.
+//!
+//! Any safetensors reader can open one. The metadata key `sdclr` holds the state and a CRC-32 over state and tensors, so
+//! that a damaged file is noticed before training goes on from it. Bytes depend on the content alone.
+
+use crate::run_dir::write_atomic;
+use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, View};
+use sdclr_records::checkpoint::{CHECKPOINT_VERSION, CheckpointState};
+pub use sdclr_records::checkpoint::{Tensor, TensorData};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+/// The key of the file's metadata that holds the state.
+const METADATA_KEY: &str = "sdclr";
+
+/// What can be wrong with a checkpoint.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckpointError {
+    /// The file could not be read.
+    #[error("{path}: cannot read the checkpoint: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file could not be written; the one before it, if any, is untouched.
+    #[error("{path}: cannot write the checkpoint: {}", crate::run_dir::describe_io(.source))]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file of another kind.
+    #[error("{path}: not an sdclr checkpoint ({reason}); name a run directory or a .safetensors file inside one")]
+    NotACheckpoint {
+        /// The file.
+        path: PathBuf,
+        /// What it lacks.
+        reason: String,
+    },
+    /// A checkpoint that was damaged after it was written.
+    #[error(
+        "{path}: the checkpoint is damaged ({reason}); use an earlier one (checkpoints/epoch-N.safetensors) or start over"
+    )]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        reason: String,
+    },
+    /// A checkpoint of a program with another layout.
+    #[error(
+        "{path}: the checkpoint has layout {found}, this program reads layout {CHECKPOINT_VERSION}; use the sdclr version that wrote it"
+    )]
+    OtherVersion {
+        /// The file.
+        path: PathBuf,
+        /// The layout's number.
+        found: u32,
+    },
+    /// A checkpoint of another network.
+    #[error("{path}: the checkpoint is of another network ({model}): {}", list(.differences))]
+    OtherModel {
+        /// The file.
+        path: PathBuf,
+        /// The network that it is of.
+        model: String,
+        /// Each tensor that is missing, unexpected or of another shape.
+        differences: Vec<String>,
+    },
+}
+
+/// Named tensors and the state of training.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Checkpoint {
+    /// Where training stood.
+    pub state: CheckpointState,
+    /// Every tensor, by name.
+    pub tensors: BTreeMap<String, Tensor>,
+    /// The file it was read from; empty for one made here. Only messages use it.
+    pub path: PathBuf,
+}
+
+impl Checkpoint {
+    /// A checkpoint without tensors.
+    pub fn new(state: CheckpointState) -> Self {
+        Self { state, tensors: BTreeMap::new(), path: PathBuf::new() }
+    }
+
+    /// Adds a tensor; a name given twice keeps the later one.
+    pub fn insert(&mut self, name: impl Into<String>, tensor: Tensor) {
+        self.tensors.insert(name.into(), tensor);
+    }
+
+    /// Writes the file so that at any moment, a kill or a full disk included, either the old or the new one is there.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Write`].
+    pub fn save(&self, path: &Path) -> Result<(), CheckpointError> {
+        let failed = |source| CheckpointError::Write { path: path.to_owned(), source };
+        let bytes = self.to_bytes().map_err(|e| failed(std::io::Error::other(e)))?;
+        write_atomic(path, |file| file.write_all(&bytes)).map_err(failed)
+    }
+
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// [`CheckpointError`], each kind but `Write` and `OtherModel`.
+    pub fn load(path: &Path) -> Result<Self, CheckpointError> {
+        let bytes = std::fs::read(path).map_err(|source| CheckpointError::Read { path: path.to_owned(), source })?;
+        Self::from_bytes(&bytes, path)
+    }
+
+    /// Checks that exactly these tensors are inside, with these shapes.
+    ///
+    /// # Errors
+    /// [`CheckpointError::OtherModel`] listing what differs.
+    pub fn expect_layout<'a>(
+        &self,
+        expected: impl IntoIterator<Item = (&'a str, &'a [usize])>,
+    ) -> Result<(), CheckpointError> {
+        let expected: BTreeMap<&str, &[usize]> = expected.into_iter().collect();
+        let mut differences: Vec<String> =
+            expected.iter().filter_map(|(name, shape)| self.difference(name, shape)).collect();
+        let unexpected = self.tensors.keys().filter(|name| !expected.contains_key(name.as_str()));
+        differences.extend(unexpected.map(|name| format!("`{name}` has no place in this network")));
+        if differences.is_empty() { Ok(()) } else { Err(self.other_model(differences)) }
+    }
+
+    /// The 32-bit floats of one tensor of the given shape.
+    ///
+    /// # Errors
+    /// [`CheckpointError::OtherModel`] if it is missing, of another shape or another type.
+    pub fn expect_f32(&self, name: &str, shape: &[usize]) -> Result<&[f32], CheckpointError> {
+        let wrong_type = || self.other_model(vec![format!("`{name}` does not hold 32-bit floats")]);
+        self.expect(name, shape)?.as_f32().ok_or_else(wrong_type)
+    }
+
+    /// The tensor of the given name and shape.
+    ///
+    /// # Errors
+    /// [`CheckpointError::OtherModel`] if it is missing or of another shape.
+    pub fn expect(&self, name: &str, shape: &[usize]) -> Result<&Tensor, CheckpointError> {
+        match (self.tensors.get(name), self.difference(name, shape)) {
+            (Some(tensor), None) => Ok(tensor),
+            (_, difference) => Err(self.other_model(difference.into_iter().collect())),
+        }
+    }
+
+    fn difference(&self, name: &str, shape: &[usize]) -> Option<String> {
+        match self.tensors.get(name) {
+            None => Some(format!("`{name}` is missing")),
+            Some(tensor) if tensor.shape != shape => {
+                Some(format!("`{name}` has shape {:?} instead of {shape:?}", tensor.shape))
+            }
+            Some(_) => None,
+        }
+    }
+
+    fn other_model(&self, differences: Vec<String>) -> CheckpointError {
+        CheckpointError::OtherModel { path: self.path.clone(), model: self.state.model.clone(), differences }
+    }
+
+    fn to_bytes(&self) -> Result<Vec<u8>, SafeTensorError> {
+        let state = serde_json::to_string(&self.state)?;
+        let envelope = Envelope {
+            version: CHECKPOINT_VERSION,
+            crc32: self.checksum(&state),
+            state: RawValue::from_string(state)?,
+        };
+        // One key only: the order of several would change from run to run.
+        let metadata = HashMap::from([(METADATA_KEY.to_owned(), serde_json::to_string(&envelope)?)]);
+        let views = self.tensors.iter().map(|(name, tensor)| (name, TensorView(tensor)));
+        safetensors::serialize(views, Some(metadata))
+    }
+
+    fn from_bytes(bytes: &[u8], path: &Path) -> Result<Self, CheckpointError> {
+        let foreign = |reason: String| CheckpointError::NotACheckpoint { path: path.to_owned(), reason };
+        let corrupt = |reason: String| CheckpointError::Corrupt { path: path.to_owned(), reason };
+        let file = SafeTensors::deserialize(bytes).map_err(|e| match e {
+            SafeTensorError::MetadataIncompleteBuffer | SafeTensorError::InvalidHeaderLength => {
+                corrupt("its length is not what its header says".to_owned())
+            }
+            SafeTensorError::HeaderTooSmall => corrupt(format!("it is only {} bytes long", bytes.len())),
+            e => foreign(format!("no safetensors header: {e}")),
+        })?;
+        let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| corrupt(e.to_string()))?;
+        let metadata = header.metadata().as_ref().and_then(|m| m.get(METADATA_KEY));
+        let text = metadata.ok_or_else(|| foreign("a safetensors file of another program".to_owned()))?;
+        let envelope: Envelope = serde_json::from_str(text).map_err(|e| corrupt(e.to_string()))?;
+        if envelope.version != CHECKPOINT_VERSION {
+            return Err(CheckpointError::OtherVersion { path: path.to_owned(), found: envelope.version });
+        }
+        let state = serde_json::from_str(envelope.state.get()).map_err(|e| corrupt(e.to_string()))?;
+        let mut checkpoint = Self::new(state);
+        checkpoint.path = path.to_owned();
+        for (name, view) in file.iter() {
+            let tensor = read_tensor(view.dtype(), view.shape(), view.data());
+            let tensor = tensor.ok_or_else(|| foreign(format!("tensor `{name}` is {:?}", view.dtype())))?;
+            checkpoint.insert(name, tensor);
+        }
+        if checkpoint.checksum(envelope.state.get()) != envelope.crc32 {
+            return Err(corrupt("its checksum does not match".to_owned()));
+        }
+        Ok(checkpoint)
+    }
+
+    /// CRC-32 (the polynomial of zip and PNG) over the state's text and every tensor's name, shape and bytes.
+    fn checksum(&self, state: &str) -> String {
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(state.as_bytes());
+        for (name, tensor) in &self.tensors {
+            hasher.update(format!("\n{name} {:?}\n", tensor.shape).as_bytes());
+            hasher.update(bytes_of(&tensor.data));
+        }
+        format!("{:08x}", hasher.finalize())
+    }
+}
+
+/// What the metadata holds, as JSON.
+#[derive(Serialize, Deserialize)]
+struct Envelope {
+    version: u32,
+    crc32: String,
+    state: Box<RawValue>,
+}
+
+struct TensorView<'a>(&'a Tensor);
+
+impl View for TensorView<'_> {
+    fn dtype(&self) -> Dtype {
+        match self.0.data {
+            TensorData::F32(_) => Dtype::F32,
+            TensorData::U8(_) => Dtype::U8,
+            TensorData::U64(_) => Dtype::U64,
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.0.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        bytes_of(&self.0.data).into()
+    }
+
+    fn data_len(&self) -> usize {
+        bytes_of(&self.0.data).len()
+    }
+}
+
+// The format is little-endian; a machine that is not would need its bytes swapped here and in `read_tensor`.
+#[cfg(target_endian = "big")]
+compile_error!("checkpoints are read and written as little-endian memory");
+
+fn bytes_of(data: &TensorData) -> &[u8] {
+    match data {
+        TensorData::F32(values) => bytemuck::cast_slice(values),
+        TensorData::U8(values) => values,
+        TensorData::U64(values) => bytemuck::cast_slice(values),
+    }
+}
+
+/// `None` for a type that checkpoints do not hold.
+fn read_tensor(dtype: Dtype, shape: &[usize], bytes: &[u8]) -> Option<Tensor> {
+    // `pod_collect_to_vec` copies, so the alignment of the file's bytes does not matter.
+    let data = match dtype {
+        Dtype::F32 => TensorData::F32(bytemuck::pod_collect_to_vec(bytes)),
+        Dtype::U8 => TensorData::U8(bytes.to_vec()),
+        Dtype::U64 => TensorData::U64(bytemuck::pod_collect_to_vec(bytes)),
+        _ => return None,
+    };
+    Some(Tensor { shape: shape.to_vec(), data })
+}
+
+/// The first few of a list, and how many more there are.
+fn list(differences: &[String]) -> String {
+    const SHOWN: usize = 3;
+    let mut text = differences.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+    if differences.len() > SHOWN {
+        text.push_str(&format!(", and {} more", differences.len() - SHOWN));
+    }
+    text
+}
+
+#[cfg(test)]
+#[path = "checkpoint_tests.rs"]
+mod tests;

@@ -1,0 +1,147 @@
+//! The run directory: one place for everything a run writes, each file whole at any moment, one writer at a time.
+//!
+//! `config.toml`, `metrics.jsonl`, `checkpoints/{last,epoch-N,mask-N}.safetensors`, `results/NAME.json`, `log.txt`,
+//! `skipped.csv`. Files other than the appended ones are written beside their place and renamed into it.
+
+mod atomic;
+mod error;
+mod writer;
+
+pub use atomic::{describe_io, write_atomic};
+pub use error::RunDirError;
+pub use writer::RunWriter;
+
+use sdclr_records::layers::Layer;
+use sdclr_records::{ProbeResult, RunConfig};
+use std::path::{Path, PathBuf};
+
+/// What a run directory holds; overwriting deletes these and nothing else.
+const RUN_FILES: &[&str] = &["config.toml", "metrics.jsonl", "log.txt", "skipped.csv", "report.html"];
+const RUN_FOLDERS: &[&str] = &["checkpoints", "results", "probes"];
+const LOCK_FILE: &str = ".lock";
+
+/// What to do about a run that is already there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Existing {
+    /// Refuse anything but a missing or empty folder.
+    Refuse,
+    /// Delete the run there, and only a run, once the new config is known to be good.
+    Overwrite,
+    /// Go on from its last checkpoint; begin where there is nothing.
+    Resume,
+}
+
+/// The checkpoints of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CheckpointName {
+    /// The newest, from which a run resumes.
+    Last,
+    /// The one kept at the end of an epoch.
+    Epoch(usize),
+    /// The masks of an epoch.
+    Mask(usize),
+}
+
+/// A run directory, to read from and to add results to.
+#[derive(Debug, Clone)]
+pub struct RunDir {
+    root: PathBuf,
+}
+
+impl RunDir {
+    /// Opens an existing run.
+    ///
+    /// # Errors
+    /// [`RunDirError::NotARun`] if there is no `config.toml`.
+    pub fn open(root: &Path) -> Result<Self, RunDirError> {
+        let run = Self { root: root.to_owned() };
+        if run.config_path().is_file() { Ok(run) } else { Err(RunDirError::NotARun { path: root.to_owned() }) }
+    }
+
+    /// Opens a run for training, making it if need be, and keeps other writers out.
+    ///
+    /// With [`Existing::Resume`] the config must match the stored one but for values that cannot change the result
+    /// (threads, workers, device, intervals); the new ones are stored. Nothing is deleted before every check passed.
+    ///
+    /// # Errors
+    /// [`RunDirError`]: an invalid config, a folder that is not empty or not a run, a second writer, a changed config,
+    /// no permission, a full disk.
+    pub fn create(root: &Path, existing: Existing, config: &RunConfig) -> Result<RunWriter, RunDirError> {
+        config.validate()?;
+        writer::create(root, existing, config)
+    }
+
+    /// The folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// `config.toml`.
+    pub fn config_path(&self) -> PathBuf {
+        self.root.join("config.toml")
+    }
+
+    /// `metrics.jsonl`.
+    pub fn metrics_path(&self) -> PathBuf {
+        self.root.join("metrics.jsonl")
+    }
+
+    /// The file of a checkpoint, whether it exists or not.
+    pub fn checkpoint_path(&self, name: CheckpointName) -> PathBuf {
+        let name = match name {
+            CheckpointName::Last => "last".to_owned(),
+            CheckpointName::Epoch(epoch) => format!("epoch-{epoch}"),
+            CheckpointName::Mask(epoch) => format!("mask-{epoch}"),
+        };
+        self.root.join("checkpoints").join(name + ".safetensors")
+    }
+
+    /// The config that the run was started with.
+    ///
+    /// # Errors
+    /// [`RunDirError::Config`] for a file that cannot be read or run.
+    pub fn config(&self) -> Result<RunConfig, RunDirError> {
+        let layer = Layer::from_file(&self.config_path())?;
+        Ok(sdclr_records::layers::resolve(&[layer])?)
+    }
+
+    /// Writes `results/NAME.json`, replacing an earlier one.
+    ///
+    /// # Errors
+    /// [`RunDirError::Write`].
+    pub fn write_result(&self, name: &str, result: &ProbeResult) -> Result<PathBuf, RunDirError> {
+        let folder = self.root.join("results");
+        std::fs::create_dir_all(&folder).map_err(|e| RunDirError::write(&folder, e))?;
+        let path = folder.join(format!("{name}.json"));
+        let text = serde_json::to_string_pretty(result).map_err(|e| RunDirError::write(&path, e.into()))?;
+        write_atomic(&path, |file| writeln!(file, "{text}")).map_err(|e| RunDirError::write(&path, e))?;
+        Ok(path)
+    }
+
+    /// Every result, by name, sorted.
+    ///
+    /// # Errors
+    /// [`RunDirError::Read`] or [`RunDirError::BadRecord`].
+    pub fn results(&self) -> Result<Vec<(String, ProbeResult)>, RunDirError> {
+        let folder = self.root.join("results");
+        let mut results = Vec::new();
+        if !folder.is_dir() {
+            return Ok(results);
+        }
+        for entry in std::fs::read_dir(&folder).map_err(|e| RunDirError::read(&folder, e))? {
+            let path = entry.map_err(|e| RunDirError::read(&folder, e))?.path();
+            let Some(name) = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_suffix(".json")) else {
+                continue;
+            };
+            let text = std::fs::read_to_string(&path).map_err(|e| RunDirError::read(&path, e))?;
+            let result = serde_json::from_str(&text)
+                .map_err(|e| RunDirError::BadRecord { path: path.clone(), message: e.to_string() })?;
+            results.push((name.to_owned(), result));
+        }
+        results.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(results)
+    }
+}
+
+#[cfg(test)]
+mod tests;
