@@ -1,0 +1,275 @@
+//! Everything between convolutions: batch norm, pooling, shortcuts, reductions and optimizer loops.
+//!
+//! These loops move memory and do little arithmetic. Each is written plainly over one chunk, compiled per instruction
+//! set, and called in parallel by the engine. Where a sum runs over pixels, every chunk sums in f32 and chunks are added
+//! in order in f64: the result does not depend on the number of threads.
+
+use super::simd::dispatch;
+use crate::types::{Dims, Write};
+
+/// `sums[i] = Σ partials[·][i]` in f64, in order.
+pub(crate) fn add_partials(partials: &[f32], sums: &mut [f32]) {
+    let width = sums.len();
+    for (i, sum) in sums.iter_mut().enumerate() {
+        *sum = partials.iter().skip(i).step_by(width).map(|&v| f64::from(v)).sum::<f64>() as f32;
+    }
+}
+
+dispatch! {
+    /// Adds the slices of a weight gradient `[depth, cout]` to output channels `first..` of `dw` `[·, depth]`.
+    pub(crate) fn reduce_weights(partials: &[f32], len: usize, cout: usize, first: usize, dw: &mut [f32],
+                                 mask: Option<&[u8]>) {
+        let depth = len / cout;
+        let width = dw.len() / depth;
+        for k in 0..depth {
+            for j in 0..width {
+                let at = k * cout + first + j;
+                let mut sum = 0.0;
+                for slice in partials.chunks_exact(len) {
+                    sum += slice[at];
+                }
+                let to = j * depth + k;
+                dw[to] += match mask {
+                    Some(mask) => sum * f32::from(mask[to]),
+                    None => sum,
+                };
+            }
+        }
+    }
+}
+
+dispatch! {
+    /// `y = relu?(x · scale + shift + residual?)` over rows of `c` channels.
+    pub(crate) fn norm_apply(x: &[f32], coef: &[f32], residual: Option<&[f32]>, relu: bool, y: &mut [f32]) {
+        let c = coef.len() / 4;
+        let (scale, shift) = (&coef[2 * c..3 * c], &coef[3 * c..]);
+        let floor = if relu { 0.0 } else { f32::NEG_INFINITY };
+        match residual {
+            None => {
+                for (y, x) in y.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
+                    for k in 0..c {
+                        y[k] = (x[k] * scale[k] + shift[k]).max(floor);
+                    }
+                }
+            }
+            Some(r) => {
+                for ((y, x), r) in y.chunks_exact_mut(c).zip(x.chunks_exact(c)).zip(r.chunks_exact(c)) {
+                    for k in 0..c {
+                        y[k] = (x[k] * scale[k] + shift[k] + r[k]).max(floor);
+                    }
+                }
+            }
+        }
+    }
+}
+
+dispatch! {
+    /// Σg and Σg·x̂ per channel of one chunk, `[2, c]`; g is `dy` where `gate` is positive.
+    pub(crate) fn norm_backward_sums(dy: &[f32], gate: Option<&[f32]>, x: &[f32], coef: &[f32], sums: &mut [f32]) {
+        let c = coef.len() / 4;
+        let (mean, inv_std) = (&coef[..c], &coef[c..2 * c]);
+        sums.fill(0.0);
+        let (sum, dot) = sums.split_at_mut(c);
+        let gate = gate.unwrap_or(&[]);
+        for (i, (dy, x)) in dy.chunks_exact(c).zip(x.chunks_exact(c)).enumerate() {
+            if gate.is_empty() {
+                for k in 0..c {
+                    sum[k] += dy[k];
+                    dot[k] += dy[k] * (x[k] - mean[k]);
+                }
+            } else {
+                let y = &gate[i * c..(i + 1) * c];
+                for k in 0..c {
+                    let g = if y[k] > 0.0 { dy[k] } else { 0.0 };
+                    sum[k] += g;
+                    dot[k] += g * (x[k] - mean[k]);
+                }
+            }
+        }
+        for k in 0..c {
+            dot[k] *= inv_std[k];
+        }
+    }
+}
+
+/// Per-channel constants of batch norm's input gradient: `dx = a·g + b·x + d`.
+///
+/// From `dx = scale · (g − Σg/m − x̂ · Σg·x̂/m)` with `x̂ = (x − mean) / σ`.
+pub(crate) fn norm_backward_constants(coef: &[f32], sums: &[f32], count: Option<usize>, out: &mut [f32]) {
+    let c = coef.len() / 4;
+    for k in 0..c {
+        let scale = f64::from(coef[2 * c + k]);
+        let (mut b, mut d) = (0.0, 0.0);
+        if let Some(count) = count {
+            let (mean_g, mean_dot) = (f64::from(sums[k]) / count as f64, f64::from(sums[c + k]) / count as f64);
+            b = -scale * mean_dot * f64::from(coef[c + k]);
+            d = -scale * mean_g - b * f64::from(coef[k]);
+        }
+        out[k] = scale as f32;
+        out[c + k] = b as f32;
+        out[2 * c + k] = d as f32;
+    }
+}
+
+dispatch! {
+    /// `dx = a·g + b·x + d` and `dr (+)= g` over one chunk; empty outputs are skipped.
+    pub(crate) fn norm_backward_apply(dy: &[f32], gate: Option<&[f32]>, x: &[f32], constants: &[f32], dx: &mut [f32],
+                                      dr: &mut [f32], write: Write) {
+        let c = constants.len() / 3;
+        let (a, b, d) = (&constants[..c], &constants[c..2 * c], &constants[2 * c..]);
+        let gated = |g: f32, y: f32| if y > 0.0 { g } else { 0.0 };
+        let gate = gate.unwrap_or(&[]);
+        if !dx.is_empty() {
+            for (i, (dx, (dy, x))) in dx.chunks_exact_mut(c).zip(dy.chunks_exact(c).zip(x.chunks_exact(c))).enumerate() {
+                if gate.is_empty() {
+                    for k in 0..c {
+                        dx[k] = a[k] * dy[k] + b[k] * x[k] + d[k];
+                    }
+                } else {
+                    let y = &gate[i * c..(i + 1) * c];
+                    for k in 0..c {
+                        dx[k] = a[k] * gated(dy[k], y[k]) + b[k] * x[k] + d[k];
+                    }
+                }
+            }
+        }
+        if dr.is_empty() {
+            return;
+        }
+        match (write, gate.is_empty()) {
+            (Write::Set, true) => dr.copy_from_slice(dy),
+            (Write::Add, true) => dr.iter_mut().zip(dy).for_each(|(r, &g)| *r += g),
+            (Write::Set, false) => dr.iter_mut().zip(dy.iter().zip(gate)).for_each(|(r, (&g, &y))| *r = gated(g, y)),
+            (Write::Add, false) => dr.iter_mut().zip(dy.iter().zip(gate)).for_each(|(r, (&g, &y))| *r += gated(g, y)),
+        }
+    }
+}
+
+dispatch! {
+    /// Σ and Σ² per channel of one chunk, `[2, c]`.
+    pub(crate) fn channel_sums(x: &[f32], sums: &mut [f32]) {
+        let c = sums.len() / 2;
+        sums.fill(0.0);
+        let (sum, square) = sums.split_at_mut(c);
+        for x in x.chunks_exact(c) {
+            for k in 0..c {
+                sum[k] += x[k];
+                square[k] += x[k] * x[k];
+            }
+        }
+    }
+}
+
+/// The window of a 3×3, stride 2, padding 1 pool around output position `o` on an axis of `size`.
+fn window(o: usize, size: usize) -> std::ops::Range<usize> {
+    (2 * o).saturating_sub(1)..(2 * o + 2).min(size)
+}
+
+dispatch! {
+    /// 3×3 maximum with stride 2 and padding 1 of one image.
+    pub(crate) fn max_pool(x: &[f32], i: Dims, y: &mut [f32], o: Dims) {
+        for (at, y) in y.chunks_exact_mut(o.c).enumerate() {
+            y.fill(f32::NEG_INFINITY);
+            for row in window(at / o.w, i.h) {
+                for col in window(at % o.w, i.w) {
+                    let x = &x[(row * i.w + col) * i.c..][..i.c];
+                    for k in 0..o.c {
+                        y[k] = if x[k] > y[k] { x[k] } else { y[k] };
+                    }
+                }
+            }
+        }
+    }
+}
+
+dispatch! {
+    /// Gradient of the maximum of one image; `left` `[o.c]` is scratch that says which outputs still look for their source.
+    pub(crate) fn max_pool_backward(x: &[f32], i: Dims, y: &[f32], dy: &[f32], o: Dims, dx: &mut [f32], left: &mut [f32]) {
+        for (at, (y, dy)) in y.chunks_exact(o.c).zip(dy.chunks_exact(o.c)).enumerate() {
+            left.copy_from_slice(dy);
+            for row in window(at / o.w, i.h) {
+                for col in window(at % o.w, i.w) {
+                    let from = (row * i.w + col) * i.c;
+                    let (x, dx) = (&x[from..][..i.c], &mut dx[from..][..i.c]);
+                    for k in 0..o.c {
+                        let hit = x[k] == y[k];
+                        dx[k] += if hit { left[k] } else { 0.0 };
+                        left[k] = if hit { 0.0 } else { left[k] };
+                    }
+                }
+            }
+        }
+    }
+}
+
+dispatch! {
+    /// Mean over the pixels of one image.
+    pub(crate) fn avg_pool(x: &[f32], y: &mut [f32]) {
+        let (c, pixels) = (y.len(), x.len() / y.len());
+        y.fill(0.0);
+        for x in x.chunks_exact(c) {
+            for k in 0..c {
+                y[k] += x[k];
+            }
+        }
+        for y in y.iter_mut() {
+            *y /= pixels as f32;
+        }
+    }
+}
+
+dispatch! {
+    /// Gradient of the mean of one image.
+    pub(crate) fn avg_pool_backward(dy: &[f32], dx: &mut [f32], write: Write) {
+        let (c, pixels) = (dy.len(), dx.len() / dy.len());
+        let share = 1.0 / pixels as f32;
+        for dx in dx.chunks_exact_mut(c) {
+            for k in 0..c {
+                dx[k] = dy[k] * share + if write == Write::Add { dx[k] } else { 0.0 };
+            }
+        }
+    }
+}
+
+/// Shortcut A of one image: every second pixel, zero channels on both sides.
+pub(crate) fn shortcut(x: &[f32], i: Dims, y: &mut [f32], o: Dims) {
+    let pad = (o.c - i.c) / 2;
+    for (at, y) in y.chunks_exact_mut(o.c).enumerate() {
+        let from = ((at / o.w * 2) * i.w + at % o.w * 2) * i.c;
+        y.fill(0.0);
+        y[pad..pad + i.c].copy_from_slice(&x[from..from + i.c]);
+    }
+}
+
+/// Gradient of shortcut A of one image, added; the caller cleared `dx` if it should be set.
+pub(crate) fn shortcut_backward(dy: &[f32], o: Dims, dx: &mut [f32], i: Dims) {
+    let pad = (o.c - i.c) / 2;
+    for (at, dy) in dy.chunks_exact(o.c).enumerate() {
+        let to = ((at / o.w * 2) * i.w + at % o.w * 2) * i.c;
+        for (dx, &g) in dx[to..to + i.c].iter_mut().zip(&dy[pad..]) {
+            *dx += g;
+        }
+    }
+}
+
+dispatch! {
+    /// One chunk of an SGD update.
+    pub(crate) fn sgd(w: &mut [f32], g: &[f32], buf: &mut [f32], step: crate::types::SgdStep, first: bool) {
+        crate::scalar::sgd(w, g, buf, step, first);
+    }
+}
+
+dispatch! {
+    /// One tensor of a LARS update.
+    pub(crate) fn lars(w: &mut [f32], g: &[f32], buf: &mut [f32], step: crate::types::LarsStep) {
+        let trust = crate::scalar::lars_trust(crate::scalar::norm(w), crate::scalar::norm(g), step);
+        crate::scalar::lars(w, g, buf, trust, step);
+    }
+}
+
+dispatch! {
+    /// One chunk of an Adam update.
+    pub(crate) fn adam(w: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], step: crate::types::AdamStep) {
+        crate::scalar::adam(w, g, m, v, step);
+    }
+}

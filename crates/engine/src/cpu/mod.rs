@@ -1,0 +1,505 @@
+//! The fast f32 engine for CPUs.
+//!
+//! [`Cpu`] holds the buffers, a [`team::Team`] of threads and planned convolutions, and cuts every operation into chunks.
+//! The kernels are in `correlate` (convolutions), `elementwise` (all that moves memory) and `dense` (matrix products).
+
+mod conv;
+mod correlate;
+mod dense;
+mod elementwise;
+pub mod simd;
+pub mod team;
+
+use crate::engine::{Engine, NormApply, NormBackward, NormEval, NormTrain, NtXent, WeightGrad};
+use crate::host::{HostStore, memory_from_store, try_zeroed};
+use crate::scalar;
+use crate::types::{
+    Act, AdamStep, ByteBuf, ByteSpan, Conv, ConvShape, ConvUse, Dims, EngineError, F32Buf, LarsStep, Normalization,
+    Rows, SgdStep, Span, Write,
+};
+use conv::{Context, PlannedConv};
+use dense::Mat;
+pub use simd::Level;
+use team::{Shards, Team};
+
+/// What a CPU engine is made with.
+#[derive(Clone, Copy, Debug)]
+pub struct CpuOptions {
+    /// Threads, the caller's included.
+    pub n_threads: usize,
+    /// Instruction set to use at most; `None` takes the best there is.
+    pub level: Option<Level>,
+}
+
+/// The fast f32 engine.
+pub struct Cpu {
+    store: HostStore,
+    team: Team,
+    level: Level,
+    convs: Vec<PlannedConv>,
+    /// One padded-source buffer per member.
+    scratch: Vec<Vec<f32>>,
+    /// Partial sums and gradients, and NT-Xent's logits.
+    partial: Vec<f32>,
+}
+
+memory_from_store!(Cpu, store);
+
+/// Floats per chunk of a memory-bound loop: large enough to outweigh a wake-up, small enough to balance.
+const CHUNK: usize = 1 << 15;
+
+/// Rows of `c` channels per chunk when a chunk yields partial sums: at most 64 chunks whatever the size.
+fn rows_per_chunk(rows: usize, c: usize) -> usize {
+    rows.div_ceil(64).max((CHUNK / c / 4).max(1))
+}
+
+impl Cpu {
+    /// An engine without buffers.
+    #[must_use]
+    pub fn new(options: CpuOptions) -> Self {
+        let n_threads = options.n_threads.max(1);
+        let best = Level::detect();
+        Self {
+            store: HostStore::default(),
+            team: Team::new(n_threads),
+            level: options.level.map_or(best, |level| level.min(best)),
+            convs: Vec::new(),
+            scratch: vec![Vec::new(); n_threads],
+            partial: Vec::new(),
+        }
+    }
+
+    /// The instruction set in use.
+    #[must_use]
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
+    fn grow_partial(&mut self, len: usize) -> Result<(), EngineError> {
+        if self.partial.len() < len {
+            *self.store.held_mut() -= self.partial.len() * size_of::<f32>();
+            self.partial = Vec::new();
+            self.partial = try_zeroed(len, "partial results", self.store.held_mut())?;
+        }
+        Ok(())
+    }
+
+    /// Makes room for `len` floats of partial results, where no plan did: in the first step only.
+    fn need_partial(&mut self, len: usize) {
+        if self.partial.len() < len {
+            *self.store.held_mut() += (len - self.partial.len()) * size_of::<f32>();
+            self.partial.resize(len, 0.0);
+        }
+    }
+
+    /// Runs `f(image, out)` for the first `n` images of `to`, in parallel.
+    fn per_image(&mut self, n: usize, to: Act, f: impl Fn(&HostStore, usize, &mut [f32]) + Sync) {
+        let team = &self.team;
+        self.store.with_act(to, |store, out| {
+            let len = out.dims().len();
+            let per_chunk = (CHUNK / 4 / len).max(1);
+            team.for_parts(out.images_mut(n), per_chunk * len, |chunk, part| {
+                for (i, image) in part.chunks_exact_mut(len).enumerate() {
+                    f(store, chunk * per_chunk + i, image);
+                }
+            });
+        });
+    }
+
+    /// Σ over chunks of rows: `f(first float, floats, partial sums)` in parallel, then added in order into `sums` `[2, c]`.
+    fn summed(&mut self, len: usize, c: usize, sums: Span, f: impl Fn(&HostStore, usize, usize, &mut [f32]) + Sync) {
+        let per_chunk = rows_per_chunk(len / c, c) * c;
+        let n_chunks = len.div_ceil(per_chunk);
+        self.need_partial(n_chunks * 2 * c);
+        let (team, store, partial) = (&self.team, &self.store, &mut self.partial[..n_chunks * 2 * c]);
+        team.for_parts(partial, 2 * c, |chunk, part| {
+            let at = chunk * per_chunk;
+            f(store, at, per_chunk.min(len - at), part);
+        });
+        elementwise::add_partials(partial, self.store.span_mut(sums));
+    }
+
+    fn image<'a>(store: &'a HostStore, act: Act, image: usize) -> &'a [f32] {
+        let buf = store.act(act);
+        let len = buf.dims().len();
+        &buf.data[image * len..][..len]
+    }
+}
+
+impl Engine for Cpu {
+    fn name(&self) -> String {
+        format!("CPU, f32, {}, {} threads", self.level.name(), self.team.len())
+    }
+
+    fn input_normalize(&mut self, n: usize, images: ByteBuf, rows: Rows, norm: &Normalization, y: Act) {
+        let table: [[f32; 256]; 3] =
+            std::array::from_fn(|c| std::array::from_fn(|byte| (byte as f32 / 255.0 - norm.mean[c]) / norm.std[c]));
+        self.per_image(n, y, |store, i, out| {
+            let source = &store.byte_buf(images)[rows.at(i) * out.len()..][..out.len()];
+            for (out, byte) in out.chunks_exact_mut(3).zip(source.chunks_exact(3)) {
+                for c in 0..3 {
+                    out[c] = table[c][usize::from(byte[c])];
+                }
+            }
+        });
+    }
+
+    fn alloc_conv(&mut self, shape: ConvShape, max_batch: usize, used: ConvUse) -> Result<Conv, EngineError> {
+        let conv = PlannedConv::new(shape, used, self.level, self.store.held_mut())?;
+        self.grow_partial(conv.partial_len(max_batch, self.team.len(), used))?;
+        let scratch_len = conv.scratch_len();
+        for scratch in self.scratch.iter_mut().filter(|s| s.len() < scratch_len) {
+            *self.store.held_mut() -= scratch.len() * size_of::<f32>();
+            *scratch = try_zeroed(scratch_len, "scratch space", self.store.held_mut())?;
+        }
+        self.convs.push(conv);
+        Ok(Conv(self.convs.len() - 1))
+    }
+
+    fn pack_conv(&mut self, conv: Conv, weights: Span, mask: Option<ByteSpan>) {
+        let mask = mask.map(|mask| self.store.byte_span(mask));
+        self.convs[conv.0].pack(&self.team, self.level, self.store.span(weights), mask);
+    }
+
+    fn conv_forward(&mut self, n: usize, conv: Conv, x: Act, y: Act, sums: Option<Span>) {
+        let Self { store, team, level, convs, scratch, partial } = self;
+        let mut ctx = Context { team, level: *level, scratch, partial };
+        store.with_act(y, |store, y| {
+            let y = y.images_mut(n);
+            let planned = &convs[conv.0];
+            match sums {
+                None => planned.forward(&mut ctx, n, &store.act(x).data, y, None),
+                Some(span) => store.with_span(span, |store, sums| {
+                    planned.forward(&mut ctx, n, &store.act(x).data, y, Some(sums));
+                }),
+            }
+        });
+    }
+
+    fn conv_backward_data(&mut self, n: usize, conv: Conv, dy: Act, dx: Act, write: Write) {
+        let Self { store, team, level, convs, scratch, partial } = self;
+        let mut ctx = Context { team, level: *level, scratch, partial };
+        store.with_act(dx, |store, dx| {
+            convs[conv.0].backward_data(&mut ctx, n, &store.act(dy).data, dx.images_mut(n), write);
+        });
+    }
+
+    fn conv_backward_weight(&mut self, n: usize, conv: Conv, grad: WeightGrad) {
+        let Self { store, team, level, convs, scratch, partial } = self;
+        let mut ctx = Context { team, level: *level, scratch, partial };
+        store.with_span(grad.dw, |store, dw| {
+            let mask = grad.mask.map(|mask| store.byte_span(mask));
+            let (x, dy) = (&store.act(grad.x).data, store.act(grad.dy).images(n));
+            convs[conv.0].backward_weight(&mut ctx, n, x, dy, dw, mask);
+        });
+    }
+
+    fn norm_train(&mut self, norm: NormTrain) {
+        self.store.with_span(norm.running, |store, running| {
+            store.with_span(norm.coef, |store, coef| {
+                let (sums, gamma, beta) = (store.span(norm.sums), store.span(norm.gamma), store.span(norm.beta));
+                scalar::norm_train(&norm, sums, gamma, beta, running, coef);
+            });
+        });
+    }
+
+    fn norm_eval(&mut self, norm: NormEval) {
+        self.store.with_span(norm.coef, |store, coef| {
+            let (gamma, beta, running) = (store.span(norm.gamma), store.span(norm.beta), store.span(norm.running));
+            scalar::norm_eval(&norm, gamma, beta, running, coef);
+        });
+    }
+
+    fn norm_apply(&mut self, n: usize, norm: NormApply) {
+        let (team, level) = (&self.team, self.level);
+        self.store.with_act(norm.y, |store, y| {
+            let c = y.dims().c;
+            let (x, coef) = (store.act(norm.x).images(n), store.span(norm.coef));
+            let residual = norm.residual.map(|r| store.act(r).images(n));
+            let per_chunk = (CHUNK / c).max(1) * c;
+            team.for_parts(y.images_mut(n), per_chunk, |chunk, y| {
+                let range = chunk * per_chunk..chunk * per_chunk + y.len();
+                let residual = residual.map(|r| &r[range.clone()]);
+                elementwise::norm_apply(level, &x[range], coef, residual, norm.relu, y);
+            });
+        });
+    }
+
+    fn norm_backward_sums(&mut self, n: usize, norm: NormBackward) {
+        let (level, dims) = (self.level, self.store.act(norm.x).dims());
+        self.summed(n * dims.len(), dims.c, norm.sums, |store, at, len, sums| {
+            let part = |act: Act| &store.act(act).data[at..at + len];
+            let gate = norm.gate.map(part);
+            elementwise::norm_backward_sums(level, part(norm.dy), gate, part(norm.x), store.span(norm.coef), sums);
+        });
+    }
+
+    fn norm_backward_apply(
+        &mut self,
+        n: usize,
+        norm: NormBackward,
+        count: Option<usize>,
+        dx: Option<Act>,
+        dresidual: Option<(Act, Write)>,
+    ) {
+        let dims = self.store.act(norm.x).dims();
+        self.need_partial(3 * dims.c);
+        let Self { store, team, level, partial, .. } = self;
+        let constants = &mut partial[..3 * dims.c];
+        elementwise::norm_backward_constants(store.span(norm.coef), store.span(norm.sums), count, constants);
+        let (constants, level, len) = (&*constants, *level, n * dims.len());
+        let mut dx_buf = dx.map(|dx| store.take_act(dx)).unwrap_or_default();
+        let mut dr_buf = dresidual.map(|(dr, _)| store.take_act(dr)).unwrap_or_default();
+        let (has_dx, has_dr) = (dx.is_some(), dresidual.is_some());
+        let (dx_shards, dr_shards) = (Shards::new(&mut dx_buf.data), Shards::new(&mut dr_buf.data));
+        let write = dresidual.map_or(Write::Set, |(_, write)| write);
+        let per_chunk = (CHUNK / dims.c).max(1) * dims.c;
+        team.for_chunks(len.div_ceil(per_chunk), |chunk, _| {
+            let at = chunk * per_chunk;
+            let size = per_chunk.min(len - at);
+            let part = |act: Act| &store.act(act).data[at..at + size];
+            // SAFETY: chunks are disjoint and each runs once; an empty part stands for an output that is not wanted.
+            let (dx, dr) = unsafe {
+                (
+                    dx_shards.part(if has_dx { at } else { 0 }, if has_dx { size } else { 0 }),
+                    dr_shards.part(if has_dr { at } else { 0 }, if has_dr { size } else { 0 }),
+                )
+            };
+            elementwise::norm_backward_apply(
+                level,
+                part(norm.dy),
+                norm.gate.map(part),
+                part(norm.x),
+                constants,
+                dx,
+                dr,
+                write,
+            );
+        });
+        if let Some(dx) = dx {
+            store.put_act(dx, dx_buf);
+        }
+        if let Some((dr, _)) = dresidual {
+            store.put_act(dr, dr_buf);
+        }
+    }
+
+    fn norm_param_grad(&mut self, sums: Span, dgamma: Span, dbeta: Span) {
+        let c = sums.len / 2;
+        for (to, from) in [(dgamma, sums.slice(c..2 * c)), (dbeta, sums.slice(0..c))] {
+            self.store.with_span(to, |store, to| {
+                to.iter_mut().zip(store.span(from)).for_each(|(to, &from)| *to += from);
+            });
+        }
+    }
+
+    fn max_pool_forward(&mut self, n: usize, x: Act, y: Act) {
+        let (level, i, o) = (self.level, self.store.act(x).dims(), self.store.act(y).dims());
+        self.per_image(n, y, |store, image, y| elementwise::max_pool(level, Self::image(store, x, image), i, y, o));
+    }
+
+    fn max_pool_backward(&mut self, n: usize, x: Act, y: Act, dy: Act, dx: Act, write: Write) {
+        let (level, i, o) = (self.level, self.store.act(x).dims(), self.store.act(y).dims());
+        self.need_partial(n * o.c);
+        let mut partial = std::mem::take(&mut self.partial);
+        let left = Shards::new(&mut partial);
+        self.per_image(n, dx, |store, image, dx| {
+            if write == Write::Set {
+                dx.fill(0.0);
+            }
+            // SAFETY: one part per image, and each image runs once.
+            let left = unsafe { left.part(image * o.c, o.c) };
+            let [x, y, dy] = [x, y, dy].map(|act| Self::image(store, act, image));
+            elementwise::max_pool_backward(level, x, i, y, dy, o, dx, left);
+        });
+        self.partial = partial;
+    }
+
+    fn avg_pool_forward(&mut self, n: usize, x: Act, y: Act) {
+        let level = self.level;
+        self.per_image(n, y, |store, image, y| elementwise::avg_pool(level, Self::image(store, x, image), y));
+    }
+
+    fn avg_pool_backward(&mut self, n: usize, dy: Act, dx: Act, write: Write) {
+        let level = self.level;
+        self.per_image(n, dx, |store, image, dx| {
+            elementwise::avg_pool_backward(level, Self::image(store, dy, image), dx, write);
+        });
+    }
+
+    fn shortcut_forward(&mut self, n: usize, x: Act, y: Act) {
+        let (i, o) = (self.store.act(x).dims(), self.store.act(y).dims());
+        self.per_image(n, y, |store, image, y| elementwise::shortcut(Self::image(store, x, image), i, y, o));
+    }
+
+    fn shortcut_backward(&mut self, n: usize, dy: Act, dx: Act, write: Write) {
+        let (i, o) = (self.store.act(dx).dims(), self.store.act(dy).dims());
+        self.per_image(n, dx, |store, image, dx| {
+            if write == Write::Set {
+                dx.fill(0.0);
+            }
+            elementwise::shortcut_backward(Self::image(store, dy, image), o, dx, i);
+        });
+    }
+
+    fn linear_forward(&mut self, n: usize, x: Act, w: Span, bias: Option<Span>, y: Act, sums: Option<Span>) {
+        let (cin, cout) = (self.store.act(x).dims().len(), self.store.act(y).dims().len());
+        let team = &self.team;
+        self.store.with_act(y, |store, y| {
+            let y = y.images_mut(n);
+            if let Some(bias) = bias {
+                y.chunks_exact_mut(cout).for_each(|y| y.copy_from_slice(store.span(bias)));
+            }
+            let (x, w) = (Mat::new(store.act(x).images(n), n, cin), Mat::new(store.span(w), cout, cin));
+            dense::multiply(team, y, x, w.t(), 1.0, bias.is_some());
+        });
+        if let Some(sums) = sums {
+            let level = self.level;
+            self.summed(n * cout, cout, sums, |store, at, len, sums| {
+                elementwise::channel_sums(level, &store.act(y).data[at..at + len], sums);
+            });
+        }
+    }
+
+    fn linear_backward_data(&mut self, n: usize, dy: Act, w: Span, dx: Act, write: Write) {
+        let team = &self.team;
+        self.store.with_act(dx, |store, dx| {
+            let (cin, dy) = (dx.dims().len(), store.act(dy));
+            let cout = dy.dims().len();
+            let (dy, w) = (Mat::new(dy.images(n), n, cout), Mat::new(store.span(w), cout, cin));
+            dense::multiply(team, dx.images_mut(n), dy, w, 1.0, write == Write::Add);
+        });
+    }
+
+    fn linear_backward_weight(&mut self, n: usize, x: Act, dy: Act, dw: Span, dbias: Option<Span>) {
+        let team = &self.team;
+        self.store.with_span(dw, |store, dw| {
+            let (x, dy) = (store.act(x), store.act(dy));
+            let (cin, cout) = (x.dims().len(), dy.dims().len());
+            let (x, dy) = (Mat::new(x.images(n), n, cin), Mat::new(dy.images(n), n, cout));
+            dense::multiply(team, dw, dy.t(), x, 1.0, true);
+        });
+        if let Some(dbias) = dbias {
+            self.store.with_span(dbias, |store, dbias| {
+                for row in store.act(dy).images(n).chunks_exact(dbias.len()) {
+                    dbias.iter_mut().zip(row).for_each(|(b, &g)| *b += g);
+                }
+            });
+        }
+    }
+
+    fn l2_normalize(&mut self, n: usize, x: Act, rows: Rows, z: Span, norms: Span) {
+        let d = self.store.act(x).dims().len();
+        self.store.with_span(z, |store, z| {
+            store.with_span(norms, |store, norms| {
+                for (i, x) in store.act(x).images(n).chunks_exact(d).enumerate() {
+                    let norm = scalar::norm(x).max(1e-12) as f32;
+                    let row = &mut z[rows.at(i) * d..][..d];
+                    row.iter_mut().zip(x).for_each(|(z, &x)| *z = x / norm);
+                    norms[rows.at(i)] = norm;
+                }
+            });
+        });
+    }
+
+    fn l2_normalize_backward(&mut self, n: usize, rows: Rows, z: Span, norms: Span, dz: Span, dx: Act) {
+        self.store.with_act(dx, |store, dx| {
+            let d = dx.dims().len();
+            for (i, dx) in dx.images_mut(n).chunks_exact_mut(d).enumerate() {
+                let r = rows.at(i);
+                let (z, dz) = (&store.span(z)[r * d..][..d], &store.span(dz)[r * d..][..d]);
+                let dot = z.iter().zip(dz).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>() as f32;
+                let norm = store.span(norms)[r];
+                for (dx, (&z, &dz)) in dx.iter_mut().zip(z.iter().zip(dz)) {
+                    *dx = (dz - z * dot) / norm;
+                }
+            }
+        });
+    }
+
+    fn nt_xent(&mut self, l: NtXent) {
+        let (d, m) = (l.dim, l.z.len / l.dim);
+        self.need_partial(l.n_anchors * m);
+        let Self { store, team, partial, .. } = self;
+        let logits = &mut partial[..l.n_anchors * m];
+        {
+            let z = store.span(l.z);
+            let anchors = Mat::new(&z[l.first_anchor * d..], l.n_anchors, d);
+            dense::multiply(team, logits, anchors, Mat::new(z, m, d).t(), 1.0 / l.temperature, false);
+        }
+        let factor = 1.0 / m as f32;
+        let rows = Shards::new(logits);
+        team.for_parts(store.span_mut(l.loss), 1, |i, loss| {
+            // SAFETY: one row per anchor, and each anchor runs once.
+            let row = unsafe { rows.part(i * m, m) };
+            loss[0] = dense::nt_xent_row(row, l.first_anchor + i, factor);
+        });
+        let p = Mat::new(logits, l.n_anchors, m);
+        store.with_span(l.dz, |store, dz| {
+            let z = store.span(l.z);
+            let anchors = Mat::new(&z[l.first_anchor * d..], l.n_anchors, d);
+            dense::multiply(team, dz, p.t(), anchors, 1.0 / l.temperature, false);
+            let own = &mut dz[l.first_anchor * d..(l.first_anchor + l.n_anchors) * d];
+            dense::multiply(team, own, p, Mat::new(z, m, d), 1.0 / l.temperature, true);
+        });
+    }
+
+    fn cross_entropy(&mut self, n: usize, logits: Act, labels: &[u32], loss: Span, dlogits: Act) {
+        self.store.with_act(dlogits, |store, dlogits| {
+            store.with_span(loss, |store, loss| {
+                let c = dlogits.dims().len();
+                let rows = store.act(logits).images(n).chunks_exact(c).zip(dlogits.images_mut(n).chunks_exact_mut(c));
+                for (i, (x, grad)) in rows.enumerate() {
+                    loss[i] = dense::cross_entropy_row(x, labels[i] as usize, 1.0 / n as f32, grad);
+                }
+            });
+        });
+    }
+
+    fn sgd_step(&mut self, params: Span, grads: Span, momentum: Span, step: SgdStep, first: bool) {
+        let (team, level) = (&self.team, self.level);
+        self.store.with_span(params, |store, w| {
+            store.with_span(momentum, |store, buf| {
+                let (g, buf) = (store.span(grads), Shards::new(buf));
+                team.for_parts(w, CHUNK, |chunk, w| {
+                    let at = chunk * CHUNK;
+                    // SAFETY: the same disjoint ranges as those of `w`.
+                    let buf = unsafe { buf.part(at, w.len()) };
+                    elementwise::sgd(level, w, &g[at..at + w.len()], buf, step, first);
+                });
+            });
+        });
+    }
+
+    fn lars_step(&mut self, params: Span, grads: Span, momentum: Span, tensors: &[(usize, usize)], step: LarsStep) {
+        let (team, level) = (&self.team, self.level);
+        self.store.with_span(params, |store, w| {
+            store.with_span(momentum, |store, buf| {
+                let (g, w, buf) = (store.span(grads), Shards::new(w), Shards::new(buf));
+                team.for_chunks(tensors.len(), |i, _| {
+                    let (at, len) = tensors[i];
+                    // SAFETY: tensors of one model do not overlap, and each runs once.
+                    let (w, buf) = unsafe { (w.part(at, len), buf.part(at, len)) };
+                    elementwise::lars(level, w, &g[at..at + len], buf, step);
+                });
+            });
+        });
+    }
+
+    fn adam_step(&mut self, params: Span, grads: Span, m: Span, v: Span, step: AdamStep) {
+        let (team, level) = (&self.team, self.level);
+        self.store.with_span(params, |store, w| {
+            store.with_span(m, |store, m| {
+                store.with_span(v, |store, v| {
+                    let (g, m, v) = (store.span(grads), Shards::new(m), Shards::new(v));
+                    team.for_parts(w, CHUNK, |chunk, w| {
+                        let at = chunk * CHUNK;
+                        // SAFETY: the same disjoint ranges as those of `w`.
+                        let (m, v) = unsafe { (m.part(at, w.len()), v.part(at, w.len())) };
+                        elementwise::adam(level, w, &g[at..at + w.len()], m, v, step);
+                    });
+                });
+            });
+        });
+    }
+}

@@ -1,0 +1,299 @@
+//! Every fast operation against the naive oracle, over random shapes, thread counts and instruction sets.
+
+use proptest::prelude::*;
+use sdclr_engine::*;
+
+/// Numbers in [-1, 1) that depend on `seed` alone (splitmix64).
+fn numbers(seed: u64, len: usize) -> Vec<f32> {
+    let mut state = seed;
+    (0..len)
+        .map(|_| {
+            state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+            let mut z = state;
+            z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+            ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+/// One engine with helpers that make filled buffers.
+struct Bench {
+    engine: Box<dyn Engine>,
+    seed: u64,
+}
+
+impl Bench {
+    fn act(&mut self, n: usize, dims: Dims) -> Act {
+        let act = self.engine.alloc_act(n, dims).unwrap();
+        self.seed += 1;
+        self.engine.write_act(n, act, &numbers(self.seed, n * dims.len()));
+        act
+    }
+
+    fn span(&mut self, len: usize) -> Span {
+        let buf = self.engine.alloc_f32(len).unwrap();
+        let span = self.engine.whole(buf);
+        self.seed += 1;
+        self.engine.write_f32(span, &numbers(self.seed, len));
+        span
+    }
+
+    fn mask(&mut self, len: usize) -> ByteSpan {
+        let buf = self.engine.alloc_bytes(len).unwrap();
+        self.seed += 1;
+        let mask: Vec<u8> = numbers(self.seed, len).into_iter().map(|v| u8::from(v > 0.0)).collect();
+        self.engine.write_bytes(buf, &mask);
+        ByteSpan { buf, offset: 0, len }
+    }
+
+    fn read(&mut self, n: usize, act: Act, dims: Dims) -> Vec<f32> {
+        let mut values = vec![0.0; n * dims.len()];
+        self.engine.read_act(n, act, &mut values).unwrap();
+        values
+    }
+
+    fn floats(&mut self, span: Span) -> Vec<f32> {
+        let mut values = vec![0.0; span.len];
+        self.engine.read_f32(span, &mut values).unwrap();
+        values
+    }
+}
+
+/// Runs `f` on the oracle and on every fast engine and compares all results.
+///
+/// Tolerance: f32 sums of up to a few thousand products of numbers below one round by about 1e-5 of the largest result.
+fn check(what: &str, f: impl Fn(&mut Bench) -> Vec<Vec<f32>>) -> Result<(), TestCaseError> {
+    let expected = f(&mut Bench { engine: Box::new(Oracle::new()), seed: 0 });
+    for level in [Level::Portable, Level::Avx2, Level::Avx512] {
+        for n_threads in [1, 3] {
+            let engine = Cpu::new(CpuOptions { n_threads, level: Some(level) });
+            let got = f(&mut Bench { engine: Box::new(engine), seed: 0 });
+            for (k, (got, expected)) in got.iter().zip(&expected).enumerate() {
+                let largest = expected.iter().fold(1e-3f32, |m, v| m.max(v.abs()));
+                for (i, (g, e)) in got.iter().zip(expected).enumerate() {
+                    prop_assert!(
+                        (g - e).abs() <= 2e-5 * largest,
+                        "{what}, result {k}[{i}]: {g} instead of {e} ({}, {n_threads} threads)",
+                        level.name()
+                    );
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn conv_shape() -> impl Strategy<Value = (ConvShape, usize)> {
+    let kernel = prop_oneof![Just(1usize), Just(3), Just(7)];
+    (1usize..40, 1usize..50, kernel, 1usize..3, 1usize..20, 1usize..20, 1usize..5).prop_map(
+        |(cin, cout, kernel, stride, h, w, n)| {
+            (ConvShape { input: Dims { h, w, c: cin }, cout, kernel, stride, pad: kernel / 2 }, n)
+        },
+    )
+}
+
+fn check_conv(shape: ConvShape, n: usize) -> Result<(), TestCaseError> {
+    check(&format!("{shape:?}, n = {n}"), |b| {
+        // The plan is for a larger batch than the one that runs.
+        let max = n + 2;
+        let conv = b.engine.alloc_conv(shape, max, ConvUse::Train).unwrap();
+        let (w, mask) = (b.span(shape.n_weights()), b.mask(shape.n_weights()));
+        let (x, dy) = (b.act(max, shape.input), b.act(max, shape.output()));
+        let (y, dx) = (b.act(max, shape.output()), b.act(max, shape.input));
+        let (sums, dw) = (b.span(2 * shape.cout), b.span(shape.n_weights()));
+        let mut results = Vec::new();
+        for mask in [None, Some(mask)] {
+            b.engine.pack_conv(conv, w, mask);
+            b.engine.conv_forward(n, conv, x, y, Some(sums));
+            results.push(b.read(n, y, shape.output()));
+            results.push(b.floats(sums));
+            for write in [Write::Set, Write::Add] {
+                b.engine.conv_backward_data(n, conv, dy, dx, write);
+                results.push(b.read(n, dx, shape.input));
+            }
+            b.engine.conv_backward_weight(n, conv, WeightGrad { x, dy, dw, mask });
+            results.push(b.floats(dw));
+        }
+        results
+    })
+}
+
+fn check_norm(dims: Dims, n: usize, relu: bool, residual: bool) -> Result<(), TestCaseError> {
+    check(&format!("norm of {dims:?}, n = {n}"), |b| {
+        let c = dims.c;
+        let (x, dy, y) = (b.act(n, dims), b.act(n, dims), b.act(n, dims));
+        let (dx, r, dr) = (b.act(n, dims), b.act(n, dims), b.act(n, dims));
+        let (gamma, beta, running, coef, sums) = (b.span(c), b.span(c), b.span(2 * c), b.span(4 * c), b.span(2 * c));
+        let (dgamma, dbeta) = (b.span(c), b.span(c));
+        let values = b.read(n, x, dims);
+        let mut totals = vec![0.0f32; 2 * c];
+        for (i, v) in values.iter().enumerate() {
+            totals[i % c] += v;
+            totals[c + i % c] += v * v;
+        }
+        b.engine.write_f32(sums, &totals);
+        let count = n * dims.pixels();
+        let train = NormTrain { sums, count, gamma, beta, running, eps: 1e-2, momentum: 0.1, coef };
+        b.engine.norm_train(train);
+        let mut results = vec![b.floats(running), b.floats(coef)];
+        b.engine.norm_apply(n, NormApply { x, coef, residual: residual.then_some(r), relu, y });
+        results.push(b.read(n, y, dims));
+        let back = NormBackward { dy, gate: relu.then_some(y), x, coef, sums };
+        b.engine.norm_backward_sums(n, back);
+        results.push(b.floats(sums));
+        b.engine.norm_param_grad(sums, dgamma, dbeta);
+        results.extend([b.floats(dgamma), b.floats(dbeta)]);
+        for (count, write) in [(Some(count), Write::Set), (None, Write::Add)] {
+            b.engine.norm_backward_apply(n, back, count, Some(dx), Some((dr, write)));
+            results.extend([b.read(n, dx, dims), b.read(n, dr, dims)]);
+        }
+        b.engine.write_f32(running, &vec![0.5; 2 * c]);
+        b.engine.norm_eval(NormEval { gamma, beta, running, eps: 1e-5, coef });
+        results.push(b.floats(coef));
+        results
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn convolutions_agree((shape, n) in conv_shape()) {
+        check_conv(shape, n)?;
+    }
+
+    #[test]
+    fn batch_norm_agrees(h in 1usize..9, w in 1usize..9, c in 1usize..70, n in 1usize..6, relu: bool, residual: bool) {
+        prop_assume!(h * w * n > 1);
+        check_norm(Dims { h, w, c }, n, relu, residual)?;
+    }
+
+    #[test]
+    fn pools_and_shortcut_agree(h in 1usize..13, w in 1usize..13, c in 1usize..40, n in 1usize..5) {
+        check("pools", |b| {
+            let dims = Dims { h, w, c };
+            let x = b.act(n, dims);
+            let mut results = Vec::new();
+            let out = Dims { h: h.div_ceil(2), w: w.div_ceil(2), c };
+            let mean = Dims { h: 1, w: 1, c };
+            let wide = Dims { c: 2 * c, ..out };
+            let (pooled, mean_y, short) = (b.act(n, out), b.act(n, mean), b.act(n, wide));
+            let (dpooled, dmean, dshort, dx) = (b.act(n, out), b.act(n, mean), b.act(n, wide), b.act(n, dims));
+            b.engine.max_pool_forward(n, x, pooled);
+            b.engine.avg_pool_forward(n, x, mean_y);
+            b.engine.shortcut_forward(n, x, short);
+            results.extend([b.read(n, pooled, out), b.read(n, mean_y, mean), b.read(n, short, wide)]);
+            for write in [Write::Set, Write::Add] {
+                b.engine.max_pool_backward(n, x, pooled, dpooled, dx, write);
+                results.push(b.read(n, dx, dims));
+                b.engine.avg_pool_backward(n, dmean, dx, write);
+                results.push(b.read(n, dx, dims));
+                b.engine.shortcut_backward(n, dshort, dx, write);
+                results.push(b.read(n, dx, dims));
+            }
+            results
+        })?;
+    }
+
+    #[test]
+    fn linear_and_losses_agree(cin in 1usize..80, cout in 2usize..40, n in 1usize..70, tau in 0.05f32..1.0) {
+        check("linear and losses", |b| {
+            let flat = |c| Dims { h: 1, w: 1, c };
+            let (x, y, dy, dx) = (b.act(n, flat(cin)), b.act(n, flat(cout)), b.act(n, flat(cout)), b.act(n, flat(cin)));
+            let (w, bias, sums, dw, db) =
+                (b.span(cin * cout), b.span(cout), b.span(2 * cout), b.span(cin * cout), b.span(cout));
+            let mut results = Vec::new();
+            for bias in [None, Some(bias)] {
+                b.engine.linear_forward(n, x, w, bias, y, Some(sums));
+                results.extend([b.read(n, y, flat(cout)), b.floats(sums)]);
+            }
+            for write in [Write::Set, Write::Add] {
+                b.engine.linear_backward_data(n, dy, w, dx, write);
+                results.push(b.read(n, dx, flat(cin)));
+            }
+            b.engine.linear_backward_weight(n, x, dy, dw, Some(db));
+            results.extend([b.floats(dw), b.floats(db)]);
+            let labels: Vec<u32> = (0..n as u32).map(|i| i % cout as u32).collect();
+            let loss = b.span(2 * n);
+            b.engine.cross_entropy(n, y, &labels, loss.slice(0..n), dy);
+            results.extend([b.floats(loss.slice(0..n)), b.read(n, dy, flat(cout))]);
+            // Two branches' embeddings, interleaved per image.
+            let (z, dz, norms) = (b.span(2 * n * cout), b.span(2 * n * cout), b.span(2 * n));
+            for (first, act) in [(0, y), (1, dy)] {
+                b.engine.l2_normalize(n, act, Rows { first, step: 2 }, z, norms);
+            }
+            let ranges = [(0, 2 * n), (n / 2, n)];
+            for (first_anchor, n_anchors) in ranges {
+                let loss = loss.slice(0..n_anchors);
+                b.engine.nt_xent(NtXent { z, dim: cout, first_anchor, n_anchors, temperature: tau, loss, dz });
+                results.extend([b.floats(z), b.floats(norms), b.floats(loss), b.floats(dz)]);
+            }
+            let out = b.act(n, flat(cout));
+            b.engine.l2_normalize_backward(n, Rows { first: 1, step: 2 }, z, norms, dz, out);
+            results.push(b.read(n, out, flat(cout)));
+            results
+        })?;
+    }
+
+    #[test]
+    fn optimizers_agree(len in 1usize..5000) {
+        check("optimizers", |b| {
+            let (w, g, m, v) = (b.span(len), b.span(len), b.span(len), b.span(len));
+            b.engine.fill(v, 0.5);
+            let mut results = Vec::new();
+            for first in [true, false] {
+                b.engine.sgd_step(w, g, m, SgdStep { lr: 0.1, momentum: 0.9, weight_decay: 1e-2 }, first);
+                results.extend([b.floats(w), b.floats(m)]);
+            }
+            let half = len / 2;
+            let lars = LarsStep { lr: 1.0, momentum: 0.9, weight_decay: 1e-3, eta: 1e-2 };
+            b.engine.lars_step(w, g, m, &[(0, half), (half, len - half)], lars);
+            results.extend([b.floats(w), b.floats(m)]);
+            b.engine.adam_step(w, g, m, v, AdamStep { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, step: 3 });
+            results.extend([b.floats(w), b.floats(m), b.floats(v)]);
+            results
+        })?;
+    }
+
+    #[test]
+    fn input_is_normalised(n in 1usize..4, first in 0usize..2, step in 1usize..3) {
+        check("input", |b| {
+            let dims = Dims { h: 3, w: 2, c: 3 };
+            let total = first + n * step;
+            let images = b.engine.alloc_bytes(total * dims.len()).unwrap();
+            let bytes: Vec<u8> = (0..total * dims.len()).map(|i| (i * 37 % 256) as u8).collect();
+            b.engine.write_bytes(images, &bytes);
+            let x = b.act(n, dims);
+            b.engine.input_normalize(n, images, Rows { first, step }, &IMAGENET, x);
+            vec![b.read(n, x, dims)]
+        })?;
+    }
+}
+
+/// The shapes of real networks, where bands, groups and panels are all full.
+#[test]
+fn convolutions_of_real_networks_agree() {
+    let shapes = [(3, 64, 3, 1, 32), (64, 64, 3, 1, 32), (64, 128, 3, 2, 32), (64, 128, 1, 2, 32), (3, 16, 7, 2, 56)];
+    for (cin, cout, kernel, stride, size) in shapes {
+        let input = Dims { h: size, w: size, c: cin };
+        check_conv(ConvShape { input, cout, kernel, stride, pad: kernel / 2 }, 2).unwrap();
+    }
+}
+
+/// Partial sums are cut by shape, not by thread: the forward pass and batch norm give the same bits at any team size.
+#[test]
+fn forward_and_statistics_are_bit_identical_at_any_thread_count() {
+    let shape = ConvShape { input: Dims { h: 16, w: 16, c: 8 }, cout: 24, kernel: 3, stride: 1, pad: 1 };
+    let run = |n_threads| {
+        let mut b = Bench { engine: Box::new(Cpu::new(CpuOptions { n_threads, level: None })), seed: 0 };
+        let conv = b.engine.alloc_conv(shape, 16, ConvUse::Train).unwrap();
+        let w = b.span(shape.n_weights());
+        let (x, y, sums) = (b.act(16, shape.input), b.act(16, shape.output()), b.span(48));
+        b.engine.pack_conv(conv, w, None);
+        b.engine.conv_forward(16, conv, x, y, Some(sums));
+        (b.read(16, y, shape.output()), b.floats(sums))
+    };
+    assert_eq!(run(1), run(2));
+    assert_eq!(run(1), run(5));
+}
