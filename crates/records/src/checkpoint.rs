@@ -63,10 +63,7 @@ impl Tensor {
     fn new(shape: &[usize], data: TensorData) -> Self {
         let n: usize = shape.iter().product();
         assert_eq!(data.len(), n, "values for shape {shape:?}");
-        Self {
-            shape: shape.to_vec(),
-            data,
-        }
+        Self { shape: shape.to_vec(), data }
     }
 
     /// The values, if they are 32-bit floats.

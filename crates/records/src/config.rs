@@ -148,11 +148,7 @@ impl Default for RunConfig {
             data: DataConfig::default(),
             augment: Contrastive::default(),
             model: ModelConfig::default(),
-            prune: PruneConfig {
-                rate: 0.9,
-                random_rate: 0.0,
-                mask_save_every_epochs: 100,
-            },
+            prune: PruneConfig { rate: 0.9, random_rate: 0.0, mask_save_every_epochs: 100 },
             train: TrainConfig::default(),
             optimizer: OptimizerConfig {
                 kind: OptimizerKind::Sgd,
@@ -223,20 +219,15 @@ impl RunConfig {
 
     /// The dotted keys in which two configs differ, with this one's value and the other's as TOML.
     pub fn differences(&self, other: &Self) -> Vec<(String, String, String)> {
-        let leaves = |config: &Self| {
-            crate::layers::flatten(&toml::Table::try_from(config).unwrap_or_default())
-        };
+        let leaves = |config: &Self| crate::layers::flatten(&toml::Table::try_from(config).unwrap_or_default());
         let (mine, theirs) = (leaves(self), leaves(other));
         let text = |values: &[(String, toml::Value)], key: &str| {
-            crate::layers::value_of(values, key)
-                .map_or_else(|| "none".to_owned(), toml::Value::to_string)
+            crate::layers::value_of(values, key).map_or_else(|| "none".to_owned(), toml::Value::to_string)
         };
         let mut keys: Vec<&String> = mine.iter().chain(&theirs).map(|(key, _)| key).collect();
         keys.sort();
         keys.dedup();
-        let all = keys
-            .into_iter()
-            .map(|key| (key.clone(), text(&mine, key), text(&theirs, key)));
+        let all = keys.into_iter().map(|key| (key.clone(), text(&mine, key), text(&theirs, key)));
         all.filter(|(_, a, b)| a != b).collect()
     }
 

@@ -101,12 +101,7 @@ fn join(problems: &[Problem]) -> String {
 /// The known name nearest to `name`, as `; did you mean `x`?`, else the list of known names.
 pub(crate) fn hint<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
     let known: Vec<&str> = known.collect();
-    let scored = known.iter().map(|k| {
-        (
-            strsim::jaro_winkler(&name.to_lowercase(), &k.to_lowercase()),
-            *k,
-        )
-    });
+    let scored = known.iter().map(|k| (strsim::jaro_winkler(&name.to_lowercase(), &k.to_lowercase()), *k));
     match scored.max_by(|a, b| a.0.total_cmp(&b.0)) {
         // 0.7 keeps one or two slips in a word of six letters and drops unrelated words.
         Some((score, best)) if score > 0.7 => format!("; did you mean `{best}`?"),

@@ -88,11 +88,7 @@ pub struct Layer {
 impl Layer {
     /// A layer of dotted keys and values, for example from flags. `origin` begins its error messages.
     pub fn from_values(origin: impl Into<String>, values: Vec<(String, Value)>) -> Self {
-        Self {
-            origin: origin.into(),
-            values,
-            conditional: Vec::new(),
-        }
+        Self { origin: origin.into(), values, conditional: Vec::new() }
     }
 
     /// A layer from the text of a config file.
@@ -110,10 +106,7 @@ impl Layer {
     /// # Errors
     /// [`Error::Read`] or [`Error::Toml`].
     pub fn from_file(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|source| Error::Read {
-            path: path.to_owned(),
-            source,
-        })?;
+        let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
         Self::from_toml(path.display().to_string(), &text)
     }
 
@@ -131,15 +124,10 @@ impl Layer {
         let mut layer = Self::from_toml(format!("preset {name}"), text)?;
         for &method in Method::ALL {
             let prefix = format!("when.{method}.");
-            let (when, rest) = layer
-                .values
-                .into_iter()
-                .partition(|(k, _)| k.starts_with(&prefix));
+            let (when, rest) = layer.values.into_iter().partition(|(k, _)| k.starts_with(&prefix));
             layer.values = rest;
             let strip = |(k, v): (String, Value)| (k[prefix.len()..].to_owned(), v);
-            layer
-                .conditional
-                .push((method, Vec::into_iter(when).map(strip).collect()));
+            layer.conditional.push((method, Vec::into_iter(when).map(strip).collect()));
         }
         Ok(layer)
     }
@@ -155,18 +143,10 @@ impl Layer {
     ) -> Result<(Self, Vec<String>)> {
         let schema = Schema::new();
         let mut by_name: Vec<(String, &str)> = Vec::new();
-        by_name.extend(
-            schema
-                .0
-                .iter()
-                .map(|(key, _)| (env_name(key), key.as_str())),
-        );
+        by_name.extend(schema.0.iter().map(|(key, _)| (env_name(key), key.as_str())));
         by_name.extend(FLAGS.iter().map(|(flag, key)| (env_name(flag), *key)));
         let (mut values, mut warnings) = (Vec::new(), Vec::new());
-        let mut vars: Vec<_> = vars
-            .into_iter()
-            .filter(|(n, _)| n.starts_with("SDCLR_"))
-            .collect();
+        let mut vars: Vec<_> = vars.into_iter().filter(|(n, _)| n.starts_with("SDCLR_")).collect();
         vars.sort();
         for (name, text) in vars {
             if other_names.contains(&name.as_str()) {
@@ -174,21 +154,12 @@ impl Layer {
             }
             match by_name.iter().find(|(n, _)| *n == name) {
                 Some((_, key)) => {
-                    values.push((
-                        (*key).to_owned(),
-                        schema.parse(&format!("environment {name}"), key, &text)?,
-                    ));
+                    values.push(((*key).to_owned(), schema.parse(&format!("environment {name}"), key, &text)?));
                 }
                 None => {
                     let near = hint(&name, by_name.iter().map(|(n, _)| n.as_str()));
-                    let near = if near.starts_with("; did") {
-                        near
-                    } else {
-                        String::new()
-                    };
-                    warnings.push(format!(
-                        "environment variable {name} means nothing here{near}"
-                    ));
+                    let near = if near.starts_with("; did") { near } else { String::new() };
+                    warnings.push(format!("environment variable {name} means nothing here{near}"));
                 }
             }
         }
@@ -239,14 +210,8 @@ pub fn merge(layers: &[Layer]) -> Result<RunConfig> {
     for layer in layers {
         checked.push((layer, schema.check(&layer.origin, &layer.values)?));
     }
-    let method = checked
-        .iter()
-        .rev()
-        .find_map(|(_, values)| value_of(values, "method"));
-    let method: Method = method
-        .and_then(Value::as_str)
-        .and_then(|m| m.parse().ok())
-        .unwrap_or(Method::SdClr);
+    let method = checked.iter().rev().find_map(|(_, values)| value_of(values, "method"));
+    let method: Method = method.and_then(Value::as_str).and_then(|m| m.parse().ok()).unwrap_or(Method::SdClr);
     let mut merged: Vec<(String, Value)> = schema.0.clone();
     merged.retain(|(key, _)| !AUTO_KEYS.contains(&key.as_str()) && key != "data.split");
     for (layer, values) in checked {
@@ -257,24 +222,18 @@ pub fn merge(layers: &[Layer]) -> Result<RunConfig> {
     }
     fill_auto(&mut merged, method);
     let table = nest(merged);
-    table.try_into().map_err(|e: toml::de::Error| Error::Toml {
-        origin: "config".to_owned(),
-        message: e.message().to_owned(),
-    })
+    table
+        .try_into()
+        .map_err(|e: toml::de::Error| Error::Toml { origin: "config".to_owned(), message: e.message().to_owned() })
 }
 
 /// Fills in the keys whose default depends on others.
 fn fill_auto(merged: &mut Vec<(String, Value)>, method: Method) {
     let text = |merged: &[(String, Value)], key: &str| -> String {
-        value_of(merged, key)
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-            .to_owned()
+        value_of(merged, key).and_then(Value::as_str).unwrap_or_default().to_owned()
     };
     let int = |merged: &[(String, Value)], key: &str| -> i64 {
-        value_of(merged, key)
-            .and_then(Value::as_integer)
-            .unwrap_or_default()
+        value_of(merged, key).and_then(Value::as_integer).unwrap_or_default()
     };
     let small_family = text(merged, "model.name") == ModelName::ResNet32s.as_str();
     let small = small_family || int(merged, "data.image_size") <= 64;
@@ -290,22 +249,10 @@ fn fill_auto(merged: &mut Vec<(String, Value)>, method: Method) {
     };
     let warmup = (int(merged, "train.epochs") as f64 / 10.0).min(10.0);
     add_missing(merged, "model.stem", Value::from(stem.as_str()));
-    add_missing(
-        merged,
-        "model.base_width",
-        Value::from(if small_family { 16 } else { 64 }),
-    );
-    add_missing(
-        merged,
-        "model.dual_bn",
-        Value::from(method == Method::SdClr),
-    );
+    add_missing(merged, "model.base_width", Value::from(if small_family { 16 } else { 64 }));
+    add_missing(merged, "model.dual_bn", Value::from(method == Method::SdClr));
     let dual = value_of(merged, "model.dual_bn").and_then(Value::as_bool) == Some(true);
-    add_missing(
-        merged,
-        "model.head_layers",
-        Value::from(if dual { 3 } else { 2 }),
-    );
+    add_missing(merged, "model.head_layers", Value::from(if dual { 3 } else { 2 }));
     add_missing(merged, "optimizer.lr", Value::from(lr));
     add_missing(merged, "optimizer.weight_decay", Value::from(weight_decay));
     add_missing(merged, "schedule.warmup_epochs", Value::from(warmup));
@@ -328,21 +275,13 @@ fn overlay(merged: &mut Vec<(String, Value)>, values: Vec<(String, Value)>) {
 }
 
 fn toml_error(origin: &str, text: &str, error: &toml::de::Error) -> Error {
-    let line = error
-        .span()
-        .map(|span| 1 + text[..span.start.min(text.len())].matches('\n').count());
+    let line = error.span().map(|span| 1 + text[..span.start.min(text.len())].matches('\n').count());
     let origin = line.map_or_else(|| origin.to_owned(), |line| format!("{origin}:{line}"));
-    Error::Toml {
-        origin,
-        message: error.message().to_owned(),
-    }
+    Error::Toml { origin, message: error.message().to_owned() }
 }
 
 pub(crate) fn value_of<'a>(values: &'a [(String, Value)], key: &str) -> Option<&'a Value> {
-    values
-        .iter()
-        .find(|(k, _)| k == key)
-        .map(|(_, value)| value)
+    values.iter().find(|(k, _)| k == key).map(|(_, value)| value)
 }
 
 /// A table as dotted keys and leaf values; an empty table vanishes.
@@ -374,9 +313,7 @@ fn insert(table: &mut Table, key: &str, value: Value) {
         table.insert(key.to_owned(), value);
         return;
     };
-    let entry = table
-        .entry(head)
-        .or_insert_with(|| Value::Table(Table::new()));
+    let entry = table.entry(head).or_insert_with(|| Value::Table(Table::new()));
     if let Value::Table(inner) = entry {
         insert(inner, rest, value);
     }

@@ -16,9 +16,7 @@ fn toml(text: &str) -> Layer {
 }
 
 fn error(layers: &[Layer]) -> String {
-    resolve(layers)
-        .map(|c| format!("accepted: {c:?}"))
-        .unwrap_or_else(|e| e.to_string())
+    resolve(layers).map(|c| format!("accepted: {c:?}")).unwrap_or_else(|e| e.to_string())
 }
 
 #[test]
@@ -44,12 +42,8 @@ fn higher_layers_win() {
     let preset = Layer::preset("cifar10-lt").expect("known");
     let file = toml("[train]\nepochs = 3\nbatch_size = 64\n");
     let (env, warnings) = Layer::from_env(
-        [
-            ("SDCLR_BATCH_SIZE", "32"),
-            ("SDCLR_TRAIN_TEMPERATURE", "1"),
-            ("HOME", "/"),
-        ]
-        .map(|(k, v)| (k.to_owned(), v.to_owned())),
+        [("SDCLR_BATCH_SIZE", "32"), ("SDCLR_TRAIN_TEMPERATURE", "1"), ("HOME", "/")]
+            .map(|(k, v)| (k.to_owned(), v.to_owned())),
         &[],
     )
     .expect("good values");
@@ -71,26 +65,16 @@ fn dependent_defaults_follow_what_they_depend_on() {
     assert_eq!(large.model.stem, Stem::ImageNet);
     assert_eq!((large.augment.area_min, large.augment.blur_p), (0.08, 0.5));
     let family = resolve(&[source(), toml("[model]\nname = \"resnet32s\"")]).expect("runs");
-    assert_eq!(
-        (family.model.base_width, family.model.stem),
-        (16, Stem::Small)
-    );
+    assert_eq!((family.model.base_width, family.model.stem), (16, Stem::Small));
     let adam = resolve(&[source(), toml("[optimizer]\nkind = \"adam\"")]).expect("runs");
-    assert_eq!(
-        (adam.optimizer.lr, adam.optimizer.weight_decay),
-        (1e-3, 0.0)
-    );
+    assert_eq!((adam.optimizer.lr, adam.optimizer.weight_decay), (1e-3, 0.0));
     let short = resolve(&[source(), toml("[train]\nepochs = 5")]).expect("runs");
     assert_eq!(short.schedule.warmup_epochs, 0.5);
 }
 
 #[test]
 fn auto_overrides_a_lower_layer() {
-    let layers = [
-        toml("[model]\nstem = \"imagenet\""),
-        source(),
-        flags(&[("model.stem", Value::from("auto"))]),
-    ];
+    let layers = [toml("[model]\nstem = \"imagenet\""), source(), flags(&[("model.stem", Value::from("auto"))])];
     assert_eq!(resolve(&layers).expect("runs").model.stem, Stem::Small);
 }
 
@@ -102,99 +86,50 @@ fn presets_match_the_paper_s_table() {
     };
     for name in ["cifar10-lt", "cifar100-lt"] {
         let c = resolved(name, "sdclr");
-        assert_eq!(
-            (c.train.epochs, c.train.batch_size, c.seed),
-            (2000, 512, 10)
-        );
-        assert_eq!(
-            (c.model.name, c.model.stem),
-            (ModelName::ResNet18, Stem::Small)
-        );
-        assert_eq!(
-            (c.train.temperature, c.prune.rate, c.model.dual_bn),
-            (0.2, 0.9, true)
-        );
+        assert_eq!((c.train.epochs, c.train.batch_size, c.seed), (2000, 512, 10));
+        assert_eq!((c.model.name, c.model.stem), (ModelName::ResNet18, Stem::Small));
+        assert_eq!((c.train.temperature, c.prune.rate, c.model.dual_bn), (0.2, 0.9, true));
         assert_eq!(resolved(name, "simclr").model.head_layers, 2);
     }
     let c = resolved("imagenet100-lt", "sdclr");
     assert_eq!((c.train.epochs, c.train.batch_size, c.seed), (500, 256, 1));
-    assert_eq!(
-        (c.model.name, c.model.stem),
-        (ModelName::ResNet50, Stem::ImageNet)
-    );
+    assert_eq!((c.model.name, c.model.stem), (ModelName::ResNet50, Stem::ImageNet));
     assert_eq!((c.train.temperature, c.prune.rate), (0.3, 0.3));
     assert_eq!(resolved("imagenet100-lt", "simclr").train.temperature, 0.2);
 }
 
 #[test]
 fn a_written_config_reads_back_the_same() {
-    let config =
-        resolve(&[Layer::preset("imagenet100-lt").expect("known"), source()]).expect("runs");
+    let config = resolve(&[Layer::preset("imagenet100-lt").expect("known"), source()]).expect("runs");
     let text = config.to_toml();
-    assert_eq!(
-        resolve(&[toml(&text)]).expect("own output"),
-        config,
-        "{text}"
-    );
-    assert_eq!(
-        toml::from_str::<RunConfig>(&text).expect("own output"),
-        config
-    );
+    assert_eq!(resolve(&[toml(&text)]).expect("own output"), config, "{text}");
+    assert_eq!(toml::from_str::<RunConfig>(&text).expect("own output"), config);
 }
 
 #[test]
 fn messages_say_where_what_and_what_instead() {
     let cases: &[(&str, &str)] = &[
-        (
-            "[train]\nepoch = 3",
-            "run.toml: unknown key `train.epoch`; did you mean `train.epochs`?",
-        ),
-        (
-            "[train]\nepochs = \"ten\"",
-            "run.toml: train.epochs = \"ten\": expected a whole number",
-        ),
-        (
-            "[train]\nepochs = -1",
-            "run.toml: train.epochs = -1: must not be negative",
-        ),
-        (
-            "[model]\nname = \"resnet19\"",
-            "unknown model `resnet19`; did you mean `resnet1",
-        ),
-        (
-            "[train]\ndevice = \"gpu\"",
-            "unknown device `gpu`; known: auto, cpu, cuda, cuda:N",
-        ),
-        (
-            "[prune]\nrate = 1.3",
-            "--prune-rate (prune.rate) = 1.3: must be at least 0 and below 1",
-        ),
+        ("[train]\nepoch = 3", "run.toml: unknown key `train.epoch`; did you mean `train.epochs`?"),
+        ("[train]\nepochs = \"ten\"", "run.toml: train.epochs = \"ten\": expected a whole number"),
+        ("[train]\nepochs = -1", "run.toml: train.epochs = -1: must not be negative"),
+        ("[model]\nname = \"resnet19\"", "unknown model `resnet19`; did you mean `resnet1"),
+        ("[train]\ndevice = \"gpu\"", "unknown device `gpu`; known: auto, cpu, cuda, cuda:N"),
+        ("[prune]\nrate = 1.3", "--prune-rate (prune.rate) = 1.3: must be at least 0 and below 1"),
     ];
     for (text, expected) in cases {
         let message = error(&[source(), toml(text)]);
         assert!(message.contains(expected), "{message:?} lacks {expected:?}");
     }
     let broken = Layer::from_toml("run.toml", "[train]\nepochs = \n").expect_err("no value");
-    assert!(
-        broken.to_string().starts_with("run.toml:2: not valid TOML"),
-        "{broken}"
-    );
+    assert!(broken.to_string().starts_with("run.toml:2: not valid TOML"), "{broken}");
     let preset = Layer::preset("cifar10").expect_err("unknown").to_string();
-    assert_eq!(
-        preset,
-        "unknown preset `cifar10`; did you mean `cifar10-lt`?"
-    );
+    assert_eq!(preset, "unknown preset `cifar10`; did you mean `cifar10-lt`?");
 }
 
 #[test]
 fn assignments_take_toml_and_bare_words() {
     let set = |text: &str| Layer::from_assignments(&[text.to_owned()]);
-    for text in [
-        "train.device=cpu",
-        "train.device=\"cpu\"",
-        "schedule.milestones=[3, 4]",
-        "schedule.milestones=3,4",
-    ] {
+    for text in ["train.device=cpu", "train.device=\"cpu\"", "schedule.milestones=[3, 4]", "schedule.milestones=3,4"] {
         let layer = set(text).unwrap_or_else(|e| panic!("{text}: {e}"));
         resolve(&[source(), layer]).unwrap_or_else(|e| panic!("{text}: {e}"));
     }
@@ -211,12 +146,8 @@ fn assignments_take_toml_and_bare_words() {
 
 #[test]
 fn an_unknown_environment_name_is_warned_about() {
-    let vars =
-        [("SDCLR_EPOCS", "3"), ("SDCLR_OTHER", "1")].map(|(k, v)| (k.to_owned(), v.to_owned()));
+    let vars = [("SDCLR_EPOCS", "3"), ("SDCLR_OTHER", "1")].map(|(k, v)| (k.to_owned(), v.to_owned()));
     let (layer, warnings) = Layer::from_env(vars, &["SDCLR_OTHER"]).expect("no bad value");
     assert!(layer.values.is_empty());
-    assert_eq!(
-        warnings,
-        ["environment variable SDCLR_EPOCS means nothing here; did you mean `SDCLR_EPOCHS`?"]
-    );
+    assert_eq!(warnings, ["environment variable SDCLR_EPOCS means nothing here; did you mean `SDCLR_EPOCHS`?"]);
 }

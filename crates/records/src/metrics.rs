@@ -87,13 +87,7 @@ mod tests {
             n_skipped: 0,
         });
         let text = serde_json::to_string(&line).expect("plain numbers");
-        assert!(
-            text.starts_with(r#"{"kind":"step","epoch":1,"step":10,"loss":0.30000000000000004"#),
-            "{text}"
-        );
-        assert_eq!(
-            serde_json::from_str::<MetricLine>(&text).expect("own output"),
-            line
-        );
+        assert!(text.starts_with(r#"{"kind":"step","epoch":1,"step":10,"loss":0.30000000000000004"#), "{text}");
+        assert_eq!(serde_json::from_str::<MetricLine>(&text).expect("own output"), line);
     }
 }

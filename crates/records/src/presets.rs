@@ -6,10 +6,7 @@
 pub const PRESETS: &[(&str, &str)] = &[
     ("cifar10-lt", include_str!("presets/cifar10-lt.toml")),
     ("cifar100-lt", include_str!("presets/cifar100-lt.toml")),
-    (
-        "imagenet100-lt",
-        include_str!("presets/imagenet100-lt.toml"),
-    ),
+    ("imagenet100-lt", include_str!("presets/imagenet100-lt.toml")),
 ];
 
 /// The names of all presets.

@@ -28,13 +28,8 @@ impl Schema {
     }
 
     /// Checks keys, types and names; whole numbers become floats where floats are meant.
-    pub(crate) fn check(
-        &self,
-        origin: &str,
-        values: &[(String, Value)],
-    ) -> Result<Vec<(String, Value)>> {
-        let check =
-            |(key, value): &(String, Value)| Ok((key.clone(), self.check_one(origin, key, value)?));
+    pub(crate) fn check(&self, origin: &str, values: &[(String, Value)]) -> Result<Vec<(String, Value)>> {
+        let check = |(key, value): &(String, Value)| Ok((key.clone(), self.check_one(origin, key, value)?));
         values.iter().map(check).collect()
     }
 
@@ -69,9 +64,7 @@ impl Schema {
         let bare = || Value::String(text.trim_matches('"').to_owned());
         let value = match kind {
             Value::String(_) => bare(),
-            Value::Array(_) if !text.starts_with('[') => {
-                toml_value(&format!("[{text}]")).unwrap_or_else(bare)
-            }
+            Value::Array(_) if !text.starts_with('[') => toml_value(&format!("[{text}]")).unwrap_or_else(bare),
             _ => toml_value(text).unwrap_or_else(bare),
         };
         self.check_one(origin, key, &value)

@@ -19,43 +19,19 @@ impl RunConfig {
         self.check_prune(&mut check);
         self.check_train(&mut check);
         self.check_rates(&mut check);
-        if check.0.is_empty() {
-            Ok(())
-        } else {
-            Err(Error::Invalid(check.0))
-        }
+        if check.0.is_empty() { Ok(()) } else { Err(Error::Invalid(check.0)) }
     }
 
     fn check_data(&self, check: &mut Checker) {
         let data = &self.data;
-        check.that(
-            i64::try_from(self.seed).is_ok(),
-            "seed",
-            self.seed,
-            "must be below 2^63",
-        );
+        check.that(i64::try_from(self.seed).is_ok(), "seed", self.seed, "must be below 2^63");
         let named = !data.source.as_os_str().is_empty();
-        check.that(
-            named,
-            "data.source",
-            "\"\"",
-            "name a folder, list or data set of images",
-        );
+        check.that(named, "data.source", "\"\"", "name a folder, list or data set of images");
         // 8 pixels is what four halvings of the small stem still leave a pixel of; 4096 guards against typing errors.
         let sized = (8..=4096).contains(&data.image_size);
-        check.that(
-            sized,
-            "data.image_size",
-            data.image_size,
-            "must be 8 to 4096 pixels",
-        );
+        check.that(sized, "data.image_size", data.image_size, "must be 8 to 4096 pixels");
         let share = (0.0..=1.0).contains(&data.max_broken);
-        check.that(
-            share,
-            "data.max_broken",
-            data.max_broken,
-            "must be a share from 0 to 1",
-        );
+        check.that(share, "data.max_broken", data.max_broken, "must be a share from 0 to 1");
     }
 
     fn check_augment(&self, check: &mut Checker) {
@@ -78,12 +54,7 @@ impl RunConfig {
             model.head_layers,
             "the projection head has 2 or 3 layers",
         );
-        check.that(
-            (1..=65536).contains(&model.head_dim),
-            "model.head_dim",
-            model.head_dim,
-            "must be 1 to 65536",
-        );
+        check.that((1..=65536).contains(&model.head_dim), "model.head_dim", model.head_dim, "must be 1 to 65536");
         check.that(
             !(model.dual_bn && self.method == Method::SimClr),
             "model.dual_bn",
@@ -117,12 +88,7 @@ impl RunConfig {
 
     fn check_train(&self, check: &mut Checker) {
         let train = &self.train;
-        check.that(
-            train.epochs >= 1,
-            "train.epochs",
-            train.epochs,
-            "must be at least 1",
-        );
+        check.that(train.epochs >= 1, "train.epochs", train.epochs, "must be at least 1");
         check.that(
             train.batch_size >= 2,
             "train.batch_size",
@@ -135,12 +101,7 @@ impl RunConfig {
             train.temperature,
             "must be above 0, for example 0.2",
         );
-        check.that(
-            train.threads <= 4096,
-            "train.threads",
-            train.threads,
-            "must be at most 4096; 0 takes every core",
-        );
+        check.that(train.threads <= 4096, "train.threads", train.threads, "must be at most 4096; 0 takes every core");
         check.that(
             self.data.workers <= 4096,
             "data.workers",
@@ -149,10 +110,7 @@ impl RunConfig {
         );
         for (key, value) in [
             ("train.log_every_steps", train.log_every_steps),
-            (
-                "train.checkpoint_every_epochs",
-                train.checkpoint_every_epochs,
-            ),
+            ("train.checkpoint_every_epochs", train.checkpoint_every_epochs),
         ] {
             check.that(value >= 1, key, value, "must be at least 1");
         }
@@ -162,19 +120,12 @@ impl RunConfig {
         let (optimizer, schedule) = (&self.optimizer, &self.schedule);
         check.positive("optimizer.lr", optimizer.lr);
         let momentum = (0.0..1.0).contains(&optimizer.momentum);
-        check.that(
-            momentum,
-            "optimizer.momentum",
-            optimizer.momentum,
-            "must be at least 0 and below 1",
-        );
+        check.that(momentum, "optimizer.momentum", optimizer.momentum, "must be at least 0 and below 1");
         check.not_negative("optimizer.weight_decay", optimizer.weight_decay);
         check.positive("optimizer.lars_eta", optimizer.lars_eta);
         check.not_negative("schedule.min_lr", schedule.min_lr);
         check.that(
-            schedule.kind != ScheduleKind::Cosine
-                || schedule.min_lr <= optimizer.lr
-                || optimizer.lr.is_nan(),
+            schedule.kind != ScheduleKind::Cosine || schedule.min_lr <= optimizer.lr || optimizer.lr.is_nan(),
             "schedule.min_lr",
             schedule.min_lr,
             "must not be above the learning rate, which falls to it",
@@ -183,12 +134,7 @@ impl RunConfig {
         check.positive("schedule.gamma", schedule.gamma);
         let ascending = schedule.milestones.windows(2).all(|pair| pair[0] < pair[1]);
         let listed = format!("{:?}", schedule.milestones);
-        check.that(
-            ascending,
-            "schedule.milestones",
-            &listed,
-            "must be ascending epochs",
-        );
+        check.that(ascending, "schedule.milestones", &listed, "must be ascending epochs");
         check.that(
             schedule.kind != ScheduleKind::Step || !schedule.milestones.is_empty(),
             "schedule.milestones",
@@ -203,30 +149,16 @@ struct Checker(Vec<Problem>);
 impl Checker {
     fn that(&mut self, holds: bool, key: &'static str, value: impl Display, advice: &str) {
         if !holds {
-            self.0.push(Problem {
-                key,
-                value: value.to_string(),
-                advice: advice.to_owned(),
-            });
+            self.0.push(Problem { key, value: value.to_string(), advice: advice.to_owned() });
         }
     }
 
     fn positive(&mut self, key: &'static str, value: f64) {
-        self.that(
-            value > 0.0 && value.is_finite(),
-            key,
-            value,
-            "must be a number above 0",
-        );
+        self.that(value > 0.0 && value.is_finite(), key, value, "must be a number above 0");
     }
 
     fn not_negative(&mut self, key: &'static str, value: f64) {
-        self.that(
-            value >= 0.0 && value.is_finite(),
-            key,
-            value,
-            "must be a number, 0 or above",
-        );
+        self.that(value >= 0.0 && value.is_finite(), key, value, "must be a number, 0 or above");
     }
 }
 
@@ -238,11 +170,7 @@ mod tests {
         let mut config = RunConfig::default();
         config.data.source = "images".into();
         change(&mut config);
-        config
-            .validate()
-            .err()
-            .map(|e| e.to_string())
-            .unwrap_or_default()
+        config.validate().err().map(|e| e.to_string()).unwrap_or_default()
     }
 
     #[test]
@@ -257,20 +185,11 @@ mod tests {
             (|c| c.prune.rate = 1.3, "--prune-rate (prune.rate) = 1.3"),
             (|c| c.prune.rate = 1.0, "--prune-rate (prune.rate) = 1"),
             (|c| c.prune.rate = -0.1, "--prune-rate (prune.rate) = -0.1"),
-            (
-                |c| c.prune.rate = f64::NAN,
-                "--prune-rate (prune.rate) = NaN",
-            ),
+            (|c| c.prune.rate = f64::NAN, "--prune-rate (prune.rate) = NaN"),
             (|c| c.prune.random_rate = 0.95, "prune.random_rate"),
-            (
-                |c| c.train.temperature = 0.0,
-                "--temperature (train.temperature) = 0",
-            ),
+            (|c| c.train.temperature = 0.0, "--temperature (train.temperature) = 0"),
             (|c| c.train.temperature = f64::INFINITY, "train.temperature"),
-            (
-                |c| c.train.batch_size = 1,
-                "--batch-size (train.batch_size) = 1",
-            ),
+            (|c| c.train.batch_size = 1, "--batch-size (train.batch_size) = 1"),
             (|c| c.train.epochs = 0, "--epochs (train.epochs) = 0"),
             (|c| c.optimizer.lr = f64::NAN, "--lr (optimizer.lr) = NaN"),
             (|c| c.optimizer.momentum = 1.0, "optimizer.momentum"),
@@ -279,10 +198,7 @@ mod tests {
             (|c| c.method = Method::SimClr, "model.dual_bn"),
             (|c| c.augment.flip_p = 1.5, "augment: flip_p is 1.5"),
             (|c| c.seed = u64::MAX, "seed"),
-            (
-                |c| c.schedule.milestones = vec![5, 5],
-                "schedule.milestones",
-            ),
+            (|c| c.schedule.milestones = vec![5, 5], "schedule.milestones"),
         ];
         for (change, expected) in cases {
             let text = problems(change);
@@ -296,9 +212,6 @@ mod tests {
             c.train.epochs = 0;
             c.train.batch_size = 0;
         });
-        assert!(
-            text.contains("train.epochs") && text.contains("; --batch-size"),
-            "{text}"
-        );
+        assert!(text.contains("train.epochs") && text.contains("; --batch-size"), "{text}");
     }
 }

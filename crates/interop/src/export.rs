@@ -1,0 +1,174 @@
+//! A checkpoint's backbone as a safetensors file that torchvision, timm and other readers load.
+
+use crate::names::{Branch, torchvision_name};
+use safetensors::tensor::{Dtype, View};
+use sdclr_records::checkpoint::Tensor;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+
+/// Mean and standard deviation of ImageNet's channels, by which the models normalise pixels in [0, 1].
+const IMAGENET_MEAN: [f64; 3] = [0.485, 0.456, 0.406];
+const IMAGENET_STD: [f64; 3] = [0.229, 0.224, 0.225];
+
+/// What to export.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExportOptions {
+    /// Whose batch norms; the pruned branch's weights are masked.
+    pub branch: Branch,
+    /// Whether the projection head goes along, as `projection_head.*`.
+    pub with_head: bool,
+    /// The model's name, for example `resnet18`.
+    pub model: String,
+    /// Its stem: `small` or `imagenet`.
+    pub stem: String,
+}
+
+/// Why a checkpoint cannot be exported.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExportError {
+    /// The pruned branch was asked for and there is no mask for one of its weights.
+    #[error("no tensor `{0}`: only a checkpoint of an SDCLR run with its masks has a pruned branch")]
+    NoMask(String),
+    /// Nothing in the checkpoint belongs to a backbone.
+    #[error("no backbone tensor (conv1.weight, …) inside; is this a checkpoint of masks only?")]
+    Empty,
+    /// A tensor that should hold 32-bit floats does not.
+    #[error("tensor `{0}` does not hold 32-bit floats")]
+    NotFloats(String),
+    /// The file cannot be put together.
+    #[error("cannot make the safetensors file: {0}")]
+    Format(#[from] safetensors::SafeTensorError),
+}
+
+/// The bytes of a safetensors file with the backbone under torchvision's names, convolutions as `[out, in, h, w]`.
+///
+/// The mask of weight `NAME` is the tensor `mask.NAME` (bytes, 0 or 1, same shape). The metadata hold `format = "pt"`,
+/// the model, its stem, the branch, and the mean and standard deviation by which pixels in [0, 1] are normalised.
+///
+/// # Errors
+/// [`ExportError`].
+pub fn export_safetensors(tensors: &BTreeMap<String, Tensor>, options: &ExportOptions) -> Result<Vec<u8>, ExportError> {
+    let mut exported: Vec<(String, FloatView<'_>)> = Vec::new();
+    for (name, tensor) in tensors {
+        let Some(exported_name) = torchvision_name(name, options.branch, options.with_head) else {
+            continue;
+        };
+        let values = tensor.as_f32().ok_or_else(|| ExportError::NotFloats(name.clone()))?;
+        let is_convolution = tensor.shape.len() == 4;
+        let values = if options.branch == Branch::Pruned && is_convolution {
+            Cow::Owned(masked(values, name, tensors)?)
+        } else {
+            Cow::Borrowed(values)
+        };
+        exported.push((exported_name, FloatView { shape: &tensor.shape, values }));
+    }
+    if exported.is_empty() {
+        return Err(ExportError::Empty);
+    }
+    Ok(safetensors::serialize(exported, Some(metadata(options)))?)
+}
+
+fn masked(values: &[f32], name: &str, tensors: &BTreeMap<String, Tensor>) -> Result<Vec<f32>, ExportError> {
+    let mask_name = format!("mask.{name}");
+    let mask = tensors.get(&mask_name).and_then(Tensor::as_u8).filter(|mask| mask.len() == values.len());
+    let mask = mask.ok_or(ExportError::NoMask(mask_name))?;
+    Ok(values.iter().zip(mask).map(|(value, kept)| if *kept == 0 { 0.0 } else { *value }).collect())
+}
+
+fn metadata(options: &ExportOptions) -> HashMap<String, String> {
+    let list = |values: [f64; 3]| serde_json::json!(values).to_string();
+    [
+        ("format", "pt".to_owned()),
+        ("model", options.model.clone()),
+        ("stem", options.stem.clone()),
+        ("branch", options.branch.as_str().to_owned()),
+        ("mean", list(IMAGENET_MEAN)),
+        ("std", list(IMAGENET_STD)),
+    ]
+    .map(|(key, value)| (key.to_owned(), value))
+    .into()
+}
+
+struct FloatView<'a> {
+    shape: &'a [usize],
+    values: Cow<'a, [f32]>,
+}
+
+impl View for FloatView<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        // Little-endian machines only, as everywhere in this project.
+        bytemuck::cast_slice(&self.values).into()
+    }
+
+    fn data_len(&self) -> usize {
+        size_of_val::<[f32]>(&self.values)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use safetensors::SafeTensors;
+
+    fn tensors() -> BTreeMap<String, Tensor> {
+        [
+            ("conv1.weight", Tensor::f32(&[2, 1, 1, 1], vec![1.0, -2.0])),
+            ("mask.conv1.weight", Tensor::u8(&[2, 1, 1, 1], vec![0, 1])),
+            ("bn1.dense.weight", Tensor::f32(&[2], vec![3.0, 4.0])),
+            ("bn1.pruned.weight", Tensor::f32(&[2], vec![5.0, 6.0])),
+            ("fc.fc1.weight", Tensor::f32(&[1, 2], vec![7.0, 8.0])),
+        ]
+        .map(|(name, tensor)| (name.to_owned(), tensor))
+        .into()
+    }
+
+    fn options(branch: Branch) -> ExportOptions {
+        ExportOptions { branch, with_head: false, model: "resnet18".to_owned(), stem: "small".to_owned() }
+    }
+
+    fn floats(file: &SafeTensors<'_>, name: &str) -> Vec<f32> {
+        let bytes = file.tensor(name).expect("inside").data().to_vec();
+        bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+    }
+
+    #[test]
+    fn the_dense_branch_is_the_plain_weights() {
+        let bytes = export_safetensors(&tensors(), &options(Branch::Dense)).expect("exports");
+        let file = SafeTensors::deserialize(&bytes).expect("valid");
+        let mut names = file.names();
+        names.sort();
+        assert_eq!(names, ["bn1.weight", "conv1.weight"]);
+        assert_eq!(floats(&file, "conv1.weight"), [1.0, -2.0]);
+        assert_eq!(floats(&file, "bn1.weight"), [3.0, 4.0]);
+        let (_, header) = SafeTensors::read_metadata(&bytes).expect("valid");
+        let metadata = header.metadata().clone().expect("there");
+        assert_eq!((metadata["format"].as_str(), metadata["mean"].as_str()), ("pt", "[0.485,0.456,0.406]"));
+    }
+
+    #[test]
+    fn the_pruned_branch_is_masked() {
+        let bytes = export_safetensors(&tensors(), &options(Branch::Pruned)).expect("exports");
+        let file = SafeTensors::deserialize(&bytes).expect("valid");
+        assert_eq!(floats(&file, "conv1.weight"), [0.0, -2.0]);
+        assert_eq!(floats(&file, "bn1.weight"), [5.0, 6.0]);
+    }
+
+    #[test]
+    fn what_cannot_be_exported_is_named() {
+        let mut without_mask = tensors();
+        without_mask.remove("mask.conv1.weight");
+        let error = export_safetensors(&without_mask, &options(Branch::Pruned)).expect_err("no mask");
+        assert!(error.to_string().contains("`mask.conv1.weight`"), "{error}");
+        let error = export_safetensors(&BTreeMap::new(), &options(Branch::Dense)).expect_err("nothing");
+        assert!(error.to_string().contains("no backbone tensor"), "{error}");
+    }
+}

@@ -1,0 +1,7 @@
+//! Other people's files: trained backbones as safetensors with torchvision's and timm's names.
+
+mod export;
+mod names;
+
+pub use export::{ExportError, ExportOptions, export_safetensors};
+pub use names::{Branch, torchvision_name};
