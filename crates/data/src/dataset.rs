@@ -1,0 +1,189 @@
+//! A data set: a source and the indices of its images that are in use. Cloning one copies two pointers.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::error::DataError;
+use crate::source::memory::MemorySource;
+use crate::source::{self, OpenOptions, RgbImage, Source};
+use crate::splits;
+
+/// Images in a fixed order, with or without labels.
+#[derive(Clone)]
+pub struct Dataset {
+    source: Arc<dyn Source>,
+    indices: Arc<[u32]>,
+    /// Labels that a `.txt` split gave, by position; they replace the source's.
+    labels: Option<Arc<[u32]>>,
+}
+
+impl Dataset {
+    /// Opens whatever lies at `path` (see [`crate::source`]), narrowed by a split if the options name one.
+    ///
+    /// # Errors
+    /// If the path, the data or the split has a defect.
+    pub fn open(path: &Path, options: &OpenOptions) -> Result<Self, DataError> {
+        let all = Self::from_source(source::open(path, options)?)?;
+        match &options.split {
+            Some(split) => all.narrowed_by(split),
+            None => Ok(all),
+        }
+    }
+
+    /// Every image of a source.
+    ///
+    /// # Errors
+    /// If there are more than 2^32 − 1 images or none.
+    pub fn from_source(source: Box<dyn Source>) -> Result<Self, DataError> {
+        let n_images = u32::try_from(source.len())
+            .map_err(|_| DataError::Setting(format!("{} images are more than 2^32 - 1", source.len())))?;
+        if n_images == 0 {
+            return Err(DataError::Setting("a data set needs at least one image".to_owned()));
+        }
+        Ok(Self { source: source.into(), indices: (0..n_images).collect(), labels: None })
+    }
+
+    /// Images handed over by a program.
+    ///
+    /// # Panics
+    /// If there are no images, or labels but not one per image.
+    pub fn from_memory(images: Vec<RgbImage>, labels: Option<Vec<u32>>) -> Self {
+        assert!(!images.is_empty(), "a data set needs at least one image");
+        let indices = (0..images.len() as u32).collect();
+        Self { source: Arc::new(MemorySource::new(images, labels)), indices, labels: None }
+    }
+
+    /// Number of images.
+    pub fn len(&self) -> usize {
+        self.indices.len()
+    }
+
+    /// Whether there is no image; a data set that exists has at least one.
+    pub fn is_empty(&self) -> bool {
+        self.indices.is_empty()
+    }
+
+    /// The class of the image at a position, `None` without labels.
+    ///
+    /// # Panics
+    /// If `position` is not below `len()`; so do the other functions of a position.
+    pub fn label(&self, position: usize) -> Option<u32> {
+        match &self.labels {
+            Some(labels) => Some(labels[position]),
+            None => self.source.label(self.source_index(position)),
+        }
+    }
+
+    /// The image's path relative to its root, or `idx:123`.
+    pub fn name(&self, position: usize) -> String {
+        self.source.name(self.source_index(position))
+    }
+
+    /// The image's index in the source, which no selection changes.
+    pub fn source_index(&self, position: usize) -> usize {
+        self.indices[position] as usize
+    }
+
+    /// Decodes an image.
+    ///
+    /// # Errors
+    /// If it is broken.
+    pub fn decode(&self, position: usize) -> Result<RgbImage, DataError> {
+        self.source.decode(self.source_index(position))
+    }
+
+    /// Decodes an image into a buffer, which is reused.
+    ///
+    /// # Errors
+    /// If it is broken.
+    pub fn decode_into(&self, position: usize, image: &mut RgbImage) -> Result<(), DataError> {
+        self.source.decode_into(self.source_index(position), image)
+    }
+
+    /// The data set of the images at these positions, in this order.
+    ///
+    /// # Errors
+    /// If there is none, or one is past the end.
+    pub fn select(&self, positions: &[usize]) -> Result<Self, DataError> {
+        if positions.is_empty() {
+            return Err(DataError::Setting("a selection needs at least one image".to_owned()));
+        }
+        if let Some(bad) = positions.iter().find(|position| **position >= self.len()) {
+            let problem = format!("position {bad} is past the end of the data set ({} images)", self.len());
+            return Err(DataError::Setting(problem));
+        }
+        let indices = positions.iter().map(|position| self.indices[*position]).collect();
+        let labels = self.labels.as_ref().map(|labels| positions.iter().map(|p| labels[*p]).collect());
+        Ok(Self { source: Arc::clone(&self.source), indices, labels })
+    }
+
+    /// Images per class, by label; `None` without labels.
+    pub fn class_counts(&self) -> Option<Vec<usize>> {
+        let mut counts = vec![0; self.source_class_names().map_or(0, <[String]>::len)];
+        for position in 0..self.len() {
+            let label = self.label(position)? as usize;
+            // Labels of lists are free numbers; a count per possible class would be absurd past this.
+            if label >= counts.len() {
+                counts.resize(label + 1, 0);
+            }
+            counts[label] += 1;
+        }
+        Some(counts)
+    }
+
+    /// Number of classes: that of the class names, else the largest label plus one.
+    pub fn n_classes(&self) -> Option<usize> {
+        let largest = (0..self.len()).map(|position| self.label(position)).max().flatten()?;
+        Some(self.source_class_names().map_or(0, <[String]>::len).max(largest as usize + 1))
+    }
+
+    /// Names of the classes, by label.
+    pub fn class_names(&self) -> Option<&[String]> {
+        self.source_class_names()
+    }
+
+    /// What this is, for people: the source's description and the number of images.
+    pub fn description(&self) -> String {
+        let (n_images, n_source) = (self.len(), self.source.len());
+        let share = if n_images == n_source { String::new() } else { format!(" of {n_source}") };
+        format!("{}, {n_images}{share} images", self.source.description())
+    }
+
+    /// Whether decoding is a copy from memory.
+    pub fn in_memory(&self) -> bool {
+        self.source.in_memory()
+    }
+
+    /// The labels of a split number classes their own way, so the source's names do not apply to them.
+    fn source_class_names(&self) -> Option<&[String]> {
+        if self.labels.is_none() { self.source.class_names() } else { None }
+    }
+
+    fn narrowed_by(&self, split: &Path) -> Result<Self, DataError> {
+        match source::lowercase_extension(split).as_str() {
+            "npy" => {
+                let what = (self.source.description(), self.len());
+                self.select(&splits::read_indices(split, &what.0, what.1)?)
+            }
+            "txt" => {
+                let names = (0..self.len()).map(|position| self.name(position));
+                let (positions, labels) = splits::read_list(split, &self.source.description(), names)?;
+                let narrowed = self.select(&positions)?;
+                let same = labels.as_ref().is_none_or(|labels| {
+                    labels.iter().enumerate().all(|(position, label)| narrowed.label(position) == Some(*label))
+                });
+                Ok(if same { narrowed } else { Self { labels: labels.map(Into::into), ..narrowed } })
+            }
+            _ => {
+                let problem = "a split is a .npy file of indices or a .txt list of paths";
+                Err(DataError::split(split, problem))
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Dataset {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Dataset({})", self.description())
+    }
+}

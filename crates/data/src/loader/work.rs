@@ -1,0 +1,214 @@
+//! The threads' side of the loader: what they share with it, and how a chunk of images becomes views.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use super::plan::EpochPlan;
+use super::{Batch, LoaderSpec, Skipped};
+use crate::augment::{Augmenter, Scratch, pad_mnist};
+use crate::dataset::Dataset;
+use crate::error::DataError;
+use crate::rng::{Purpose, Rng};
+use crate::source::RgbImage;
+
+/// Decoded images of a data set are kept in memory up to this many bytes.
+const CACHE_BYTES: usize = 1 << 30;
+
+/// A part of a batch.
+#[derive(Default)]
+pub(super) struct Chunk {
+    pub batch: Batch,
+}
+
+/// What the loader and its threads share.
+pub(super) struct Shared {
+    pub dataset: Dataset,
+    pub spec: LoaderSpec,
+    augmenter: Augmenter,
+    /// Decoded images by position; empty for sources that are in memory anyway.
+    cache: Vec<OnceLock<Box<RgbImage>>>,
+    cached_bytes: AtomicUsize,
+    state: Mutex<State>,
+    /// A chunk may be begun, or the loader stops.
+    pub work_ready: Condvar,
+    /// A chunk is finished.
+    pub chunk_done: Condvar,
+}
+
+pub(super) struct State {
+    plan: Arc<EpochPlan>,
+    n_chunks: usize,
+    next_chunk: usize,
+    /// Chunks that the loader took.
+    pub consumed: usize,
+    /// Finished chunks, each in the slot of its number modulo the length.
+    pub finished: Vec<Option<Result<Chunk, DataError>>>,
+    spare: Vec<Chunk>,
+    /// Broken images by position.
+    pub broken: BTreeMap<u32, Skipped>,
+    stopped: bool,
+}
+
+/// What one thread keeps between images.
+#[derive(Default)]
+struct Worker {
+    scratch: Scratch,
+    decoded: RgbImage,
+    padded: RgbImage,
+    /// The image in work, for the report of a panic.
+    position: usize,
+}
+
+impl Shared {
+    pub fn new(dataset: Dataset, spec: LoaderSpec, n_workers: usize, plan: Arc<EpochPlan>) -> Result<Self, DataError> {
+        let augmenter = Augmenter::new(spec.recipe.clone(), spec.image_size)?;
+        let n_cached = if dataset.in_memory() { 0 } else { dataset.len() };
+        let n_slots = plan.chunks_ahead(n_workers);
+        let state = State {
+            plan,
+            n_chunks: 0,
+            next_chunk: 0,
+            consumed: 0,
+            finished: (0..n_slots).map(|_| None).collect(),
+            spare: Vec::new(),
+            broken: BTreeMap::new(),
+            stopped: false,
+        };
+        Ok(Self {
+            dataset,
+            spec,
+            augmenter,
+            cache: (0..n_cached).map(|_| OnceLock::new()).collect(),
+            cached_bytes: AtomicUsize::new(0),
+            state: Mutex::new(state),
+            work_ready: Condvar::new(),
+            chunk_done: Condvar::new(),
+        })
+    }
+
+    pub fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing that can panic runs under the lock, so a poisoned state is still a whole one.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn start(&self, plan: Arc<EpochPlan>) {
+        let mut state = self.lock();
+        state.n_chunks = plan.n_chunks();
+        (state.next_chunk, state.consumed) = (0, 0);
+        let State { finished, spare, .. } = &mut *state;
+        spare.extend(finished.iter_mut().filter_map(Option::take).flatten());
+        state.plan = plan;
+        self.work_ready.notify_all();
+    }
+
+    pub fn stop(&self) {
+        self.lock().stopped = true;
+        self.work_ready.notify_all();
+    }
+
+    pub fn give_back(&self, chunk: Chunk) {
+        self.lock().spare.push(chunk);
+    }
+
+    /// A thread's life: takes the next chunk that is wanted, works on it, delivers it.
+    pub fn work(&self) {
+        let mut worker = Worker::default();
+        let mut state = self.lock();
+        loop {
+            if state.stopped {
+                return;
+            }
+            let number = state.next_chunk;
+            if number >= state.n_chunks || number >= state.consumed + state.finished.len() {
+                state = self.work_ready.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            state.next_chunk += 1;
+            let plan = Arc::clone(&state.plan);
+            let mut chunk = state.spare.pop().unwrap_or_default();
+            drop(state);
+
+            let outcome = catch_unwind(AssertUnwindSafe(|| self.fill(&plan, number, &mut worker, &mut chunk.batch)));
+            let result = outcome.unwrap_or_else(|payload| Err(self.panicked(&*payload, worker.position)));
+
+            state = self.lock();
+            if Arc::ptr_eq(&plan, &state.plan) {
+                let slot = number % state.finished.len();
+                state.finished[slot] = Some(result.map(|()| chunk));
+                self.chunk_done.notify_one();
+            } else {
+                state.spare.push(chunk); // of an epoch that was given up
+            }
+        }
+    }
+
+    fn fill(&self, plan: &EpochPlan, number: usize, worker: &mut Worker, batch: &mut Batch) -> Result<(), DataError> {
+        batch.clear();
+        for &position in plan.chunk(number) {
+            worker.position = position as usize;
+            if let Err(error) = self.append_views(plan.epoch, worker, batch) {
+                if self.spec.strict {
+                    return Err(error);
+                }
+                self.note_broken(position, &error)?;
+                continue;
+            }
+            batch.indices.push(position);
+            batch.labels.extend(self.dataset.label(position as usize));
+        }
+        Ok(())
+    }
+
+    fn append_views(&self, epoch: u64, worker: &mut Worker, batch: &mut Batch) -> Result<(), DataError> {
+        let Worker { scratch, decoded, padded, position } = worker;
+        let mut image = self.decoded(*position, decoded)?;
+        if pad_mnist(image, self.spec.image_size, padded) {
+            image = padded;
+        }
+        let source_index = self.dataset.source_index(*position) as u64;
+        for view in 0..self.spec.n_views as u64 {
+            let mut rng = Rng::new(self.spec.seed, Purpose::Augmentation, epoch, source_index, view);
+            let params = self.augmenter.sample(&mut rng, image.width, image.height);
+            let start = batch.views.len();
+            batch.views.resize(start + self.augmenter.view_len(), 0);
+            self.augmenter.apply(image, &params, scratch, &mut batch.views[start..]);
+        }
+        Ok(())
+    }
+
+    /// The decoded image, from the cache or else through the buffer.
+    fn decoded<'a>(&'a self, position: usize, buffer: &'a mut RgbImage) -> Result<&'a RgbImage, DataError> {
+        if let Some(image) = self.cache.get(position).and_then(OnceLock::get) {
+            return Ok(image);
+        }
+        self.dataset.decode_into(position, buffer)?;
+        if let Some(place) = self.cache.get(position) {
+            let n_bytes = buffer.pixels.len();
+            if self.cached_bytes.fetch_add(n_bytes, Ordering::Relaxed) + n_bytes <= CACHE_BYTES {
+                return Ok(place.get_or_init(|| Box::new(std::mem::take(buffer))));
+            }
+            self.cached_bytes.fetch_sub(n_bytes, Ordering::Relaxed);
+        }
+        Ok(buffer)
+    }
+
+    fn note_broken(&self, position: u32, error: &DataError) -> Result<(), DataError> {
+        let skipped = Skipped::new(&self.dataset, position as usize, error);
+        let mut state = self.lock();
+        state.broken.insert(position, skipped);
+        let (broken, total, limit) = (state.broken.len(), self.dataset.len(), self.spec.max_broken_share);
+        if broken as f64 <= f64::from(limit) * total as f64 {
+            return Ok(());
+        }
+        let first = state.broken.values().next().map(|first| format!("{} ({})", first.name, first.reason));
+        Err(DataError::TooManyBroken { broken, total, limit, first: first.unwrap_or_default() })
+    }
+
+    fn panicked(&self, payload: &(dyn std::any::Any + Send), position: usize) -> DataError {
+        let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let message = text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_default();
+        DataError::Panicked { name: self.dataset.name(position), message }
+    }
+}
