@@ -42,6 +42,9 @@ pub struct DataConfig {
     /// A `.npy` index array or `.txt` list that narrows the source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub split: Option<PathBuf>,
+    /// The folder that the paths of a `.txt` list are relative to; the list's own folder if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<PathBuf>,
     /// Which part of a source that comes in parts.
     pub part: Part,
     /// Side of the square images that the model sees, in pixels.
@@ -173,6 +176,7 @@ impl Default for DataConfig {
         Self {
             source: PathBuf::new(),
             split: None,
+            root: None,
             part: Part::Train,
             image_size: 32,
             workers: 0,

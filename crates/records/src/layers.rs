@@ -17,6 +17,7 @@ pub const FLAGS: &[(&str, &str)] = &[
     ("seed", "seed"),
     ("data", "data.source"),
     ("split", "data.split"),
+    ("data-root", "data.root"),
     ("part", "data.part"),
     ("image-size", "data.image_size"),
     ("workers", "data.workers"),
@@ -66,6 +67,9 @@ pub(crate) const AUTO_KEYS: &[&str] = &[
     "schedule.warmup_epochs",
 ];
 
+/// Keys that may be absent.
+const OPTIONAL_KEYS: &[&str] = &["data.split", "data.root"];
+
 /// The flag that sets a config key, if one does.
 pub fn flag_of(key: &str) -> Option<&'static str> {
     FLAGS.iter().find(|(_, k)| *k == key).map(|(flag, _)| *flag)
@@ -74,6 +78,13 @@ pub fn flag_of(key: &str) -> Option<&'static str> {
 /// The config key that a flag sets, if any.
 pub fn key_of(flag: &str) -> Option<&'static str> {
     FLAGS.iter().find(|(f, _)| *f == flag).map(|(_, key)| *key)
+}
+
+/// The default of a key as TOML text; `None` where it depends on other keys or there is none.
+pub fn default_of(key: &str) -> Option<String> {
+    let schema = Schema::new();
+    let value = value_of(&schema.0, key).filter(|_| !AUTO_KEYS.contains(&key) && !OPTIONAL_KEYS.contains(&key))?;
+    Some(value.as_str().map_or_else(|| value.to_string(), str::to_owned)).filter(|text| !text.is_empty())
 }
 
 /// Some keys and values, and where they came from.
@@ -166,6 +177,20 @@ impl Layer {
         Ok((Self::from_values("environment SDCLR_*", values), warnings))
     }
 
+    /// A layer from flags (without dashes) and their texts.
+    ///
+    /// # Errors
+    /// [`Error::UnknownKey`] or [`Error::WrongValue`] naming the flag.
+    pub fn from_flags(flags: &[(String, String)]) -> Result<Self> {
+        let schema = Schema::new();
+        let mut values = Vec::new();
+        for (flag, text) in flags {
+            let key = key_of(flag).unwrap_or(flag);
+            values.push((key.to_owned(), schema.parse(&format!("--{flag}"), key, text)?));
+        }
+        Ok(Self::from_values("command line", values))
+    }
+
     /// A layer from `--set KEY=VALUE` arguments. Values are TOML; a bare word is a string.
     ///
     /// # Errors
@@ -213,7 +238,7 @@ pub fn merge(layers: &[Layer]) -> Result<RunConfig> {
     let method = checked.iter().rev().find_map(|(_, values)| value_of(values, "method"));
     let method: Method = method.and_then(Value::as_str).and_then(|m| m.parse().ok()).unwrap_or(Method::SdClr);
     let mut merged: Vec<(String, Value)> = schema.0.clone();
-    merged.retain(|(key, _)| !AUTO_KEYS.contains(&key.as_str()) && key != "data.split");
+    merged.retain(|(key, _)| !AUTO_KEYS.contains(&key.as_str()) && !OPTIONAL_KEYS.contains(&key.as_str()));
     for (layer, values) in checked {
         overlay(&mut merged, values);
         for (_, values) in layer.conditional.iter().filter(|(m, _)| *m == method) {

@@ -1,9 +1,10 @@
-//! Named starting points: the recipes of the SDCLR paper as its published implementation runs them.
+//! Named starting points: the recipes of the SDCLR paper as its published implementation runs them, and a quick one.
 //!
 //! A preset is a partial config; its `[when.simclr]` and `[when.sdclr]` tables apply to one method only.
 
 /// Every preset: name and TOML text.
 pub const PRESETS: &[(&str, &str)] = &[
+    ("demo", include_str!("presets/demo.toml")),
     ("cifar10-lt", include_str!("presets/cifar10-lt.toml")),
     ("cifar100-lt", include_str!("presets/cifar100-lt.toml")),
     ("imagenet100-lt", include_str!("presets/imagenet100-lt.toml")),

@@ -15,6 +15,7 @@ impl Schema {
     pub(crate) fn new() -> Self {
         let mut config = RunConfig::default();
         config.data.split = Some(PathBuf::new());
+        config.data.root = Some(PathBuf::new());
         // The default config holds TOML types only; were it not so, every test of the layers would fail.
         Self(flatten(&Table::try_from(config).unwrap_or_default()))
     }

@@ -1,0 +1,155 @@
+//! How a trained model is examined: the settings of the linear, few-shot and nearest-neighbour probes.
+//!
+//! Source: the SDCLR paper's evaluation as its published code runs it. That code steps CIFAR's schedule before the
+//! epoch, so its "decay at 10 and 20" lowers the rate after epochs 9 and 19; milestones here say after which epoch.
+
+use crate::augment::Augmentation;
+use crate::error::{Error, Problem, Result};
+use crate::names::Protocol;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Images up to this side, in pixels, are probed by CIFAR's recipe, larger ones by ImageNet's.
+const LARGEST_SMALL_IMAGE_PX: usize = 64;
+
+/// A probe's settings. Those of the classifier mean nothing to kNN, and `neighbours` nothing to the others.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProbeConfig {
+    /// Which probe.
+    pub protocol: Protocol,
+    /// Everything random derives from it.
+    pub seed: u64,
+    /// Passes over the labelled images.
+    pub epochs: usize,
+    /// Images a step.
+    pub batch_size: usize,
+    /// Learning rate of SGD.
+    pub lr: f64,
+    /// Its momentum.
+    pub momentum: f64,
+    /// Its weight decay.
+    pub weight_decay: f64,
+    /// Epochs after which the rate is multiplied by `gamma`.
+    pub milestones: Vec<usize>,
+    /// The factor.
+    pub gamma: f64,
+    /// Standard deviation of the classifier's first weights; its biases begin at 0.
+    pub init_std: f64,
+    /// Epochs between looks at the validation images.
+    pub select_every_epochs: usize,
+    /// Whether the best epoch is chosen by top-5 instead of top-1 accuracy.
+    pub select_by_top5: bool,
+    /// Neighbours that vote in kNN.
+    pub neighbours: usize,
+    /// How labelled images become views.
+    pub augment_train: Augmentation,
+    /// How validation and test images become views.
+    pub augment_test: Augmentation,
+}
+
+impl ProbeConfig {
+    /// The defaults of a protocol for a model of this image size.
+    pub fn new(protocol: Protocol, image_size: usize, seed: u64) -> Self {
+        let small = image_size <= LARGEST_SMALL_IMAGE_PX;
+        let few_shot = protocol == Protocol::FewShot;
+        let mut milestones = if few_shot { vec![40, 60] } else { vec![10, 20] };
+        if small {
+            milestones.iter_mut().for_each(|epoch| *epoch -= 1);
+        }
+        let select_every_epochs = match (small, few_shot) {
+            (true, false) => 1,
+            (true, true) => 5,
+            (false, false) => 2,
+            (false, true) => 10,
+        };
+        let (mut augment_train, augment_test) = if small {
+            (Augmentation::cifar_probe_train(), Augmentation::cifar_test())
+        } else {
+            (Augmentation::imagenet_probe_train(), Augmentation::imagenet_test())
+        };
+        if matches!(protocol, Protocol::LinearCached | Protocol::Knn | Protocol::RawPixels) {
+            augment_train = augment_test.clone();
+        }
+        Self {
+            protocol,
+            seed,
+            epochs: if few_shot { 100 } else { 30 },
+            batch_size: if small { 128 } else { 512 },
+            lr: 30.0,
+            momentum: 0.9,
+            weight_decay: 0.0,
+            milestones,
+            gamma: 0.1,
+            init_std: 0.01,
+            select_every_epochs,
+            select_by_top5: !small,
+            neighbours: 20,
+            augment_train,
+            augment_test,
+        }
+    }
+
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with one [`Problem`] per bad value.
+    pub fn validate(&self) -> Result<()> {
+        let mut problems = Vec::new();
+        let mut check = |holds: bool, key: &'static str, value: String, advice: &str| {
+            if !holds {
+                problems.push(Problem { key, value, advice: advice.to_owned() });
+            }
+        };
+        check(self.epochs >= 1, "--epochs", self.epochs.to_string(), "must be at least 1");
+        check(self.batch_size >= 1, "--batch-size", self.batch_size.to_string(), "must be at least 1");
+        check(self.lr > 0.0 && self.lr.is_finite(), "--lr", self.lr.to_string(), "must be a number above 0");
+        check(self.neighbours >= 1, "--neighbours", self.neighbours.to_string(), "must be at least 1");
+        check(i64::try_from(self.seed).is_ok(), "--seed", self.seed.to_string(), "must be below 2^63");
+        if problems.is_empty() { Ok(()) } else { Err(Error::Invalid(problems)) }
+    }
+
+    /// The settings as [`crate::ProbeResult::settings`] holds them.
+    pub fn settings(&self) -> BTreeMap<String, serde_json::Value> {
+        match serde_json::to_value(self) {
+            Ok(serde_json::Value::Object(map)) => map.into_iter().collect(),
+            // A struct of numbers and names is always an object.
+            _ => BTreeMap::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_the_published_protocols() {
+        let cifar = ProbeConfig::new(Protocol::LinearPaper, 32, 1);
+        assert_eq!((cifar.epochs, cifar.batch_size, cifar.milestones), (30, 128, vec![9, 19]));
+        let few = ProbeConfig::new(Protocol::FewShot, 32, 1);
+        assert_eq!((few.epochs, few.select_every_epochs, few.milestones), (100, 5, vec![39, 59]));
+        let large = ProbeConfig::new(Protocol::LinearPaper, 224, 1);
+        assert_eq!((large.batch_size, large.select_every_epochs, large.milestones), (512, 2, vec![10, 20]));
+        assert!(large.select_by_top5);
+        let few = ProbeConfig::new(Protocol::FewShot, 224, 1);
+        assert_eq!((few.select_every_epochs, few.milestones), (10, vec![40, 60]));
+    }
+
+    #[test]
+    fn cached_features_are_of_images_that_nothing_random_changed() {
+        for protocol in [Protocol::LinearCached, Protocol::Knn, Protocol::RawPixels] {
+            assert!(ProbeConfig::new(protocol, 32, 1).augment_train.is_deterministic());
+        }
+    }
+
+    #[test]
+    fn bad_values_are_named_and_good_ones_become_settings() {
+        let mut config = ProbeConfig::new(Protocol::Knn, 32, 1);
+        assert_eq!(config.settings()["neighbours"], 20);
+        config.validate().expect("defaults are good");
+        config.neighbours = 0;
+        let message = config.validate().expect_err("bad").to_string();
+        assert_eq!(message, "--neighbours = 0: must be at least 1");
+    }
+}
