@@ -101,6 +101,7 @@ mod tests {
         let mut rng = Rng::new(10, Purpose::SplitImages, 0, 7, 0);
         let mut items: Vec<u32> = (0..8).collect();
         rng.shuffle(&mut items);
-        assert_eq!(items, [0, 1, 2, 3, 4, 5, 6, 7]);
+        // By an independent ChaCha8 written from its specification.
+        assert_eq!(items, [2, 3, 0, 6, 1, 4, 5, 7]);
     }
 }

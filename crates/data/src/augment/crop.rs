@@ -55,7 +55,7 @@ impl Geometry {
 
     /// The same with the window moved.
     pub fn shifted(mut self, columns: i32, rows: i32) -> Self {
-        self.window = (self.window.0 + columns, self.window.1 + rows);
+        self.window = (self.window.0.saturating_add(columns), self.window.1.saturating_add(rows));
         self
     }
 

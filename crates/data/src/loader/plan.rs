@@ -59,10 +59,15 @@ impl EpochPlan {
 
     /// The positions of a chunk's images, chunks counted from the first batch of this plan.
     pub fn chunk(&self, chunk: usize) -> &[u32] {
-        // All batches but the last have the size of batch 0. The last, smaller one may have as few as no chunks.
-        let per_batch = self.chunks_of(0).max(1);
-        let slice = &self.order[self.slice(self.first_batch + chunk / per_batch)];
-        let start = chunk % per_batch * CHUNK;
+        // All batches but the last have as many chunks as batch 0.
+        let (per_batch, last) = (self.chunks_of(0), self.n_batches() - 1);
+        let n_before_last = (last - self.first_batch) * per_batch;
+        let (batch, chunk_of_batch) = match chunk.checked_sub(n_before_last) {
+            Some(chunk_of_last) => (last, chunk_of_last),
+            None => (self.first_batch + chunk / per_batch, chunk % per_batch),
+        };
+        let slice = &self.order[self.slice(batch)];
+        let start = chunk_of_batch * CHUNK;
         &slice[start..slice.len().min(start + CHUNK)]
     }
 
