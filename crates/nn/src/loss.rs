@@ -1,0 +1,149 @@
+//! Losses: NT-Xent over the embeddings of both branches and all ranks, and cross-entropy.
+
+use crate::NnError;
+use crate::collective::Collective;
+use crate::pass::Batch;
+use sdclr_engine::{Act, Engine, NtXent, Rows, Span};
+use std::ops::Range;
+
+/// Embeddings `[n, d]` of one forward pass, where their gradient goes, and their rows among the interleaved views.
+#[derive(Clone, Copy, Debug)]
+pub struct View {
+    /// Embeddings.
+    pub embedding: Act,
+    /// Gradient of the embeddings.
+    pub grad: Act,
+    /// Number of embeddings.
+    pub n: usize,
+    /// Row of each: view 1 of image i is row 2i, view 2 is row 2i + 1.
+    pub rows: Rows,
+}
+
+/// NT-Xent (Chen et al. 2020, eq. 1) with negatives from all ranks.
+#[derive(Debug)]
+pub struct ContrastiveLoss {
+    dim: usize,
+    z: Span,
+    dz: Span,
+    norms: Span,
+    loss: Span,
+    total: Span,
+}
+
+impl ContrastiveLoss {
+    /// Room for `max_global` images (2·`max_global` views) of embedding size `dim`.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn new(engine: &mut dyn Engine, max_global: usize, dim: usize) -> Result<Self, NnError> {
+        let mut floats = |len| -> Result<Span, NnError> {
+            let buf = engine.alloc_f32(len)?;
+            Ok(engine.whole(buf))
+        };
+        let rows = 2 * max_global;
+        Ok(Self {
+            dim,
+            z: floats(rows * dim)?,
+            dz: floats(rows * dim)?,
+            norms: floats(rows)?,
+            loss: floats(rows)?,
+            total: floats(1)?,
+        })
+    }
+
+    /// The loss over the global batch, and the gradients of this rank's embeddings.
+    ///
+    /// `images` are this rank's images among the global batch's. Each rank takes its own views as anchors against all
+    /// views; the gather's gradient brings every rank's contributions home.
+    ///
+    /// # Errors
+    /// A lost rank or a failed device.
+    pub fn forward_backward(
+        &self,
+        engine: &mut dyn Engine,
+        views: &[View],
+        images: &[Range<usize>],
+        temperature: f32,
+        ranks: &dyn Collective,
+    ) -> Result<f32, NnError> {
+        let own = images[ranks.rank()].clone();
+        let m = 2 * images.last().map_or(0, |range| range.end);
+        let (z, dz) = (self.z.slice(0..m * self.dim), self.dz.slice(0..m * self.dim));
+        let rows = |view: &View| Rows { first: view.rows.first + 2 * own.start, step: view.rows.step };
+        for view in views {
+            engine.l2_normalize(view.n, view.embedding, rows(view), z, self.norms);
+        }
+        let parts: Vec<Range<usize>> =
+            images.iter().map(|r| 2 * r.start * self.dim..2 * r.end * self.dim).collect();
+        ranks.all_gather(engine, z, &parts)?;
+        let loss = self.loss.slice(0..2 * own.len());
+        engine.nt_xent(NtXent {
+            z,
+            dim: self.dim,
+            first_anchor: 2 * own.start,
+            n_anchors: 2 * own.len(),
+            temperature,
+            loss,
+            dz,
+        });
+        ranks.all_gather_backward(engine, dz, &parts)?;
+        for view in views {
+            engine.l2_normalize_backward(view.n, rows(view), z, self.norms, dz, view.grad);
+        }
+        self.mean(engine, loss, m, ranks)
+    }
+
+    fn mean(
+        &self,
+        engine: &mut dyn Engine,
+        loss: Span,
+        m: usize,
+        ranks: &dyn Collective,
+    ) -> Result<f32, NnError> {
+        let mut losses = vec![0.0; loss.len];
+        engine.read_f32(loss, &mut losses)?;
+        let mut total = [losses.iter().map(|&l| f64::from(l)).sum::<f64>() as f32];
+        if ranks.n_ranks() > 1 {
+            engine.write_f32(self.total, &total);
+            ranks.all_reduce_sum(engine, self.total)?;
+            engine.read_f32(self.total, &mut total)?;
+        }
+        Ok(total[0] / m as f32)
+    }
+}
+
+/// Mean cross-entropy of a classifier.
+#[derive(Debug)]
+pub struct CrossEntropy {
+    loss: Span,
+}
+
+impl CrossEntropy {
+    /// Room for `max_batch` images.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn new(engine: &mut dyn Engine, max_batch: usize) -> Result<Self, NnError> {
+        let buf = engine.alloc_f32(max_batch)?;
+        Ok(Self { loss: engine.whole(buf) })
+    }
+
+    /// The mean loss of `logits` `[n, classes]` and its gradient into `grad`.
+    ///
+    /// # Errors
+    /// A failed device.
+    pub fn forward_backward(
+        &self,
+        engine: &mut dyn Engine,
+        batch: Batch,
+        logits: Act,
+        labels: &[u32],
+        grad: Act,
+    ) -> Result<f32, NnError> {
+        let loss = self.loss.slice(0..batch.n);
+        engine.cross_entropy(batch.n, logits, labels, loss, grad);
+        let mut losses = vec![0.0; batch.n];
+        engine.read_f32(loss, &mut losses)?;
+        Ok((losses.iter().map(|&l| f64::from(l)).sum::<f64>() / batch.n as f64) as f32)
+    }
+}

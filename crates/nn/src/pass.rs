@@ -1,0 +1,430 @@
+//! A node list planned for one branch: its activations, forward, and backward over the same list in reverse.
+//!
+//! Planning allocates everything for a maximum batch; any smaller one runs in the same buffers. A training pass keeps
+//! every activation; an evaluation pass reuses those that nothing reads any more. Gradients live only between their last
+//! consumer and their producer and come from a [`GradPool`] that several passes share, since backwards run one by one.
+
+use crate::NnError;
+use crate::collective::Collective;
+use crate::graph::{Network, Node, NormId, Op, ValueId};
+use crate::model::Model;
+use sdclr_engine::{
+    Act, ByteBuf, Conv, ConvUse, Dims, Engine, EngineError, IMAGENET, NormApply, NormBackward, NormEval, NormTrain,
+    Rows, Span, WeightGrad, Write,
+};
+
+/// Batch norm's ε.
+pub const BN_EPS: f32 = 1e-5;
+/// Batch norm's momentum.
+pub const BN_MOMENTUM: f32 = 0.1;
+
+/// Which of the two branches a pass is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Branch {
+    /// The model itself.
+    Dense,
+    /// The model with masked convolutions, and its own batch norm where that is dual.
+    Pruned,
+}
+
+/// Where a pass gets its batch statistics and what it keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Batch statistics; activations kept for backward.
+    Train,
+    /// Running statistics; forward only.
+    Eval,
+}
+
+/// What a pass is planned for.
+#[derive(Clone, Copy, Debug)]
+pub struct PassSpec {
+    /// Most images that one call may bring.
+    pub max_batch: usize,
+    /// Which branch.
+    pub branch: Branch,
+    /// Training or evaluation.
+    pub mode: Mode,
+    /// Value at which forward stops.
+    pub until: ValueId,
+}
+
+/// The images of one call: those here, and those of all ranks together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// Images on this rank.
+    pub n: usize,
+    /// Images on all ranks, which batch statistics are taken over.
+    pub n_global: usize,
+}
+
+impl Batch {
+    /// A batch of a single process.
+    #[must_use]
+    pub fn local(n: usize) -> Self {
+        Self { n, n_global: n }
+    }
+}
+
+/// Gradient buffers, by dimensions, shared between passes that run one after the other.
+#[derive(Debug, Default)]
+pub struct GradPool {
+    slots: Vec<(Dims, usize, Act)>,
+}
+
+impl GradPool {
+    /// The `index`-th buffer of `dims` for `max_batch` images.
+    fn slot(
+        &mut self,
+        engine: &mut dyn Engine,
+        dims: Dims,
+        max_batch: usize,
+        index: usize,
+    ) -> Result<Act, EngineError> {
+        let mut fitting = self.slots.iter().filter(|(d, batch, _)| *d == dims && *batch == max_batch);
+        if let Some(&(.., act)) = fitting.nth(index) {
+            return Ok(act);
+        }
+        let act = engine.alloc_act(max_batch, dims)?;
+        self.slots.push((dims, max_batch, act));
+        Ok(act)
+    }
+}
+
+/// A planned branch.
+pub struct Pass {
+    spec: PassSpec,
+    nodes: Vec<Node>,
+    acts: Vec<Option<Act>>,
+    grads: Vec<Option<Act>>,
+    convs: Vec<Option<Conv>>,
+    /// mean, 1/σ, scale, shift of every norm, and where each begins.
+    coefs: Span,
+    coef_at: Vec<usize>,
+    /// Σ, Σ² (forward) or Σg, Σg·x̂ (backward) of the norm at hand.
+    sums: Span,
+    /// Whether the gradient of a value is wanted.
+    wanted: Vec<bool>,
+}
+
+impl Pass {
+    /// Plans `spec` for `model` and allocates its buffers.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn new(
+        engine: &mut dyn Engine,
+        model: &Model,
+        spec: PassSpec,
+        pool: &mut GradPool,
+    ) -> Result<Self, NnError> {
+        let net = &model.network;
+        let nodes = net.nodes[..net.nodes_until(spec.until)].to_vec();
+        let wanted = wanted_gradients(net, &nodes);
+        let mut pass = Self {
+            spec,
+            acts: vec![None; net.values.len()],
+            grads: vec![None; net.values.len()],
+            convs: vec![None; nodes.len()],
+            coefs: alloc_span(engine, net.norms.iter().map(|n| 4 * n.channels).sum())?,
+            coef_at: net
+                .norms
+                .iter()
+                .scan(0, |at, n| {
+                    *at += 4 * n.channels;
+                    Some(*at - 4 * n.channels)
+                })
+                .collect(),
+            sums: alloc_span(engine, net.norms.iter().map(|n| 2 * n.channels).max().unwrap_or(0))?,
+            wanted,
+            nodes,
+        };
+        pass.plan_activations(engine, net)?;
+        if spec.mode == Mode::Train {
+            pass.plan_gradients(engine, net, pool)?;
+        }
+        for (i, node) in pass.nodes.iter().enumerate() {
+            if let Op::Conv { x, shape, .. } = node.op {
+                let used = match spec.mode {
+                    Mode::Eval => ConvUse::Forward,
+                    Mode::Train if pass.wanted[x.0] => ConvUse::Train,
+                    Mode::Train => ConvUse::ForwardWeight,
+                };
+                pass.convs[i] = Some(engine.alloc_conv(shape, spec.max_batch, used)?);
+            }
+        }
+        Ok(pass)
+    }
+
+    /// Most images that one call may bring.
+    #[must_use]
+    pub fn max_batch(&self) -> usize {
+        self.spec.max_batch
+    }
+
+    /// The activation of a value.
+    ///
+    /// # Panics
+    /// If the pass does not reach that value, or (in evaluation) its buffer was given to another.
+    #[must_use]
+    pub fn act(&self, value: ValueId) -> Act {
+        self.acts[value.0].expect("the pass holds this value")
+    }
+
+    /// Where the gradient of the last value is to be written before [`Pass::backward`].
+    ///
+    /// # Panics
+    /// In an evaluation pass.
+    #[must_use]
+    pub fn output_grad(&self) -> Act {
+        self.grads[self.spec.until.0].expect("a training pass has a gradient at its end")
+    }
+
+    /// Normalises images `rows` of a byte buffer into the input.
+    pub fn load(&self, engine: &mut dyn Engine, model: &Model, n: usize, images: ByteBuf, rows: Rows) {
+        engine.input_normalize(n, images, rows, &IMAGENET, self.act(model.network.input));
+    }
+
+    /// Brings the current weights (masked in the pruned branch) into compute layout: once per step.
+    pub fn pack(&self, engine: &mut dyn Engine, model: &Model) {
+        for (node, conv) in self.nodes.iter().zip(&self.convs) {
+            if let (Op::Conv { weight, .. }, Some(conv)) = (node.op, *conv) {
+                let mask = (self.spec.branch == Branch::Pruned).then(|| model.mask(weight));
+                engine.pack_conv(conv, model.part(model.params(), weight), mask);
+            }
+        }
+    }
+
+    /// Runs the node list on the loaded input.
+    ///
+    /// # Errors
+    /// A lost rank.
+    pub fn forward(
+        &self,
+        engine: &mut dyn Engine,
+        model: &Model,
+        batch: Batch,
+        ranks: &dyn Collective,
+    ) -> Result<(), NnError> {
+        assert!(batch.n <= self.spec.max_batch, "{} images in a pass planned for {}", batch.n, self.spec.max_batch);
+        let n = batch.n;
+        for (i, node) in self.nodes.iter().enumerate() {
+            let y = self.act(node.y);
+            match node.op {
+                Op::Conv { x, .. } => {
+                    let conv = self.convs[i].expect("planned");
+                    engine.conv_forward(n, conv, self.act(x), y, self.sums_for_next(i));
+                }
+                Op::Norm { x, norm, residual, relu } => {
+                    let coef = self.coefficients(engine, model, norm, batch, x, ranks)?;
+                    let residual = residual.map(|r| self.act(r));
+                    engine.norm_apply(n, NormApply { x: self.act(x), coef, residual, relu, y });
+                }
+                Op::MaxPool { x } => engine.max_pool_forward(n, self.act(x), y),
+                Op::AvgPool { x } => engine.avg_pool_forward(n, self.act(x), y),
+                Op::Shortcut { x } => engine.shortcut_forward(n, self.act(x), y),
+                Op::Linear { x, weight, bias } => {
+                    let part = |id| model.part(model.params(), id);
+                    engine.linear_forward(n, self.act(x), part(weight), bias.map(part), y, self.sums_for_next(i));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs the list in reverse from [`Pass::output_grad`], adding to the model's gradients. In the pruned branch the
+    /// masked weights get nothing.
+    ///
+    /// # Errors
+    /// A lost rank.
+    pub fn backward(
+        &self,
+        engine: &mut dyn Engine,
+        model: &Model,
+        batch: Batch,
+        ranks: &dyn Collective,
+    ) -> Result<(), NnError> {
+        let n = batch.n;
+        let mut written = vec![false; self.acts.len()];
+        for (i, node) in self.nodes.iter().enumerate().rev().filter(|(_, node)| self.wanted[node.y.0]) {
+            let dy = self.grads[node.y.0].expect("a wanted gradient has a buffer");
+            let mut target = |value: ValueId| {
+                self.wanted[value.0].then(|| {
+                    let write = if std::mem::replace(&mut written[value.0], true) { Write::Add } else { Write::Set };
+                    (self.grads[value.0].expect("a wanted gradient has a buffer"), write)
+                })
+            };
+            match node.op {
+                Op::Conv { x, weight, .. } => {
+                    let conv = self.convs[i].expect("planned");
+                    let mask = (self.spec.branch == Branch::Pruned).then(|| model.mask(weight));
+                    let dw = model.part(model.grads(), weight);
+                    engine.conv_backward_weight(n, conv, WeightGrad { x: self.act(x), dy, dw, mask });
+                    if let Some((dx, write)) = target(x) {
+                        engine.conv_backward_data(n, conv, dy, dx, write);
+                    }
+                }
+                Op::Norm { x, norm, residual, relu } => {
+                    let gate = relu.then(|| self.act(node.y));
+                    let back =
+                        NormBackward { dy, gate, x: self.act(x), coef: self.coef(model, norm), sums: self.norm_sums(model, norm) };
+                    engine.norm_backward_sums(n, back);
+                    let set = model.network.norms[norm.0].set(self.spec.branch as usize);
+                    let part = |id| model.part(model.grads(), id);
+                    engine.norm_param_grad(back.sums, part(set.gamma), part(set.beta));
+                    ranks.all_reduce_sum(engine, back.sums)?;
+                    let count = batch.n_global * model.network.dims(x).pixels();
+                    let dx = target(x).map(|(dx, _)| dx);
+                    engine.norm_backward_apply(n, back, Some(count), dx, residual.and_then(&mut target));
+                }
+                Op::MaxPool { x } => {
+                    if let Some((dx, write)) = target(x) {
+                        engine.max_pool_backward(n, self.act(x), self.act(node.y), dy, dx, write);
+                    }
+                }
+                Op::AvgPool { x } => {
+                    if let Some((dx, write)) = target(x) {
+                        engine.avg_pool_backward(n, dy, dx, write);
+                    }
+                }
+                Op::Shortcut { x } => {
+                    if let Some((dx, write)) = target(x) {
+                        engine.shortcut_backward(n, dy, dx, write);
+                    }
+                }
+                Op::Linear { x, weight, bias } => {
+                    let part = |id| model.part(model.grads(), id);
+                    engine.linear_backward_weight(n, self.act(x), dy, part(weight), bias.map(part));
+                    if let Some((dx, write)) = target(x) {
+                        engine.linear_backward_data(n, dy, model.part(model.params(), weight), dx, write);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the node before a batch norm leaves Σ and Σ².
+    fn sums_for_next(&self, i: usize) -> Option<Span> {
+        let y = self.nodes[i].y;
+        let next = self.nodes.get(i + 1)?;
+        match next.op {
+            Op::Norm { x, .. } if x == y && self.spec.mode == Mode::Train => {
+                None.or(Some(self.sums.slice(0..2 * self.channels_of(next))))
+            }
+            _ => None,
+        }
+    }
+
+    fn channels_of(&self, node: &Node) -> usize {
+        match node.op {
+            Op::Norm { norm, .. } => self.norm_channels(norm),
+            _ => 0,
+        }
+    }
+
+    fn norm_channels(&self, norm: NormId) -> usize {
+        let end = self.coef_at.get(norm.0 + 1).copied().unwrap_or(self.coefs.len);
+        (end - self.coef_at[norm.0]) / 4
+    }
+
+    fn norm_sums(&self, _model: &Model, norm: NormId) -> Span {
+        self.sums.slice(0..2 * self.norm_channels(norm))
+    }
+
+    fn coef(&self, _model: &Model, norm: NormId) -> Span {
+        self.coefs.slice(self.coef_at[norm.0]..self.coef_at[norm.0] + 4 * self.norm_channels(norm))
+    }
+
+    /// Fills a norm's coefficients from batch or running statistics.
+    fn coefficients(
+        &self,
+        engine: &mut dyn Engine,
+        model: &Model,
+        norm: NormId,
+        batch: Batch,
+        x: ValueId,
+        ranks: &dyn Collective,
+    ) -> Result<Span, NnError> {
+        let coef = self.coef(model, norm);
+        let sums = self.norm_sums(model, norm);
+        let spec = &model.network.norms[norm.0];
+        let set = spec.set(self.spec.branch as usize);
+        let (gamma, beta) = (model.part(model.params(), set.gamma), model.part(model.params(), set.beta));
+        let running = model.running().slice(set.running..set.running + 2 * spec.channels);
+        match self.spec.mode {
+            Mode::Eval => engine.norm_eval(NormEval { gamma, beta, running, eps: BN_EPS, coef }),
+            Mode::Train => {
+                ranks.all_reduce_sum(engine, sums)?;
+                let count = batch.n_global * model.network.dims(x).pixels();
+                let (eps, momentum) = (BN_EPS, BN_MOMENTUM);
+                engine.norm_train(NormTrain { sums, count, gamma, beta, running, eps, momentum, coef });
+            }
+        }
+        Ok(coef)
+    }
+
+    /// One buffer per value; in evaluation, values that are not read any more lend theirs to later ones.
+    fn plan_activations(&mut self, engine: &mut dyn Engine, net: &Network) -> Result<(), NnError> {
+        let last_read = |value: ValueId| {
+            let reads = self.nodes.iter().rposition(|node| node.op.inputs().any(|v| v == value));
+            if value == self.spec.until || value == net.feature { usize::MAX } else { reads.unwrap_or(usize::MAX) }
+        };
+        let mut free: Vec<(Dims, Act)> = Vec::new();
+        let mut acts = vec![None; net.values.len()];
+        acts[net.input.0] = Some(engine.alloc_act(self.spec.max_batch, net.dims(net.input))?);
+        for (i, node) in self.nodes.iter().enumerate() {
+            let dims = net.dims(node.y);
+            let reusable = free.iter().position(|(d, _)| *d == dims);
+            acts[node.y.0] = Some(match reusable {
+                Some(at) if self.spec.mode == Mode::Eval => free.swap_remove(at).1,
+                _ => engine.alloc_act(self.spec.max_batch, dims)?,
+            });
+            for value in node.op.inputs().filter(|&v| last_read(v) == i) {
+                if let Some(act) = acts[value.0] {
+                    free.push((net.dims(value), act));
+                }
+            }
+        }
+        self.acts = acts;
+        Ok(())
+    }
+
+    /// Slots of the pool for the gradients that backward wants, each held from its last consumer to its producer.
+    fn plan_gradients(&mut self, engine: &mut dyn Engine, net: &Network, pool: &mut GradPool) -> Result<(), NnError> {
+        let mut in_use: Vec<(ValueId, usize)> = Vec::new();
+        let mut take = |engine: &mut dyn Engine, value: ValueId, in_use: &mut Vec<(ValueId, usize)>| {
+            let dims = net.dims(value);
+            let taken: Vec<usize> =
+                in_use.iter().filter(|(v, _)| net.dims(*v) == dims).map(|&(_, slot)| slot).collect();
+            let slot = (0..).find(|slot| !taken.contains(slot)).expect("a free slot");
+            in_use.push((value, slot));
+            pool.slot(engine, dims, self.spec.max_batch, slot)
+        };
+        self.grads[self.spec.until.0] = Some(take(engine, self.spec.until, &mut in_use)?);
+        for node in self.nodes.iter().rev().filter(|node| self.wanted[node.y.0]) {
+            for value in node.op.inputs().filter(|v| self.wanted[v.0]) {
+                if self.grads[value.0].is_none() {
+                    self.grads[value.0] = Some(take(engine, value, &mut in_use)?);
+                }
+            }
+            in_use.retain(|(value, _)| *value != node.y);
+        }
+        Ok(())
+    }
+}
+
+fn alloc_span(engine: &mut dyn Engine, len: usize) -> Result<Span, EngineError> {
+    let buf = engine.alloc_f32(len)?;
+    Ok(engine.whole(buf))
+}
+
+/// Values whose gradient leads to a trainable parameter: backward stops at the first trainable node.
+fn wanted_gradients(net: &Network, nodes: &[Node]) -> Vec<bool> {
+    let mut wanted = vec![false; net.values.len()];
+    for node in nodes {
+        let trains = matches!(node.op, Op::Conv { .. } | Op::Norm { .. } | Op::Linear { .. });
+        wanted[node.y.0] = trains || node.op.inputs().any(|v| wanted[v.0]);
+    }
+    wanted
+}
