@@ -98,56 +98,132 @@ fn shift_hue(arch: Arch, planes: &mut [u8], turns: f64) {
     arch.dispatch(
         #[inline(always)]
         || {
+            let (red, red_rest) = red.as_chunks_mut::<LANES>();
+            let (green, green_rest) = green.as_chunks_mut::<LANES>();
+            let (blue, blue_rest) = blue.as_chunks_mut::<LANES>();
             for ((r, g), b) in red.iter_mut().zip(green).zip(blue) {
-                let (hue, saturation, value) = to_hsv(*r, *g, *b);
-                (*r, *g, *b) = to_rgb(hue.wrapping_add(shift), saturation, value);
+                shift_hue_lanes(r, g, b, shift);
             }
+            let n = red_rest.len();
+            let (mut r, mut g, mut b) = ([0; LANES], [0; LANES], [0; LANES]);
+            r[..n].copy_from_slice(red_rest);
+            g[..n].copy_from_slice(green_rest);
+            b[..n].copy_from_slice(blue_rest);
+            shift_hue_lanes(&mut r, &mut g, &mut b, shift);
+            red_rest.copy_from_slice(&r[..n]);
+            green_rest.copy_from_slice(&g[..n]);
+            blue_rest.copy_from_slice(&b[..n]);
         },
     );
 }
 
+/// Pixels that are handled side by side: small steps over short arrays are what compilers turn into vector code.
+const LANES: usize = 32;
+
+#[inline(always)]
+fn shift_hue_lanes(r: &mut [u8; LANES], g: &mut [u8; LANES], b: &mut [u8; LANES], shift: u8) {
+    let (mut hue, mut saturation, mut value) = ([0; LANES], [0; LANES], [0; LANES]);
+    to_hsv(r, g, b, &mut hue, &mut saturation, &mut value);
+    for h in &mut hue {
+        *h = h.wrapping_add(shift);
+    }
+    to_rgb(&hue, &saturation, &value, r, g, b);
+}
+
 /// `rgb2hsv_row`. Single precision, except where C promotes to double.
 #[inline(always)]
-fn to_hsv(r: u8, g: u8, b: u8) -> (u8, u8, u8) {
-    let (max, min) = (r.max(g).max(b), r.min(g).min(b));
-    // Grey pixels divide by one instead of zero; their hue and saturation come out as zero.
-    let range = f32::from((max - min).max(1));
-    let part = |value: u8| f32::from(max - value) / range;
-    let (rc, gc, bc) = (part(r), part(g), part(b));
-    let sector_0 = bc - gc;
-    let sector_1 = (2.0 + f64::from(rc) - f64::from(bc)) as f32;
-    let sector_2 = (4.0 + f64::from(gc) - f64::from(rc)) as f32;
-    let turns_6 = if r == max {
-        sector_0
-    } else if g == max {
-        sector_1
-    } else {
-        sector_2
-    };
-    let above_zero = f64::from(turns_6) / 6.0 + 1.0;
-    let turns = (if above_zero >= 1.0 { above_zero - 1.0 } else { above_zero }) as f32;
-    let saturation = f32::from(max - min) / f32::from(max.max(1));
-    ((f64::from(turns) * 255.0) as i32 as u8, (f64::from(saturation) * 255.0) as i32 as u8, max)
+fn to_hsv(
+    r: &[u8; LANES],
+    g: &[u8; LANES],
+    b: &[u8; LANES],
+    hue: &mut [u8; LANES],
+    saturation: &mut [u8; LANES],
+    value: &mut [u8; LANES],
+) {
+    let mut turns_6 = [0f32; LANES];
+    for i in 0..LANES {
+        let (r, g, b) = (f32::from(r[i]), f32::from(g[i]), f32::from(b[i]));
+        let larger = |a: f32, b: f32| if a > b { a } else { b };
+        let smaller = |a: f32, b: f32| if a < b { a } else { b };
+        let (max, min) = (larger(larger(r, g), b), smaller(smaller(r, g), b));
+        // Grey pixels divide by one instead of zero; their hue and saturation come out as zero.
+        let range = larger(max - min, 1.0);
+        // The hue is `base` plus the distance of one channel from the maximum less that of another.
+        let (is_red, is_green) = (r == max, g == max);
+        let base = if is_red {
+            0.0
+        } else if is_green {
+            2.0
+        } else {
+            4.0
+        };
+        let plus = if is_red {
+            b
+        } else if is_green {
+            r
+        } else {
+            g
+        };
+        let minus = if is_red {
+            g
+        } else if is_green {
+            b
+        } else {
+            r
+        };
+        let (plus, minus) = ((max - plus) / range, (max - minus) / range);
+        turns_6[i] = (base + f64::from(plus) - f64::from(minus)) as f32;
+        let share = (max - min) / larger(max, 1.0);
+        saturation[i] = (f64::from(share) * 255.0) as i32 as u8;
+        value[i] = max as i32 as u8;
+    }
+    for i in 0..LANES {
+        let above_zero = f64::from(turns_6[i]) / 6.0 + 1.0;
+        let turns = (if above_zero >= 1.0 { above_zero - 1.0 } else { above_zero }) as f32;
+        hue[i] = (f64::from(turns) * 255.0) as i32 as u8;
+    }
 }
 
 /// `hsv2rgb`.
 #[inline(always)]
-fn to_rgb(h: u8, s: u8, v: u8) -> (u8, u8, u8) {
-    let turns_6 = f64::from(h) * 6.0 / 255.0;
-    let sector = turns_6 as i32;
-    let f = (turns_6 - f64::from(sector)) as f32;
-    let saturation = (f64::from(s) / 255.0) as f32;
-    let scaled = |share: f64| (f64::from(v) * share + 0.5) as i32 as u8;
-    let p = scaled(1.0 - f64::from(saturation));
-    let q = scaled(1.0 - f64::from(saturation * f));
-    let t = scaled(1.0 - f64::from(saturation) * (1.0 - f64::from(f)));
-    let pick = |by_sector: [u8; 6]| {
-        // A chain of selects vectorises where an indexed load does not.
-        let mut value = by_sector[0]; // sector 6 is sector 0
-        for (idx, candidate) in by_sector.into_iter().enumerate().skip(1) {
-            value = if sector == idx as i32 { candidate } else { value };
-        }
-        value
-    };
-    (pick([v, q, p, p, t, v]), pick([t, v, v, q, p, p]), pick([p, p, t, v, v, q]))
+fn to_rgb(
+    hue: &[u8; LANES],
+    saturation: &[u8; LANES],
+    value: &[u8; LANES],
+    r: &mut [u8; LANES],
+    g: &mut [u8; LANES],
+    b: &mut [u8; LANES],
+) {
+    for i in 0..LANES {
+        let turns_6 = f64::from(hue[i]) * 6.0 / 255.0;
+        let sector = turns_6 as i32;
+        let f = (turns_6 - f64::from(sector)) as f32;
+        let saturation = (f64::from(saturation[i]) / 255.0) as f32;
+        let v = i32::from(value[i]);
+        let scaled = |share: f64| (f64::from(v) * share + 0.5) as i32;
+        let p = scaled(1.0 - f64::from(saturation));
+        let q = scaled(1.0 - f64::from(saturation * f));
+        let t = scaled(1.0 - f64::from(saturation) * (1.0 - f64::from(f)));
+        let pick = |s0, s1, s2, s3, s4, s5| {
+            // A chain of selects vectorises where an indexed load does not. Sector 6 is sector 0.
+            let high = if sector == 4 {
+                s4
+            } else if sector == 5 {
+                s5
+            } else {
+                s0
+            };
+            let low = if sector == 1 {
+                s1
+            } else if sector == 2 {
+                s2
+            } else {
+                s3
+            };
+            if sector == 0 || sector > 3 { high } else { low }
+        };
+        r[i] = pick(v, q, p, p, t, v) as u8;
+        g[i] = pick(t, v, v, q, p, p) as u8;
+        b[i] = pick(p, p, t, v, v, q) as u8;
+    }
 }

@@ -1,8 +1,10 @@
 //! Resizing a crop with a filter that widens when it shrinks, pixel for pixel as Pillow does.
 //!
-//! Source: Pillow's `src/libImaging/Resample.c`: rows first, then columns, 8-bit results between the two, 22-bit fixed
-//! point weights. Difference: both passes run over 8-bit planes in an order that vectorises (the first on strips of
-//! rows turned on their side); the sums are the same integers.
+//! Source: Pillow's `src/libImaging/Resample.c`: one direction after the other, 8-bit results between the two, 22-bit
+//! fixed point weights. Difference: both passes run over 8-bit planes in an order that vectorises (within rows: on strips
+//! turned on their side); the sums are the same integers.
+
+use std::ops::Range;
 
 use pulp::Arch;
 
@@ -62,7 +64,7 @@ struct Weights {
 
 impl Weights {
     /// Weights for the output pixels `outputs` of a resize from `input_len` to `output_len`.
-    fn compute(&mut self, filter: Filter, input_len: usize, output_len: usize, outputs: std::ops::Range<usize>) {
+    fn compute(&mut self, filter: Filter, input_len: usize, output_len: usize, outputs: Range<usize>) {
         let scale = input_len as f64 / output_len as f64;
         let filter_scale = scale.max(1.0);
         let support = filter.radius() * filter_scale;
@@ -97,7 +99,7 @@ impl Weights {
     }
 
     /// The input pixels that any output pixel needs.
-    fn input_range(&self) -> std::ops::Range<usize> {
+    fn input_range(&self) -> Range<usize> {
         let start = self.spans.first().map_or(0, |span| span.0);
         let end = self.spans.iter().map(|(first, len)| first + len).max().unwrap_or(0);
         start..end
@@ -109,9 +111,9 @@ impl Weights {
 pub(super) struct Buffers {
     columns: Weights,
     rows: Weights,
-    /// A strip of input rows: for each column, `[3, STRIP]`.
+    /// A strip of rows: for each column, `[3, STRIP]`.
     strip: Vec<[u8; STRIP_LEN]>,
-    /// After the first pass: `[3, input rows, stride]`.
+    /// Between the passes: planes `[3, rows, columns]`, or pixels `[rows, columns, 3]` if columns come second.
     middle: Vec<u8>,
 }
 
@@ -135,7 +137,7 @@ pub(super) fn resized_window(
     if view_columns.is_empty() || view_rows.is_empty() {
         return;
     }
-    let outputs = |view: &std::ops::Range<usize>, window: i32| {
+    let outputs = |view: &Range<usize>, window: i32| {
         let place = |position: usize| (position as i64 + i64::from(window)) as usize;
         place(view.start)..place(view.end)
     };
@@ -143,41 +145,96 @@ pub(super) fn resized_window(
     columns.compute(*filter, crop.width as usize, resized.0 as usize, outputs(&view_columns, window.0));
     rows.compute(*filter, crop.height as usize, resized.1 as usize, outputs(&view_rows, window.1));
 
-    let input_rows = rows.input_range();
-    let n_rows = input_rows.len();
-    let stride = view_columns.len().next_multiple_of(CHUNK);
-    middle.resize(3 * n_rows * stride, 0);
-    for first in (0..n_rows).step_by(STRIP) {
-        let n_strip = STRIP.min(n_rows - first);
-        let top = crop.top as usize + input_rows.start + first;
-        turn_strip(image, crop.left as usize, crop.width as usize, top, n_strip, strip);
-        let target = MiddleRows { middle, n_rows, stride, first, n_strip, n_columns: view_columns.len(), flip };
+    let row_len = image.width as usize * 3;
+    let first_pixel = crop.top as usize * row_len + crop.left as usize * 3;
+    let input = Rows { bytes: &image.pixels[first_pixel..], row_len, width: crop.width as usize };
+    let first_column = if flip { side - view_columns.end } else { view_columns.start };
+    let view = Planes { plane_len: side * side, row_len: side, first: view_rows.start * side + first_column };
+    let n_columns = view_columns.len();
+    if rows_come_first(crop.width, crop.height, *resized) {
+        let width = input.width * 3;
+        middle.resize(view_rows.len() * width, 0);
+        let middle = &mut middle[..view_rows.len() * width];
         arch.dispatch(
             #[inline(always)]
-            || resample_columns(strip, columns, target),
+            || resample_rows(input.bytes, row_len, rows, 0, middle.chunks_exact_mut(width)),
+        );
+        let turned = Rows { bytes: middle, row_len: width, width: input.width };
+        resample_columns(arch, turned, view_rows.len(), columns, flip, strip, view, planes);
+    } else {
+        let used = rows.input_range();
+        let plane_len = used.len() * n_columns;
+        middle.resize(3 * plane_len, 0);
+        let between = Planes { plane_len, row_len: n_columns, first: 0 };
+        let input = Rows { bytes: &input.bytes[used.start * row_len..], ..input };
+        resample_columns(arch, input, used.len(), columns, flip, strip, between, middle);
+        for (plane, middle) in planes.chunks_exact_mut(side * side).zip(middle.chunks_exact(plane_len)) {
+            let places = plane[view.first - first_column..].chunks_mut(side);
+            arch.dispatch(
+                #[inline(always)]
+                || {
+                    let places = places.map(|row| &mut row[first_column..][..n_columns]);
+                    resample_rows(middle, n_columns, rows, used.start, places);
+                },
+            );
+        }
+    }
+}
+
+/// Which pass Pillow runs first. Up to version 12 it was always the columns within each row; version 13 starts with the
+/// rows where that removes more than twice as much. Found by comparing 3000 resizes with both orders.
+fn rows_come_first(width: u32, height: u32, resized: (u32, u32)) -> bool {
+    let removed = |from: u32, to: u32| i64::from(from) - i64::from(to);
+    let (columns, rows) = (removed(width, resized.0), removed(height, resized.1));
+    rows > 0 && rows > 2 * columns
+}
+
+/// Rows of interleaved pixels somewhere in a larger image.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    bytes: &'a [u8],
+    row_len: usize,
+    /// In pixels.
+    width: usize,
+}
+
+/// Where in a buffer of three planes a rectangle lies.
+#[derive(Clone, Copy)]
+struct Planes {
+    plane_len: usize,
+    row_len: usize,
+    /// Index of the rectangle's first value in the first plane.
+    first: usize,
+}
+
+/// Resamples each row of interleaved pixels into rows of three planes.
+#[expect(clippy::too_many_arguments, reason = "one call with two targets; a struct would only rename them")]
+fn resample_columns(
+    arch: Arch,
+    input: Rows,
+    n_rows: usize,
+    weights: &Weights,
+    flip: bool,
+    strip: &mut Vec<[u8; STRIP_LEN]>,
+    place: Planes,
+    planes: &mut [u8],
+) {
+    for first in (0..n_rows).step_by(STRIP) {
+        let n_strip = STRIP.min(n_rows - first);
+        turn_strip(Rows { bytes: &input.bytes[first * input.row_len..], ..input }, n_strip, strip);
+        let place = Planes { first: place.first + first * place.row_len, ..place };
+        arch.dispatch(
+            #[inline(always)]
+            || resample_strip(strip, n_strip, weights, flip, place, planes),
         );
     }
-    let first_column = if flip { side - view_columns.end } else { view_columns.start };
-    let target = ViewRows { planes, side, first_row: view_rows.start, first_column, n_columns: view_columns.len() };
-    arch.dispatch(
-        #[inline(always)]
-        || resample_rows(middle, n_rows, stride, rows, input_rows.start, target),
-    );
 }
 
 /// Turns rows of interleaved pixels into columns of `[3, STRIP]` values.
-fn turn_strip(
-    image: &RgbImage,
-    left: usize,
-    width: usize,
-    top: usize,
-    n_rows: usize,
-    strip: &mut Vec<[u8; STRIP_LEN]>,
-) {
-    strip.resize(width, [0; STRIP_LEN]);
+fn turn_strip(input: Rows, n_rows: usize, strip: &mut Vec<[u8; STRIP_LEN]>) {
+    strip.resize(input.width, [0; STRIP_LEN]);
     for row in 0..n_rows {
-        let start = ((top + row) * image.width as usize + left) * 3;
-        let pixels = image.pixels[start..][..width * 3].chunks_exact(3);
+        let pixels = input.bytes[row * input.row_len..][..input.width * 3].chunks_exact(3);
         for (column, pixel) in strip.iter_mut().zip(pixels) {
             column[row] = pixel[0];
             column[STRIP + row] = pixel[1];
@@ -186,20 +243,17 @@ fn turn_strip(
     }
 }
 
-/// Where the first pass writes a strip.
-struct MiddleRows<'a> {
-    middle: &'a mut [u8],
-    n_rows: usize,
-    stride: usize,
-    first: usize,
-    n_strip: usize,
-    n_columns: usize,
-    flip: bool,
-}
-
 #[inline(always)]
-fn resample_columns(strip: &[[u8; STRIP_LEN]], weights: &Weights, target: MiddleRows) {
-    for n in 0..target.n_columns {
+fn resample_strip(
+    strip: &[[u8; STRIP_LEN]],
+    n_rows: usize,
+    weights: &Weights,
+    flip: bool,
+    place: Planes,
+    planes: &mut [u8],
+) {
+    let n_columns = weights.spans.len();
+    for n in 0..n_columns {
         let (first, weights) = weights.at(n);
         let mut sums = [HALF; STRIP_LEN];
         for (column, weight) in strip[first..].iter().zip(weights) {
@@ -208,43 +262,49 @@ fn resample_columns(strip: &[[u8; STRIP_LEN]], weights: &Weights, target: Middle
             }
         }
         let values = sums.map(to_byte);
-        let column = if target.flip { target.n_columns - 1 - n } else { n };
+        let column = if flip { n_columns - 1 - n } else { n };
         for (channel, values) in values.chunks_exact(STRIP).enumerate() {
-            let start = (channel * target.n_rows + target.first) * target.stride + column;
-            let rows = target.middle[start..].iter_mut().step_by(target.stride);
-            rows.zip(&values[..target.n_strip]).for_each(|(place, value)| *place = *value);
+            let rows = planes[channel * place.plane_len + place.first + column..].iter_mut().step_by(place.row_len);
+            rows.zip(&values[..n_rows]).for_each(|(place, value)| *place = *value);
         }
     }
 }
 
-/// Where the second pass writes.
-struct ViewRows<'a> {
-    planes: &'a mut [u8],
-    side: usize,
-    first_row: usize,
-    first_column: usize,
-    n_columns: usize,
+/// Resamples down the rows of `input`, whose first row has the number `first_input`; each output row has as many values
+/// as are wanted.
+#[inline(always)]
+fn resample_rows<'a>(
+    input: &[u8],
+    row_len: usize,
+    weights: &Weights,
+    first_input: usize,
+    outputs: impl Iterator<Item = &'a mut [u8]>,
+) {
+    for (n, output) in outputs.take(weights.spans.len()).enumerate() {
+        let (first, weights) = weights.at(n);
+        let input = &input[(first - first_input) * row_len..];
+        let (chunks, rest) = output.as_chunks_mut::<CHUNK>();
+        let n_whole = chunks.len() * CHUNK;
+        for (chunk_idx, chunk) in chunks.iter_mut().enumerate() {
+            let mut sums = [HALF; CHUNK];
+            for (row, weight) in weights.iter().enumerate() {
+                let values = &input[row * row_len + chunk_idx * CHUNK..][..CHUNK];
+                add_weighted(&mut sums, values, *weight);
+            }
+            *chunk = sums.map(to_byte);
+        }
+        let mut sums = [HALF; CHUNK];
+        for (row, weight) in weights.iter().enumerate() {
+            add_weighted(&mut sums[..rest.len()], &input[row * row_len + n_whole..][..rest.len()], *weight);
+        }
+        rest.iter_mut().zip(sums).for_each(|(place, sum)| *place = to_byte(sum));
+    }
 }
 
 #[inline(always)]
-fn resample_rows(middle: &[u8], n_rows: usize, stride: usize, weights: &Weights, first_input: usize, target: ViewRows) {
-    let ViewRows { planes, side, first_row, first_column, n_columns } = target;
-    for (plane, middle) in planes.chunks_exact_mut(side * side).zip(middle.chunks_exact(n_rows * stride)) {
-        for n in 0..weights.spans.len() {
-            let (first, weights) = weights.at(n);
-            let rows = &middle[(first - first_input) * stride..];
-            let row = &mut plane[(first_row + n) * side + first_column..][..n_columns];
-            for (chunk_idx, place) in row.chunks_mut(CHUNK).enumerate() {
-                let mut sums = [HALF; CHUNK];
-                for (input, weight) in rows.chunks_exact(stride).zip(weights) {
-                    let (input, _) = input[chunk_idx * CHUNK..].as_chunks::<CHUNK>();
-                    for (sum, value) in sums.iter_mut().zip(&input[0]) {
-                        *sum += i32::from(*value) * weight;
-                    }
-                }
-                place.copy_from_slice(&sums.map(to_byte)[..place.len()]);
-            }
-        }
+fn add_weighted(sums: &mut [i32], values: &[u8], weight: i32) {
+    for (sum, value) in sums.iter_mut().zip(values) {
+        *sum += i32::from(*value) * weight;
     }
 }
 
