@@ -2,6 +2,8 @@
 
 mod export;
 mod names;
+mod npy;
 
 pub use export::{ExportError, ExportOptions, export_safetensors};
 pub use names::{Branch, torchvision_name};
+pub use npy::npy_f32;

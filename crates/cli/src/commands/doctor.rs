@@ -1,0 +1,122 @@
+//! `sdclr doctor`: what this machine offers, and what will be used of it.
+
+use crate::context::Context;
+use serde_json::{Value, json};
+use std::process::ExitCode;
+use sysinfo::{Disks, System};
+
+/// Looks around and reports.
+///
+/// # Errors
+/// If stdout cannot be written.
+pub fn run(context: Context) -> anyhow::Result<ExitCode> {
+    let found = look();
+    if context.json {
+        context.print_json(&found)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let lines = [
+        ("version", plain(&found["version"])),
+        ("processor", plain(&found["processor"])),
+        ("features", list(&found["features"])),
+        ("cores", plain(&found["cores"])),
+        (
+            "memory",
+            format!("{} GB, {} GB free", gigabytes(&found["memory_bytes"]), gigabytes(&found["memory_free_bytes"])),
+        ),
+        ("disk here", format!("{} GB free", gigabytes(&found["disk_free_bytes"]))),
+        (
+            "will use",
+            format!(
+                "device {}, precision {}, {} threads",
+                plain(&found["device"]),
+                plain(&found["precision"]),
+                found["threads"]
+            ),
+        ),
+    ];
+    let text: String = lines.iter().map(|(name, value)| format!("{name:<10} {value}\n")).collect();
+    context.print(&text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn look() -> Value {
+    let mut system = System::new();
+    system.refresh_memory();
+    system.refresh_cpu_all();
+    let processor = system.cpus().first().map(|cpu| cpu.brand().trim().to_owned()).filter(|name| !name.is_empty());
+    // Inside a container, its limit counts and not the machine's memory.
+    let (total, free) = match system.cgroup_limits() {
+        Some(limits) => (limits.total_memory, limits.free_memory),
+        None => (system.total_memory(), system.available_memory()),
+    };
+    // What the scheduler lets this process use, affinity and container limits included.
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "processor": processor,
+        "features": features(),
+        "cores": threads,
+        "memory_bytes": total,
+        "memory_free_bytes": free,
+        "disk_free_bytes": disk_free(),
+        "device": "cpu",
+        "precision": "f32",
+        "threads": threads,
+    })
+}
+
+/// The processor's vector and matrix extensions that matter to training.
+fn features() -> Vec<&'static str> {
+    // The system's own list: what the processor has and the system lets programs use, under Linux's names.
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = cpuinfo.lines().find(|line| line.starts_with("flags") || line.starts_with("Features"));
+    let flags: Vec<&str> = line.map(|line| line.split_whitespace().collect()).unwrap_or_default();
+    let wanted = ["avx2", "fma", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "bf16", "sve"];
+    let mut found: Vec<&str> = wanted.into_iter().filter(|name| flags.contains(name)).collect();
+    if flags.is_empty() {
+        found = detected();
+    }
+    found
+}
+
+#[cfg(target_arch = "x86_64")]
+fn detected() -> Vec<&'static str> {
+    let known = [
+        ("avx2", std::arch::is_x86_feature_detected!("avx2")),
+        ("fma", std::arch::is_x86_feature_detected!("fma")),
+        ("avx512f", std::arch::is_x86_feature_detected!("avx512f")),
+    ];
+    known.into_iter().filter(|(_, present)| *present).map(|(name, _)| name).collect()
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn detected() -> Vec<&'static str> {
+    Vec::new()
+}
+
+/// Free bytes on the disk of the current folder, if that can be told.
+fn disk_free() -> Option<u64> {
+    let here = std::env::current_dir().ok()?;
+    let disks = Disks::new_with_refreshed_list();
+    let holding = disks.iter().filter(|disk| here.starts_with(disk.mount_point()));
+    let nearest = holding.max_by_key(|disk| disk.mount_point().as_os_str().len())?;
+    Some(nearest.available_space())
+}
+
+fn plain(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Null => "unknown".to_owned(),
+        _ => value.to_string(),
+    }
+}
+
+fn list(value: &Value) -> String {
+    let items: Vec<String> = value.as_array().into_iter().flatten().map(plain).collect();
+    if items.is_empty() { "none known".to_owned() } else { items.join(", ") }
+}
+
+fn gigabytes(value: &Value) -> String {
+    value.as_f64().map_or_else(|| "unknown".to_owned(), |bytes| format!("{:.1}", bytes / 1e9))
+}

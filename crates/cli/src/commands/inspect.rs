@@ -1,0 +1,154 @@
+//! `sdclr inspect`: what is this?
+
+use crate::args::InspectArgs;
+use crate::config;
+use crate::context::Context;
+use sdclr::checkpoint::{Checkpoint, TensorData};
+use sdclr::run_dir::{CheckpointName, RunDir};
+use sdclr_records::MetricLine;
+use serde_json::{Value, json};
+use std::path::Path;
+use std::process::ExitCode;
+
+/// Images of a data set that are decoded unless `--all` is given.
+const SAMPLE: usize = 1000;
+/// Broken images and classes that are listed by name.
+const LISTED: usize = 20;
+
+/// Tells a run from a checkpoint from a data set, and describes it.
+///
+/// # Errors
+/// If it is none of them, or damaged.
+pub fn run(args: &InspectArgs, context: Context) -> anyhow::Result<ExitCode> {
+    let is_checkpoint = args.path.extension().is_some_and(|extension| extension == "safetensors");
+    let description = if is_checkpoint {
+        checkpoint(&args.path)?
+    } else if args.path.join("config.toml").is_file() {
+        run_directory(&args.path)?
+    } else {
+        data_set(args)?
+    };
+    if context.json {
+        context.print_json(&description)?;
+    } else {
+        context.print(&text(&description, 0))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn checkpoint(path: &Path) -> anyhow::Result<Value> {
+    let checkpoint = Checkpoint::load(path)?;
+    let count = |wanted: fn(&TensorData) -> bool| {
+        checkpoint.tensors.values().filter(|tensor| wanted(&tensor.data)).map(|tensor| tensor.data.len()).sum::<usize>()
+    };
+    Ok(json!({
+        "kind": "checkpoint",
+        "state": checkpoint.state,
+        "tensors": checkpoint.tensors.len(),
+        "floats": count(|data| matches!(data, TensorData::F32(_))),
+        "mask bits": count(|data| matches!(data, TensorData::U8(_))),
+    }))
+}
+
+fn run_directory(path: &Path) -> anyhow::Result<Value> {
+    let run = RunDir::open(path)?;
+    let last_checkpoint = run.checkpoint_path(CheckpointName::Last);
+    let state = if last_checkpoint.is_file() { Some(Checkpoint::load(&last_checkpoint)?.state) } else { None };
+    let results: serde_json::Map<String, Value> = run
+        .results()?
+        .into_iter()
+        .map(|(name, result)| (name, json!({ "all": result.all, "top1": result.top1, "protocol": result.protocol })))
+        .collect();
+    let metrics = std::fs::read_to_string(run.metrics_path()).unwrap_or_default();
+    // A run that is being written to, or was killed, may end in half a line.
+    let last = metrics.lines().rev().find_map(|line| serde_json::from_str::<MetricLine>(line).ok());
+    Ok(json!({
+        "kind": "run",
+        "config": run.config()?,
+        "last checkpoint": state.map(|state| json!({
+            "model": state.model,
+            "epoch": state.epoch,
+            "step": state.step,
+            "of steps": state.total_steps,
+        })),
+        "last metrics": last,
+        "results": results,
+    }))
+}
+
+fn data_set(args: &InspectArgs) -> anyhow::Result<Value> {
+    let dataset = config::open_images(&args.path, args.part.parse()?, args.split.clone(), None)?;
+    let found = sdclr_data::inspect(&dataset, if args.all { usize::MAX } else { SAMPLE });
+    let range = |range: Option<(u32, u32)>| match range {
+        Some((low, high)) if low == high => json!(low),
+        Some((low, high)) => json!(format!("{low} to {high}")),
+        None => Value::Null,
+    };
+    let broken = found.broken.iter().take(LISTED).map(|image| json!(format!("{}: {}", image.name, image.reason)));
+    let classes = found.class_counts.as_ref().map(|counts| {
+        let name = |label: usize| match &found.class_names {
+            Some(names) => names.get(label).cloned().unwrap_or_else(|| label.to_string()),
+            None => label.to_string(),
+        };
+        let mut order: Vec<usize> = (0..counts.len()).collect();
+        order.sort_by_key(|&label| std::cmp::Reverse(counts[label]));
+        order.into_iter().map(|label| json!({ "class": name(label), "images": counts[label] })).collect::<Vec<_>>()
+    });
+    Ok(json!({
+        "kind": "data set",
+        "description": found.description,
+        "images": found.n_images,
+        "looked at": found.n_decoded,
+        "width": range(found.width_range),
+        "height": range(found.height_range),
+        "broken": found.broken.len(),
+        "broken images": broken.collect::<Vec<_>>(),
+        "classes": classes,
+    }))
+}
+
+/// An indented outline of a JSON value, without what is null or empty.
+fn text(value: &Value, depth: usize) -> String {
+    let indent = "  ".repeat(depth);
+    let mut lines = String::new();
+    let Value::Object(map) = value else { return format!("{indent}{}\n", plain(value)) };
+    for (key, value) in map {
+        let key = key.replace('_', " ");
+        match value {
+            Value::Null => {}
+            Value::Object(inner) if inner.is_empty() => {}
+            Value::Object(_) => lines.push_str(&format!("{indent}{key}:\n{}", text(value, depth + 1))),
+            Value::Array(items) if items.is_empty() => {}
+            Value::Array(items) if items.iter().any(|item| !item.is_number()) => {
+                lines.push_str(&format!("{indent}{key}: {}\n", items.len()));
+                let shown = items.iter().take(LISTED).map(|item| format!("{indent}  {}\n", plain(item)));
+                lines.extend(shown);
+                if items.len() > LISTED {
+                    lines.push_str(&format!("{indent}  … and {} more\n", items.len() - LISTED));
+                }
+            }
+            _ => lines.push_str(&format!("{indent}{key}: {}\n", plain(value))),
+        }
+    }
+    lines
+}
+
+fn plain(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Object(map) => map.values().map(plain).collect::<Vec<_>>().join("  "),
+        _ => value.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_outline_leaves_out_what_is_not_there() {
+        let value =
+            json!({ "a_b": 1, "gone": null, "none": [], "inner": { "x": "y" }, "list": [{ "c": "cat", "n": 3 }] });
+        assert_eq!(text(&value, 0), "a b: 1\ninner:\n  x: y\nlist: 1\n  cat  3\n");
+    }
+}

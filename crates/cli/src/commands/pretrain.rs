@@ -1,0 +1,49 @@
+//! `sdclr pretrain`.
+
+use crate::args::PretrainArgs;
+use crate::context::Context;
+use crate::progress::Progress;
+use crate::wiring::{self, Outcome, PretrainJob};
+use crate::{config, signals};
+use sdclr::run_dir::{Existing, RunDir};
+use std::process::ExitCode;
+
+/// Checks everything, then trains.
+///
+/// # Errors
+/// A setting, image or folder that does not do, or training that fails.
+pub fn run(args: &PretrainArgs, context: Context) -> anyhow::Result<ExitCode> {
+    let run_config = config::resolve_run(args, &context)?;
+    let dataset = config::open_training_images(&run_config)?;
+    config::check_batch_size(&run_config, &dataset)?;
+    context.note(&format!("training on {}", dataset.description()));
+    let existing = match (args.resume, args.overwrite) {
+        (true, _) => Existing::Resume,
+        (_, true) => Existing::Overwrite,
+        _ => Existing::Refuse,
+    };
+    let writer = RunDir::create(&args.out, existing, &run_config)?;
+    let stop = signals::install()?;
+    let mut progress = Progress::new(context, "");
+    let job =
+        PretrainJob { config: &run_config, dataset, writer, resume: args.resume, stop: &stop, observer: &mut progress };
+    let outcome = wiring::pretrain(job);
+    progress.finish();
+    match outcome? {
+        Outcome::Finished { loss, step } => {
+            if context.json {
+                context.print_json(&serde_json::json!({ "run": args.out, "loss": loss, "step": step }))?;
+            } else {
+                context.print(&format!("{}: trained, loss {loss:.4} after {step} steps\n", args.out.display()))?;
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Outcome::Stopped(signal) => {
+            context.note(&format!(
+                "stopped after writing a checkpoint; go on with: sdclr pretrain --out {} --resume",
+                args.out.display()
+            ));
+            Ok(ExitCode::from(signal.exit_code()))
+        }
+    }
+}

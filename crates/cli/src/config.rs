@@ -1,0 +1,141 @@
+//! From what was typed, the environment and files to one checked config, and to the images that it names.
+
+use crate::args::PretrainArgs;
+use crate::context::Context;
+use crate::exit::UsageError;
+use anyhow::Context as _;
+use sdclr::run_dir::RunDir;
+use sdclr_data::{Dataset, OpenOptions};
+use sdclr_records::RunConfig;
+use sdclr_records::layers::{Layer, resolve};
+use sdclr_records::names::Part;
+use std::path::{Path, PathBuf};
+
+/// Merges every layer of a pre-training command, lowest precedence first: the resumed run's own config, preset, config
+/// file, environment, `--set`, flags.
+///
+/// # Errors
+/// Whatever a layer has wrong, and images that cannot be opened where their size decides the model's.
+pub fn resolve_run(args: &PretrainArgs, context: &Context) -> anyhow::Result<RunConfig> {
+    let mut layers = Vec::new();
+    let stored = args.out.join("config.toml");
+    if args.resume && stored.is_file() {
+        layers.push(Layer::from_file(&stored)?);
+    }
+    if let Some(name) = &args.preset {
+        layers.push(Layer::preset(name)?);
+    }
+    if let Some(path) = &args.config {
+        layers.push(Layer::from_file(path)?);
+    }
+    // A variable that is not UTF-8 cannot be one of ours.
+    let vars =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let (env, warnings) = Layer::from_env(vars, &[])?;
+    warnings.iter().for_each(|warning| context.warn(warning));
+    layers.push(env);
+    layers.push(Layer::from_assignments(&args.assignments)?);
+    layers.push(args.flags.layer()?);
+    let sized = layers.iter().any(|layer| layer.has("data.image_size"));
+    let mut config = resolve(&layers)?;
+    make_absolute(&mut config)?;
+    if !sized {
+        let size = natural_image_size(&open_training_images(&config)?)?;
+        layers.insert(0, Layer::from_flags(&[("image-size".to_owned(), size.to_string())])?);
+        config = resolve(&layers)?;
+        make_absolute(&mut config)?;
+    }
+    Ok(config)
+}
+
+/// The images that a run trains on.
+///
+/// # Errors
+/// Images or a split that cannot be opened.
+pub fn open_training_images(config: &RunConfig) -> anyhow::Result<Dataset> {
+    let data = &config.data;
+    let (split, root) = (data.split.clone(), data.root.clone());
+    open_images(&data.source, data.part, split, root)
+}
+
+/// Opens a data set.
+///
+/// # Errors
+/// Images or a split that cannot be opened.
+pub fn open_images(
+    source: &Path,
+    part: Part,
+    split: Option<PathBuf>,
+    root: Option<PathBuf>,
+) -> anyhow::Result<Dataset> {
+    let part = match part {
+        Part::Train => sdclr_data::Part::Train,
+        Part::Test => sdclr_data::Part::Test,
+        Part::All => sdclr_data::Part::All,
+    };
+    Ok(Dataset::open(source, &OpenOptions { part, split, root })?)
+}
+
+/// Checks what a run needs of its images beyond being there.
+///
+/// # Errors
+/// A batch larger than the data set.
+pub fn check_batch_size(config: &RunConfig, dataset: &Dataset) -> anyhow::Result<()> {
+    let (batch_size, n_images) = (config.train.batch_size, dataset.len());
+    if batch_size > n_images {
+        let text =
+            format!("--batch-size {batch_size}: the data set has only {n_images} images; give at most that many");
+        return Err(UsageError(text).into());
+    }
+    Ok(())
+}
+
+/// A run directory and one of its checkpoints, from either's path.
+///
+/// # Errors
+/// If there is no such run, or it has no checkpoint yet.
+pub fn locate(path: &Path) -> anyhow::Result<(RunDir, PathBuf)> {
+    use sdclr::run_dir::CheckpointName;
+    if path.is_file() {
+        // RUN/checkpoints/NAME.safetensors
+        let absolute = std::path::absolute(path)?;
+        let root = absolute.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
+        let run = RunDir::open(root)
+            .with_context(|| format!("{}: a checkpoint is used where it lies in its run directory", path.display()))?;
+        return Ok((run, path.to_owned()));
+    }
+    if !path.exists() {
+        anyhow::bail!("{}: no such run directory or checkpoint", path.display());
+    }
+    let run = RunDir::open(path)?;
+    let checkpoint = run.checkpoint_path(CheckpointName::Last);
+    if !checkpoint.is_file() {
+        anyhow::bail!("{}: the run has no checkpoint yet", path.display());
+    }
+    Ok((run, checkpoint))
+}
+
+/// A stored config must mean the same from any folder.
+fn make_absolute(config: &mut RunConfig) -> anyhow::Result<()> {
+    let data = &mut config.data;
+    data.source = std::path::absolute(&data.source)?;
+    for path in [&mut data.split, &mut data.root].into_iter().flatten() {
+        *path = std::path::absolute(&*path)?;
+    }
+    Ok(())
+}
+
+/// 32, 64 or 224 pixels, the one that suits the first images that can be decoded.
+fn natural_image_size(dataset: &Dataset) -> anyhow::Result<usize> {
+    const N_LOOKED_AT: usize = 16;
+    let sides = (0..dataset.len()).filter_map(|position| dataset.decode(position).ok());
+    let mut sides: Vec<u32> = sides.take(N_LOOKED_AT).map(|image| image.width.min(image.height)).collect();
+    sides.sort_unstable();
+    let median = sides.get(sides.len() / 2).context("none of the images can be decoded")?;
+    // CIFAR and the MNIST family are 28 and 32 pixels, Tiny ImageNet 64; photographs are trained at 224.
+    Ok(match median {
+        0..=40 => 32,
+        41..=96 => 64,
+        _ => 224,
+    })
+}
