@@ -4,7 +4,7 @@
 //! extended box filtering", 2011). Edge pixels repeat outwards. The original keeps a running sum per line; the sums here
 //! are taken afresh for each pixel, which vectorises, and are the same integers.
 
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 
 /// Box blurs per direction.
 const PASSES: usize = 3;
@@ -44,19 +44,32 @@ pub(super) fn gaussian(arch: Arch, plane: &mut [u8], side: usize, sigma_px: f64,
     let Some(filter) = BoxFilter::for_gaussian(sigma_px) else { return };
     let margin = filter.radius + 1;
     buffer.resize((side + 2 * margin) * side, 0);
-    arch.dispatch(
-        #[inline(always)]
-        || {
-            for line in plane.chunks_exact_mut(side) {
-                for _ in 0..PASSES {
-                    blur_line(filter, line, &mut buffer[..side + 2 * margin]);
-                }
-            }
+    arch.dispatch(Blur { filter, plane, side, buffer });
+}
+
+struct Blur<'a> {
+    filter: BoxFilter,
+    plane: &'a mut [u8],
+    side: usize,
+    buffer: &'a mut [u8],
+}
+
+impl WithSimd for Blur<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self { filter, plane, side, buffer } = self;
+        let padded_len = side + 2 * (filter.radius + 1);
+        for line in plane.chunks_exact_mut(side) {
             for _ in 0..PASSES {
-                blur_columns(filter, plane, side, buffer);
+                blur_line(filter, line, &mut buffer[..padded_len]);
             }
-        },
-    );
+        }
+        for _ in 0..PASSES {
+            blur_columns(filter, plane, side, &mut buffer[..padded_len * side]);
+        }
+    }
 }
 
 #[inline(always)]

@@ -3,39 +3,39 @@
 //! Source: Pillow's `ImageEnhance.py`, `src/libImaging/Blend.c` and `Convert.c`; the hue shift is torchvision's on
 //! Pillow's 8-bit HSV. Types and the order of operations follow the C code, so the results are equal, not just close.
 
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 
 use super::params::{JitterOp, JitterParams};
 
 /// Applies the four operations in their order.
 pub(super) fn apply(arch: Arch, params: &JitterParams, planes: &mut [u8]) {
     for operation in params.order {
+        let planes = &mut *planes;
         match operation {
-            JitterOp::Brightness => blend_with_constant(arch, planes, 0, params.brightness),
-            JitterOp::Contrast => {
-                let mean = mean_grey(arch, planes);
-                blend_with_constant(arch, planes, mean, params.contrast);
+            JitterOp::Brightness => {
+                arch.dispatch(BlendConstant { planes, constant: 0, factor: params.brightness as f32 });
             }
-            JitterOp::Saturation => saturate(arch, planes, params.saturation),
-            JitterOp::Hue => shift_hue(arch, planes, params.hue),
+            JitterOp::Contrast => {
+                let constant = arch.dispatch(MeanGrey { planes });
+                arch.dispatch(BlendConstant { planes, constant, factor: params.contrast as f32 });
+            }
+            JitterOp::Saturation => arch.dispatch(Saturate { planes, factor: params.saturation as f32 }),
+            JitterOp::Hue => {
+                // torchvision: numpy.int32(turns * 255).astype(uint8), truncation and then the low byte.
+                let shift = (params.hue * 255.0) as i32 as u8;
+                arch.dispatch(ShiftHue { planes, shift });
+            }
         }
     }
 }
 
 /// Replaces the three planes by the grey image.
 pub(super) fn grayscale(arch: Arch, planes: &mut [u8]) {
-    let (red, green, blue) = split(planes);
-    arch.dispatch(
-        #[inline(always)]
-        || {
-            for ((r, g), b) in red.iter_mut().zip(green).zip(blue) {
-                let grey = grey(*r, *g, *b);
-                (*r, *g, *b) = (grey, grey, grey);
-            }
-        },
-    );
+    arch.dispatch(Saturate { planes, factor: 0.0 });
 }
 
+/// The three planes.
+#[inline(always)]
 fn split(planes: &mut [u8]) -> (&mut [u8], &mut [u8], &mut [u8]) {
     let n = planes.len() / 3;
     let (red, rest) = planes.split_at_mut(n);
@@ -56,65 +56,92 @@ fn blend(from: u8, to: u8, factor: f32) -> u8 {
     value.clamp(0.0, 255.0) as i32 as u8
 }
 
-fn blend_with_constant(arch: Arch, planes: &mut [u8], constant: u8, factor: f64) {
-    let factor = factor as f32;
-    arch.dispatch(
-        #[inline(always)]
-        || planes.iter_mut().for_each(|value| *value = blend(constant, *value, factor)),
-    );
+// The operations are structures because that is how `pulp` compiles a function once per instruction set: what is
+// called in `with_simd`, inlined, becomes vector code of the width that the machine has.
+
+/// Blends with one grey level.
+struct BlendConstant<'a> {
+    planes: &'a mut [u8],
+    constant: u8,
+    factor: f32,
 }
 
-fn mean_grey(arch: Arch, planes: &mut [u8]) -> u8 {
-    let (red, green, blue) = split(planes);
-    let sum = arch.dispatch(
-        #[inline(always)]
-        || {
-            let pixels = red.iter().zip(&*green).zip(&*blue);
-            pixels.map(|((r, g), b)| u64::from(grey(*r, *g, *b))).sum::<u64>()
-        },
-    );
-    (sum as f64 / red.len() as f64 + 0.5) as u8
+impl WithSimd for BlendConstant<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        for value in self.planes {
+            *value = blend(self.constant, *value, self.factor);
+        }
+    }
 }
 
-fn saturate(arch: Arch, planes: &mut [u8], factor: f64) {
-    let factor = factor as f32;
-    let (red, green, blue) = split(planes);
-    arch.dispatch(
-        #[inline(always)]
-        || {
-            for ((r, g), b) in red.iter_mut().zip(green).zip(blue) {
-                let grey = grey(*r, *g, *b);
-                (*r, *g, *b) = (blend(grey, *r, factor), blend(grey, *g, factor), blend(grey, *b, factor));
-            }
-        },
-    );
+/// The mean of the grey image, rounded.
+struct MeanGrey<'a> {
+    planes: &'a mut [u8],
+}
+
+impl WithSimd for MeanGrey<'_> {
+    type Output = u8;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> u8 {
+        let (red, green, blue) = split(self.planes);
+        let pixels = red.iter().zip(&*green).zip(&*blue);
+        // The largest view has 2^24 pixels, whose greys fit.
+        let sum: u32 = pixels.map(|((r, g), b)| u32::from(grey(*r, *g, *b))).sum();
+        (f64::from(sum) / red.len() as f64 + 0.5) as u8
+    }
+}
+
+/// Blends with the grey image.
+struct Saturate<'a> {
+    planes: &'a mut [u8],
+    factor: f32,
+}
+
+impl WithSimd for Saturate<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let (red, green, blue) = split(self.planes);
+        for ((r, g), b) in red.iter_mut().zip(green).zip(blue) {
+            let grey = grey(*r, *g, *b);
+            (*r, *g, *b) = (blend(grey, *r, self.factor), blend(grey, *g, self.factor), blend(grey, *b, self.factor));
+        }
+    }
 }
 
 /// Adds to the 8-bit hue, which wraps around.
-fn shift_hue(arch: Arch, planes: &mut [u8], turns: f64) {
-    // torchvision: numpy.int32(turns * 255).astype(uint8), truncation and then the low byte.
-    let shift = (turns * 255.0) as i32 as u8;
-    let (red, green, blue) = split(planes);
-    arch.dispatch(
-        #[inline(always)]
-        || {
-            let (red, red_rest) = red.as_chunks_mut::<LANES>();
-            let (green, green_rest) = green.as_chunks_mut::<LANES>();
-            let (blue, blue_rest) = blue.as_chunks_mut::<LANES>();
-            for ((r, g), b) in red.iter_mut().zip(green).zip(blue) {
-                shift_hue_lanes(r, g, b, shift);
-            }
-            let n = red_rest.len();
-            let (mut r, mut g, mut b) = ([0; LANES], [0; LANES], [0; LANES]);
-            r[..n].copy_from_slice(red_rest);
-            g[..n].copy_from_slice(green_rest);
-            b[..n].copy_from_slice(blue_rest);
-            shift_hue_lanes(&mut r, &mut g, &mut b, shift);
-            red_rest.copy_from_slice(&r[..n]);
-            green_rest.copy_from_slice(&g[..n]);
-            blue_rest.copy_from_slice(&b[..n]);
-        },
-    );
+struct ShiftHue<'a> {
+    planes: &'a mut [u8],
+    shift: u8,
+}
+
+impl WithSimd for ShiftHue<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let (red, green, blue) = split(self.planes);
+        let (red, red_rest) = red.as_chunks_mut::<LANES>();
+        let (green, green_rest) = green.as_chunks_mut::<LANES>();
+        let (blue, blue_rest) = blue.as_chunks_mut::<LANES>();
+        for ((r, g), b) in red.iter_mut().zip(green).zip(blue) {
+            shift_hue_lanes(r, g, b, self.shift);
+        }
+        let n = red_rest.len();
+        let (mut r, mut g, mut b) = ([0; LANES], [0; LANES], [0; LANES]);
+        r[..n].copy_from_slice(red_rest);
+        g[..n].copy_from_slice(green_rest);
+        b[..n].copy_from_slice(blue_rest);
+        shift_hue_lanes(&mut r, &mut g, &mut b, self.shift);
+        red_rest.copy_from_slice(&r[..n]);
+        green_rest.copy_from_slice(&g[..n]);
+        blue_rest.copy_from_slice(&b[..n]);
+    }
 }
 
 /// Pixels that are handled side by side: small steps over short arrays are what compilers turn into vector code.

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 
 use super::crop::{Geometry, inside};
 use crate::source::RgbImage;
@@ -147,36 +147,28 @@ pub(super) fn resized_window(
 
     let row_len = image.width as usize * 3;
     let first_pixel = crop.top as usize * row_len + crop.left as usize * 3;
-    let input = Rows { bytes: &image.pixels[first_pixel..], row_len, width: crop.width as usize };
-    let first_column = if flip { side - view_columns.end } else { view_columns.start };
-    let view = Planes { plane_len: side * side, row_len: side, first: view_rows.start * side + first_column };
+    let input = Pixels { bytes: &image.pixels[first_pixel..], row_len, width: crop.width as usize };
     let n_columns = view_columns.len();
+    let first_column = if flip { side - view_columns.end } else { view_columns.start };
+    let first = view_rows.start * side + first_column;
     if rows_come_first(crop.width, crop.height, *resized) {
         let width = input.width * 3;
         middle.resize(view_rows.len() * width, 0);
-        let middle = &mut middle[..view_rows.len() * width];
-        arch.dispatch(
-            #[inline(always)]
-            || resample_rows(input.bytes, row_len, rows, 0, middle.chunks_exact_mut(width)),
-        );
-        let turned = Rows { bytes: middle, row_len: width, width: input.width };
-        resample_columns(arch, turned, view_rows.len(), columns, flip, strip, view, planes);
+        let output = Lines { values: middle, row_len: width, len: width };
+        arch.dispatch(ResampleRows { input: input.bytes, row_len, weights: rows, first_input: 0, output });
+        let input = Pixels { bytes: middle, row_len: width, width: input.width };
+        let mut output = Planes { values: planes, plane_len: side * side, row_len: side, first };
+        resample_columns(arch, input, view_rows.len(), columns, flip, strip, &mut output);
     } else {
         let used = rows.input_range();
         let plane_len = used.len() * n_columns;
         middle.resize(3 * plane_len, 0);
-        let between = Planes { plane_len, row_len: n_columns, first: 0 };
-        let input = Rows { bytes: &input.bytes[used.start * row_len..], ..input };
-        resample_columns(arch, input, used.len(), columns, flip, strip, between, middle);
-        for (plane, middle) in planes.chunks_exact_mut(side * side).zip(middle.chunks_exact(plane_len)) {
-            let places = plane[view.first - first_column..].chunks_mut(side);
-            arch.dispatch(
-                #[inline(always)]
-                || {
-                    let places = places.map(|row| &mut row[first_column..][..n_columns]);
-                    resample_rows(middle, n_columns, rows, used.start, places);
-                },
-            );
+        let mut output = Planes { values: middle, plane_len, row_len: n_columns, first: 0 };
+        let input = Pixels { bytes: &input.bytes[used.start * row_len..], ..input };
+        resample_columns(arch, input, used.len(), columns, flip, strip, &mut output);
+        for (plane, input) in planes.chunks_exact_mut(side * side).zip(middle.chunks_exact(plane_len)) {
+            let output = Lines { values: &mut plane[first..], row_len: side, len: n_columns };
+            arch.dispatch(ResampleRows { input, row_len: n_columns, weights: rows, first_input: used.start, output });
         }
     }
 }
@@ -191,47 +183,48 @@ fn rows_come_first(width: u32, height: u32, resized: (u32, u32)) -> bool {
 
 /// Rows of interleaved pixels somewhere in a larger image.
 #[derive(Clone, Copy)]
-struct Rows<'a> {
+struct Pixels<'a> {
     bytes: &'a [u8],
     row_len: usize,
     /// In pixels.
     width: usize,
 }
 
-/// Where in a buffer of three planes a rectangle lies.
-#[derive(Clone, Copy)]
-struct Planes {
+/// A rectangle in a buffer of three planes.
+struct Planes<'a> {
+    values: &'a mut [u8],
     plane_len: usize,
     row_len: usize,
     /// Index of the rectangle's first value in the first plane.
     first: usize,
 }
 
-/// Resamples each row of interleaved pixels into rows of three planes.
-#[expect(clippy::too_many_arguments, reason = "one call with two targets; a struct would only rename them")]
+/// Rows of `len` values each in a buffer.
+struct Lines<'a> {
+    values: &'a mut [u8],
+    row_len: usize,
+    len: usize,
+}
+
+/// Resamples each row of interleaved pixels into a row of three planes.
 fn resample_columns(
     arch: Arch,
-    input: Rows,
+    input: Pixels,
     n_rows: usize,
     weights: &Weights,
     flip: bool,
     strip: &mut Vec<[u8; STRIP_LEN]>,
-    place: Planes,
-    planes: &mut [u8],
+    output: &mut Planes,
 ) {
-    for first in (0..n_rows).step_by(STRIP) {
-        let n_strip = STRIP.min(n_rows - first);
-        turn_strip(Rows { bytes: &input.bytes[first * input.row_len..], ..input }, n_strip, strip);
-        let place = Planes { first: place.first + first * place.row_len, ..place };
-        arch.dispatch(
-            #[inline(always)]
-            || resample_strip(strip, n_strip, weights, flip, place, planes),
-        );
+    for first_row in (0..n_rows).step_by(STRIP) {
+        let n_rows = STRIP.min(n_rows - first_row);
+        turn_strip(Pixels { bytes: &input.bytes[first_row * input.row_len..], ..input }, n_rows, strip);
+        arch.dispatch(ResampleStrip { strip, first_row, n_rows, weights, flip, output });
     }
 }
 
 /// Turns rows of interleaved pixels into columns of `[3, STRIP]` values.
-fn turn_strip(input: Rows, n_rows: usize, strip: &mut Vec<[u8; STRIP_LEN]>) {
+fn turn_strip(input: Pixels, n_rows: usize, strip: &mut Vec<[u8; STRIP_LEN]>) {
     strip.resize(input.width, [0; STRIP_LEN]);
     for row in 0..n_rows {
         let pixels = input.bytes[row * input.row_len..][..input.width * 3].chunks_exact(3);
@@ -243,61 +236,74 @@ fn turn_strip(input: Rows, n_rows: usize, strip: &mut Vec<[u8; STRIP_LEN]>) {
     }
 }
 
-#[inline(always)]
-fn resample_strip(
-    strip: &[[u8; STRIP_LEN]],
+/// Resamples a strip and turns it back.
+struct ResampleStrip<'a, 'p> {
+    strip: &'a [[u8; STRIP_LEN]],
+    first_row: usize,
     n_rows: usize,
-    weights: &Weights,
+    weights: &'a Weights,
     flip: bool,
-    place: Planes,
-    planes: &mut [u8],
-) {
-    let n_columns = weights.spans.len();
-    for n in 0..n_columns {
-        let (first, weights) = weights.at(n);
-        let mut sums = [HALF; STRIP_LEN];
-        for (column, weight) in strip[first..].iter().zip(weights) {
-            for (sum, value) in sums.iter_mut().zip(column) {
-                *sum += i32::from(*value) * weight;
+    output: &'a mut Planes<'p>,
+}
+
+impl WithSimd for ResampleStrip<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let n_columns = self.weights.spans.len();
+        let Planes { values: planes, plane_len, row_len, first } = self.output;
+        for n in 0..n_columns {
+            let (first_input, weights) = self.weights.at(n);
+            let mut sums = [HALF; STRIP_LEN];
+            for (column, weight) in self.strip[first_input..].iter().zip(weights) {
+                add_weighted(&mut sums, column, *weight);
             }
-        }
-        let values = sums.map(to_byte);
-        let column = if flip { n_columns - 1 - n } else { n };
-        for (channel, values) in values.chunks_exact(STRIP).enumerate() {
-            let rows = planes[channel * place.plane_len + place.first + column..].iter_mut().step_by(place.row_len);
-            rows.zip(&values[..n_rows]).for_each(|(place, value)| *place = *value);
+            let values = sums.map(to_byte);
+            let column = if self.flip { n_columns - 1 - n } else { n };
+            for (channel, values) in values.chunks_exact(STRIP).enumerate() {
+                let start = channel * *plane_len + *first + self.first_row * *row_len + column;
+                let places = planes[start..].iter_mut().step_by(*row_len);
+                places.zip(&values[..self.n_rows]).for_each(|(place, value)| *place = *value);
+            }
         }
     }
 }
 
-/// Resamples down the rows of `input`, whose first row has the number `first_input`; each output row has as many values
-/// as are wanted.
-#[inline(always)]
-fn resample_rows<'a>(
-    input: &[u8],
+/// Resamples down the rows of `input`, whose first row has the number `first_input`.
+struct ResampleRows<'a> {
+    input: &'a [u8],
     row_len: usize,
-    weights: &Weights,
+    weights: &'a Weights,
     first_input: usize,
-    outputs: impl Iterator<Item = &'a mut [u8]>,
-) {
-    for (n, output) in outputs.take(weights.spans.len()).enumerate() {
-        let (first, weights) = weights.at(n);
-        let input = &input[(first - first_input) * row_len..];
-        let (chunks, rest) = output.as_chunks_mut::<CHUNK>();
-        let n_whole = chunks.len() * CHUNK;
-        for (chunk_idx, chunk) in chunks.iter_mut().enumerate() {
+    output: Lines<'a>,
+}
+
+impl WithSimd for ResampleRows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Lines { values, row_len, len } = self.output;
+        for (n, output) in values.chunks_mut(row_len).take(self.weights.spans.len()).enumerate() {
+            let (first, weights) = self.weights.at(n);
+            let input = &self.input[(first - self.first_input) * self.row_len..];
+            let (chunks, rest) = output[..len].as_chunks_mut::<CHUNK>();
+            let n_whole = chunks.len() * CHUNK;
+            for (chunk_idx, chunk) in chunks.iter_mut().enumerate() {
+                let mut sums = [HALF; CHUNK];
+                for (row, weight) in weights.iter().enumerate() {
+                    add_weighted(&mut sums, &input[row * self.row_len + chunk_idx * CHUNK..][..CHUNK], *weight);
+                }
+                *chunk = sums.map(to_byte);
+            }
             let mut sums = [HALF; CHUNK];
             for (row, weight) in weights.iter().enumerate() {
-                let values = &input[row * row_len + chunk_idx * CHUNK..][..CHUNK];
-                add_weighted(&mut sums, values, *weight);
+                let values = &input[row * self.row_len + n_whole..][..rest.len()];
+                add_weighted(&mut sums[..rest.len()], values, *weight);
             }
-            *chunk = sums.map(to_byte);
+            rest.iter_mut().zip(sums).for_each(|(place, sum)| *place = to_byte(sum));
         }
-        let mut sums = [HALF; CHUNK];
-        for (row, weight) in weights.iter().enumerate() {
-            add_weighted(&mut sums[..rest.len()], &input[row * row_len + n_whole..][..rest.len()], *weight);
-        }
-        rest.iter_mut().zip(sums).for_each(|(place, sum)| *place = to_byte(sum));
     }
 }
 
