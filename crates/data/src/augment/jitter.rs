@@ -53,7 +53,19 @@ fn grey(r: u8, g: u8, b: u8) -> u8 {
 #[inline(always)]
 fn blend(from: u8, to: u8, factor: f32) -> u8 {
     let value = f32::from(from) + factor * (f32::from(to) - f32::from(from));
-    value.clamp(0.0, 255.0) as i32 as u8
+    byte(value.clamp(0.0, 255.0).floor())
+}
+
+/// A whole number in 0..=255 as a byte: 2^23 moves it to the low bits. A cast checks for more, one value at a time.
+#[inline(always)]
+fn byte(whole: f32) -> u8 {
+    (whole + 8_388_608.0).to_bits() as u8
+}
+
+/// The same after rounding down.
+#[inline(always)]
+fn floor_to_byte(value: f64) -> u8 {
+    byte(value.floor() as f32)
 }
 
 // The operations are structures because that is how `pulp` compiles a function once per instruction set: what is
@@ -201,13 +213,13 @@ fn to_hsv(
         let (plus, minus) = ((max - plus) / range, (max - minus) / range);
         turns_6[i] = (base + f64::from(plus) - f64::from(minus)) as f32;
         let share = (max - min) / larger(max, 1.0);
-        saturation[i] = (f64::from(share) * 255.0) as i32 as u8;
-        value[i] = max as i32 as u8;
+        saturation[i] = floor_to_byte(f64::from(share) * 255.0);
+        value[i] = byte(max);
     }
     for i in 0..LANES {
         let above_zero = f64::from(turns_6[i]) / 6.0 + 1.0;
         let turns = (if above_zero >= 1.0 { above_zero - 1.0 } else { above_zero }) as f32;
-        hue[i] = (f64::from(turns) * 255.0) as i32 as u8;
+        hue[i] = floor_to_byte(f64::from(turns) * 255.0);
     }
 }
 
@@ -223,34 +235,27 @@ fn to_rgb(
 ) {
     for i in 0..LANES {
         let turns_6 = f64::from(hue[i]) * 6.0 / 255.0;
-        let sector = turns_6 as i32;
-        let f = (turns_6 - f64::from(sector)) as f32;
+        let whole = turns_6.floor();
+        let f = (turns_6 - whole) as f32;
+        let sector = whole as f32;
         let saturation = (f64::from(saturation[i]) / 255.0) as f32;
-        let v = i32::from(value[i]);
-        let scaled = |share: f64| (f64::from(v) * share + 0.5) as i32;
+        let v = f64::from(value[i]);
+        let scaled = |share: f64| (v * share + 0.5).floor() as f32;
+        let v = v as f32;
         let p = scaled(1.0 - f64::from(saturation));
         let q = scaled(1.0 - f64::from(saturation * f));
         let t = scaled(1.0 - f64::from(saturation) * (1.0 - f64::from(f)));
-        let pick = |s0, s1, s2, s3, s4, s5| {
-            // A chain of selects vectorises where an indexed load does not. Sector 6 is sector 0.
-            let high = if sector == 4 {
-                s4
-            } else if sector == 5 {
-                s5
-            } else {
-                s0
-            };
-            let low = if sector == 1 {
-                s1
-            } else if sector == 2 {
-                s2
-            } else {
-                s3
-            };
-            if sector == 0 || sector > 3 { high } else { low }
+        // Selects vectorise where an indexed load does not. Sector 6 is sector 0.
+        let pick = |s0: f32, s1: f32, s2: f32, s3: f32, s4: f32, s5: f32| {
+            let low = if sector == 1.0 { s1 } else { s0 };
+            let middle = if sector == 2.0 { s2 } else { s3 };
+            let high = if sector == 4.0 { s4 } else { s5 };
+            let lower = if sector >= 2.0 { middle } else { low };
+            let upper = if sector == 6.0 { s0 } else { high };
+            byte(if sector >= 4.0 { upper } else { lower })
         };
-        r[i] = pick(v, q, p, p, t, v) as u8;
-        g[i] = pick(t, v, v, q, p, p) as u8;
-        b[i] = pick(p, p, t, v, v, q) as u8;
+        r[i] = pick(v, q, p, p, t, v);
+        g[i] = pick(t, v, v, q, p, p);
+        b[i] = pick(p, p, t, v, v, q);
     }
 }
