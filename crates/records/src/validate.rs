@@ -125,7 +125,10 @@ impl RunConfig {
         check.positive("optimizer.lars_eta", optimizer.lars_eta);
         check.not_negative("schedule.min_lr", schedule.min_lr);
         check.that(
-            schedule.kind != ScheduleKind::Cosine || schedule.min_lr <= optimizer.lr || optimizer.lr.is_nan(),
+            schedule.kind != ScheduleKind::Cosine
+                || schedule.min_lr <= optimizer.lr
+                || optimizer.lr.is_nan()
+                || optimizer.lr <= 0.0,
             "schedule.min_lr",
             schedule.min_lr,
             "must not be above the learning rate, which falls to it",

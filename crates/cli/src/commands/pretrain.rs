@@ -16,13 +16,13 @@ pub fn run(args: &PretrainArgs, context: Context) -> anyhow::Result<ExitCode> {
     let run_config = config::resolve_run(args, &context)?;
     let dataset = config::open_training_images(&run_config)?;
     config::check_batch_size(&run_config, &dataset)?;
-    context.note(&format!("training on {}", dataset.description()));
     let existing = match (args.resume, args.overwrite) {
         (true, _) => Existing::Resume,
         (_, true) => Existing::Overwrite,
         _ => Existing::Refuse,
     };
     let writer = RunDir::create(&args.out, existing, &run_config)?;
+    context.note(&format!("training on {}", dataset.description()));
     let stop = signals::install()?;
     let mut progress = Progress::new(context, "");
     let job =
