@@ -314,8 +314,7 @@ impl Builder {
     pub fn linear(&mut self, name: &str, x: ValueId, cout: usize, bias: bool) -> ValueId {
         let cin = self.dims(x).len();
         let weight = self.param(format!("{name}.weight"), ParamKind::Linear, vec![cout, cin]);
-        let bias =
-            bias.then(|| self.param(format!("{name}.bias"), ParamKind::LinearBias { fan_in: cin }, vec![cout]));
+        let bias = bias.then(|| self.param(format!("{name}.bias"), ParamKind::LinearBias { fan_in: cin }, vec![cout]));
         self.push(Op::Linear { x, weight, bias }, Dims { h: 1, w: 1, c: cout })
     }
 

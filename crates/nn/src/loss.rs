@@ -73,8 +73,7 @@ impl ContrastiveLoss {
         for view in views {
             engine.l2_normalize(view.n, view.embedding, rows(view), z, self.norms);
         }
-        let parts: Vec<Range<usize>> =
-            images.iter().map(|r| 2 * r.start * self.dim..2 * r.end * self.dim).collect();
+        let parts: Vec<Range<usize>> = images.iter().map(|r| 2 * r.start * self.dim..2 * r.end * self.dim).collect();
         ranks.all_gather(engine, z, &parts)?;
         let loss = self.loss.slice(0..2 * own.len());
         engine.nt_xent(NtXent {
@@ -93,13 +92,7 @@ impl ContrastiveLoss {
         self.mean(engine, loss, m, ranks)
     }
 
-    fn mean(
-        &self,
-        engine: &mut dyn Engine,
-        loss: Span,
-        m: usize,
-        ranks: &dyn Collective,
-    ) -> Result<f32, NnError> {
+    fn mean(&self, engine: &mut dyn Engine, loss: Span, m: usize, ranks: &dyn Collective) -> Result<f32, NnError> {
         let mut losses = vec![0.0; loss.len];
         engine.read_f32(loss, &mut losses)?;
         let mut total = [losses.iter().map(|&l| f64::from(l)).sum::<f64>() as f32];

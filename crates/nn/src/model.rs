@@ -199,11 +199,7 @@ impl Model {
     ///
     /// # Errors
     /// [`NnError::Tensors`] where one is missing or has another shape.
-    pub fn import_running(
-        &self,
-        engine: &mut dyn Engine,
-        tensors: &BTreeMap<String, Tensor>,
-    ) -> Result<(), NnError> {
+    pub fn import_running(&self, engine: &mut dyn Engine, tensors: &BTreeMap<String, Tensor>) -> Result<(), NnError> {
         let mut values = vec![0.0; self.running.len];
         for (name, at, len) in self.running_parts() {
             values[at..at + len].copy_from_slice(&find(tensors, &name, &[len])?.data);

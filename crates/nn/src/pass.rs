@@ -101,10 +101,14 @@ pub struct Pass {
     /// mean, 1/σ, scale, shift of every norm, and where each begins.
     coefs: Span,
     coef_at: Vec<usize>,
-    /// Σ, Σ² (forward) or Σg, Σg·x̂ (backward) of the norm at hand.
+    /// Σ, Σ² (forward) or Σg, Σg·x̂ (backward) of every norm.
     sums: Span,
+    /// The batch norm that reads a node's output.
+    normed_by: Vec<Option<NormId>>,
     /// Whether the gradient of a value is wanted.
     wanted: Vec<bool>,
+    /// For every gradient that backward writes, in its order: whether it is the first of its value.
+    writes: Vec<Write>,
 }
 
 impl Pass {
@@ -112,12 +116,7 @@ impl Pass {
     ///
     /// # Errors
     /// Out of memory.
-    pub fn new(
-        engine: &mut dyn Engine,
-        model: &Model,
-        spec: PassSpec,
-        pool: &mut GradPool,
-    ) -> Result<Self, NnError> {
+    pub fn new(engine: &mut dyn Engine, model: &Model, spec: PassSpec, pool: &mut GradPool) -> Result<Self, NnError> {
         let net = &model.network;
         let nodes = net.nodes[..net.nodes_until(spec.until)].to_vec();
         let wanted = wanted_gradients(net, &nodes);
@@ -135,7 +134,9 @@ impl Pass {
                     Some(*at - 4 * n.channels)
                 })
                 .collect(),
-            sums: alloc_span(engine, net.norms.iter().map(|n| 2 * n.channels).max().unwrap_or(0))?,
+            sums: alloc_span(engine, net.norms.iter().map(|n| 2 * n.channels).sum())?,
+            normed_by: nodes.iter().map(|node| reader_norm(&nodes, node.y)).collect(),
+            writes: gradient_writes(&nodes, &wanted),
             wanted,
             nodes,
         };
@@ -213,7 +214,7 @@ impl Pass {
             match node.op {
                 Op::Conv { x, .. } => {
                     let conv = self.convs[i].expect("planned");
-                    engine.conv_forward(n, conv, self.act(x), y, self.sums_for_next(i));
+                    engine.conv_forward(n, conv, self.act(x), y, self.sums_of(i));
                 }
                 Op::Norm { x, norm, residual, relu } => {
                     let coef = self.coefficients(engine, model, norm, batch, x, ranks)?;
@@ -225,7 +226,7 @@ impl Pass {
                 Op::Shortcut { x } => engine.shortcut_forward(n, self.act(x), y),
                 Op::Linear { x, weight, bias } => {
                     let part = |id| model.part(model.params(), id);
-                    engine.linear_forward(n, self.act(x), part(weight), bias.map(part), y, self.sums_for_next(i));
+                    engine.linear_forward(n, self.act(x), part(weight), bias.map(part), y, self.sums_of(i));
                 }
             }
         }
@@ -245,12 +246,12 @@ impl Pass {
         ranks: &dyn Collective,
     ) -> Result<(), NnError> {
         let n = batch.n;
-        let mut written = vec![false; self.acts.len()];
+        let mut writes = self.writes.iter().copied();
         for (i, node) in self.nodes.iter().enumerate().rev().filter(|(_, node)| self.wanted[node.y.0]) {
             let dy = self.grads[node.y.0].expect("a wanted gradient has a buffer");
             let mut target = |value: ValueId| {
                 self.wanted[value.0].then(|| {
-                    let write = if std::mem::replace(&mut written[value.0], true) { Write::Add } else { Write::Set };
+                    let write = writes.next().expect("as many writes as targets");
                     (self.grads[value.0].expect("a wanted gradient has a buffer"), write)
                 })
             };
@@ -267,7 +268,7 @@ impl Pass {
                 Op::Norm { x, norm, residual, relu } => {
                     let gate = relu.then(|| self.act(node.y));
                     let back =
-                        NormBackward { dy, gate, x: self.act(x), coef: self.coef(model, norm), sums: self.norm_sums(model, norm) };
+                        NormBackward { dy, gate, x: self.act(x), coef: self.coef(norm), sums: self.norm_sums(norm) };
                     engine.norm_backward_sums(n, back);
                     let set = model.network.norms[norm.0].set(self.spec.branch as usize);
                     let part = |id| model.part(model.grads(), id);
@@ -304,23 +305,10 @@ impl Pass {
         Ok(())
     }
 
-    /// Where the node before a batch norm leaves Σ and Σ².
-    fn sums_for_next(&self, i: usize) -> Option<Span> {
-        let y = self.nodes[i].y;
-        let next = self.nodes.get(i + 1)?;
-        match next.op {
-            Op::Norm { x, .. } if x == y && self.spec.mode == Mode::Train => {
-                None.or(Some(self.sums.slice(0..2 * self.channels_of(next))))
-            }
-            _ => None,
-        }
-    }
-
-    fn channels_of(&self, node: &Node) -> usize {
-        match node.op {
-            Op::Norm { norm, .. } => self.norm_channels(norm),
-            _ => 0,
-        }
+    /// Where a node leaves Σ and Σ² of its output for the batch norm that reads it.
+    fn sums_of(&self, i: usize) -> Option<Span> {
+        let norm = self.normed_by[i].filter(|_| self.spec.mode == Mode::Train)?;
+        Some(self.norm_sums(norm))
     }
 
     fn norm_channels(&self, norm: NormId) -> usize {
@@ -328,11 +316,12 @@ impl Pass {
         (end - self.coef_at[norm.0]) / 4
     }
 
-    fn norm_sums(&self, _model: &Model, norm: NormId) -> Span {
-        self.sums.slice(0..2 * self.norm_channels(norm))
+    fn norm_sums(&self, norm: NormId) -> Span {
+        let at = self.coef_at[norm.0] / 2;
+        self.sums.slice(at..at + 2 * self.norm_channels(norm))
     }
 
-    fn coef(&self, _model: &Model, norm: NormId) -> Span {
+    fn coef(&self, norm: NormId) -> Span {
         self.coefs.slice(self.coef_at[norm.0]..self.coef_at[norm.0] + 4 * self.norm_channels(norm))
     }
 
@@ -346,8 +335,8 @@ impl Pass {
         x: ValueId,
         ranks: &dyn Collective,
     ) -> Result<Span, NnError> {
-        let coef = self.coef(model, norm);
-        let sums = self.norm_sums(model, norm);
+        let coef = self.coef(norm);
+        let sums = self.norm_sums(norm);
         let spec = &model.network.norms[norm.0];
         let set = spec.set(self.spec.branch as usize);
         let (gamma, beta) = (model.part(model.params(), set.gamma), model.part(model.params(), set.beta));
@@ -401,7 +390,8 @@ impl Pass {
             in_use.push((value, slot));
             pool.slot(engine, dims, self.spec.max_batch, slot)
         };
-        self.grads[self.spec.until.0] = Some(take(engine, self.spec.until, &mut in_use)?);
+        // The loss fills every branch's last gradient before any branch runs backward, so this one is not shared.
+        self.grads[self.spec.until.0] = Some(engine.alloc_act(self.spec.max_batch, net.dims(self.spec.until))?);
         for node in self.nodes.iter().rev().filter(|node| self.wanted[node.y.0]) {
             for value in node.op.inputs().filter(|v| self.wanted[v.0]) {
                 if self.grads[value.0].is_none() {
@@ -417,6 +407,27 @@ impl Pass {
 fn alloc_span(engine: &mut dyn Engine, len: usize) -> Result<Span, EngineError> {
     let buf = engine.alloc_f32(len)?;
     Ok(engine.whole(buf))
+}
+
+/// The batch norm that reads `value`.
+fn reader_norm(nodes: &[Node], value: ValueId) -> Option<NormId> {
+    nodes.iter().find_map(|node| match node.op {
+        Op::Norm { x, norm, .. } if x == value => Some(norm),
+        _ => None,
+    })
+}
+
+/// Set for the first contribution to a value's gradient, Add for later ones, in the order in which backward writes them.
+fn gradient_writes(nodes: &[Node], wanted: &[bool]) -> Vec<Write> {
+    let mut written = vec![false; wanted.len()];
+    let mut writes = Vec::new();
+    for node in nodes.iter().rev().filter(|node| wanted[node.y.0]) {
+        for value in node.op.inputs().filter(|v| wanted[v.0]) {
+            let again = std::mem::replace(&mut written[value.0], true);
+            writes.push(if again { Write::Add } else { Write::Set });
+        }
+    }
+    writes
 }
 
 /// Values whose gradient leads to a trainable parameter: backward stops at the first trainable node.

@@ -44,16 +44,8 @@ pub struct NetworkSpec {
 }
 
 /// The models that [`NetworkSpec::build`] knows.
-pub const MODELS: [&str; 8] = [
-    "resnet10",
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "wide-resnet50-2",
-    "resnet32s",
-];
+pub const MODELS: [&str; 8] =
+    ["resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide-resnet50-2", "resnet32s"];
 
 /// Blocks per stage, block kind, and how much wider the inner convolution of a bottleneck is.
 struct Plan {
@@ -64,7 +56,9 @@ struct Plan {
 #[derive(Clone, Copy)]
 enum Block {
     Basic,
-    Bottleneck { widen: usize },
+    Bottleneck {
+        widen: usize,
+    },
     /// Basic block with the parameter-free shortcut A.
     BasicA,
 }

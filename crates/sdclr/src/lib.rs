@@ -1,5 +1,15 @@
-//! placeholder
+//! Self-damaging contrastive learning for long-tailed unlabelled images.
+//!
+//! Start at [`step`]: the SimCLR and the SDCLR step, whole. [`learner`] is what a step works on, [`pretrain`] the loop
+//! around it, [`run_dir`] and [`checkpoint`] what a run leaves behind, [`probe`] how its features are judged.
+
 pub mod checkpoint;
+pub mod error;
+pub mod learner;
 pub mod metrics;
 pub mod run_dir;
 pub mod signals;
+pub mod step;
+
+pub use error::Error;
+pub use learner::{Learner, LearnerSpec};

@@ -1,0 +1,110 @@
+//! Everything a training step works on: an engine, a model with its branches, the loss and the optimizer.
+
+use crate::error::Error;
+use sdclr_engine::{ByteBuf, Engine};
+use sdclr_nn::mask::MaskStats;
+use sdclr_nn::{
+    Branch, Collective, ContrastiveLoss, GradPool, Mode, Model, Network, Optimizer, OptimizerKind, Pass, PassSpec,
+};
+use sdclr_records::names::Method;
+use std::ops::Range;
+
+/// What a learner is made for.
+#[derive(Clone, Copy, Debug)]
+pub struct LearnerSpec {
+    /// SimCLR or SDCLR.
+    pub method: Method,
+    /// Most images of a batch over all ranks.
+    pub max_batch: usize,
+    /// τ of NT-Xent.
+    pub temperature: f32,
+    /// The optimizer.
+    pub optimizer: OptimizerKind,
+}
+
+/// The state of training on one rank.
+pub struct Learner {
+    /// The compute back end.
+    pub engine: Box<dyn Engine>,
+    /// The other ranks.
+    pub ranks: Box<dyn Collective>,
+    /// Network and weights.
+    pub model: Model,
+    /// The optimizer and its moments.
+    pub optimizer: Optimizer,
+    method: Method,
+    pub(crate) dense: Pass,
+    pub(crate) pruned: Option<Pass>,
+    pub(crate) loss: ContrastiveLoss,
+    pub(crate) images: ByteBuf,
+    pub(crate) temperature: f32,
+}
+
+/// Which images of a global batch of `n` each of `n_ranks` ranks has: contiguous, as even as can be.
+#[must_use]
+pub fn shares(n: usize, n_ranks: usize) -> Vec<Range<usize>> {
+    (0..n_ranks).map(|rank| n * rank / n_ranks..n * (rank + 1) / n_ranks).collect()
+}
+
+impl Learner {
+    /// Plans all buffers; the weights are zero until the model is initialised or loaded.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn new(
+        mut engine: Box<dyn Engine>,
+        ranks: Box<dyn Collective>,
+        network: Network,
+        spec: &LearnerSpec,
+    ) -> Result<Self, Error> {
+        let e = &mut *engine;
+        let model = Model::new(e, network)?;
+        let (dims, until) = (model.network.dims(model.network.input), model.network.output);
+        let embedding = model.network.dims(until).len();
+        let own = spec.max_batch.div_ceil(ranks.n_ranks());
+        let views = if spec.method == Method::SimClr { 2 * own } else { own };
+        let mut pool = GradPool::default();
+        let mut pass = |e: &mut dyn Engine, branch| {
+            Pass::new(e, &model, PassSpec { max_batch: views, branch, mode: Mode::Train, until }, &mut pool)
+        };
+        let dense = pass(e, Branch::Dense)?;
+        let pruned = if spec.method == Method::SdClr { Some(pass(e, Branch::Pruned)?) } else { None };
+        let loss = ContrastiveLoss::new(e, spec.max_batch, embedding)?;
+        let images = e.alloc_bytes(2 * own * dims.len())?;
+        let optimizer = Optimizer::new(e, &model, spec.optimizer)?;
+        let (method, temperature) = (spec.method, spec.temperature);
+        Ok(Self { engine, ranks, model, optimizer, method, dense, pruned, loss, images, temperature })
+    }
+
+    /// One step of the learner's method; see [`crate::step`].
+    ///
+    /// # Errors
+    /// As the step's.
+    pub fn step(&mut self, views: &[u8], n_global: usize, lr: f64) -> Result<f32, Error> {
+        match self.method {
+            Method::SimClr => crate::step::simclr_step(self, views, n_global, lr),
+            Method::SdClr => crate::step::sdclr_step(self, views, n_global, lr),
+        }
+    }
+
+    /// Recomputes the pruned branch's mask: at the start of every epoch.
+    ///
+    /// # Errors
+    /// A failed device.
+    pub fn update_mask(&mut self, rate: f64, random_rate: f64, seed: u64, epoch: u64) -> Result<MaskStats, Error> {
+        Ok(self.model.update_mask(&mut *self.engine, rate, random_rate, seed, epoch)?)
+    }
+
+    /// Adds the ranks' gradients and moves the weights.
+    pub(crate) fn update(&mut self, lr: f64) -> Result<(), Error> {
+        let engine = &mut *self.engine;
+        self.ranks.all_reduce_sum(engine, self.model.grads())?;
+        self.optimizer.step(engine, &self.model, lr);
+        Ok(())
+    }
+
+    pub(crate) fn check_finite(&self, loss: f32, lr: f64) -> Result<(), Error> {
+        let step = self.optimizer.n_updates + 1;
+        if loss.is_finite() { Ok(()) } else { Err(Error::NonFiniteLoss { loss, step, lr }) }
+    }
+}
