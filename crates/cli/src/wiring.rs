@@ -2,7 +2,7 @@
 
 use crate::progress::Observer;
 use sdclr::metrics::GroupRule;
-use sdclr::run_dir::{RunDir, RunWriter};
+use sdclr::run_dir::RunWriter;
 use sdclr::signals::{StopFlag, StopSignal};
 use sdclr_data::Dataset;
 use sdclr_records::names::Device;
@@ -50,14 +50,22 @@ pub struct Machine {
     pub workers: usize,
 }
 
-/// A trained backbone: a checkpoint and the config that says what network it is of.
+/// What is examined.
 pub struct Subject {
-    /// The run.
-    pub run: RunDir,
-    /// Its config.
+    /// The config that says what network it is, and what its images look like.
     pub config: RunConfig,
-    /// The checkpoint.
-    pub checkpoint: PathBuf,
+    /// Its weights.
+    pub weights: Weights,
+}
+
+/// Where a subject's weights come from.
+pub enum Weights {
+    /// A checkpoint of the config's network.
+    Trained(PathBuf),
+    /// The config's network as it is before the first step.
+    Untrained,
+    /// No network: the pixels themselves are the features.
+    RawPixels,
 }
 
 /// A probe, ready to go.

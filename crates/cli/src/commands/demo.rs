@@ -1,16 +1,20 @@
 //! `sdclr demo`: both methods on bundled real images, measured beside two yardsticks.
 
+use super::export::write_file;
 use crate::args::DemoArgs;
 use crate::context::Context;
 use crate::progress::Progress;
-use crate::wiring::{self, Outcome, PretrainJob};
+use crate::wiring::{self, Machine, Outcome, PretrainJob, ProbeJob, Subject, Weights};
 use crate::{config, signals};
 use anyhow::Context as _;
-use sdclr::run_dir::{Existing, RunDir, RunDirError, describe_io, write_atomic};
+use sdclr::metrics::{GroupRule, class_groups};
+use sdclr::run_dir::{CheckpointName, Existing, RunDir, describe_io};
 use sdclr::signals::{StopFlag, StopSignal};
-use sdclr_records::RunConfig;
+use sdclr_data::Dataset;
 use sdclr_records::layers::{Layer, resolve};
-use sdclr_records::names::Method;
+use sdclr_records::names::{Device, Method, Part, Protocol};
+use sdclr_records::{ProbeConfig, ProbeResult, RunConfig};
+use sdclr_report::{ResultRow, results_table, tail_line};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -31,69 +35,185 @@ const ASSETS: &[(&str, &[u8])] = &[
     asset!("README.md"),
 ];
 
+/// Fashion-MNIST's classes, by label; IDX files hold no names.
+const CLASS_NAMES: [&str; 10] =
+    ["T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"];
+
+/// A row of the table: what was measured of one subject.
+struct Row {
+    name: &'static str,
+    linear: ProbeResult,
+    knn: ProbeResult,
+}
+
 /// Trains, probes and prints.
 ///
 /// # Errors
 /// A folder that cannot be written, or training that fails.
 pub fn run(args: &DemoArgs, context: Context) -> anyhow::Result<ExitCode> {
     let out = std::path::absolute(args.out.clone().unwrap_or_else(free_folder))?;
-    let data = unpack(&out)?;
-    let stop = signals::install()?;
-    context.note(&format!("writing to {}", out.display()));
-    for method in Method::ALL.iter().copied() {
-        let run_config = demo_config(args, method, &data)?;
-        if let Err(signal) = pretrain(&run_config, &out.join(method.as_str()), &stop, context)? {
-            return Ok(ExitCode::from(signal.exit_code()));
-        }
+    unpack(&out)?;
+    let demo = Demo { args, context, stop: signals::install()?, out };
+    match demo.rows()? {
+        Ok(rows) => demo.show(&rows),
+        Err(signal) => Ok(ExitCode::from(signal.exit_code())),
     }
-    anyhow::bail!("the demo's probes are not wired yet")
 }
 
-/// Writes the bundled images into `OUT/data`, which is new or empty.
-fn unpack(out: &Path) -> anyhow::Result<PathBuf> {
+struct Demo<'a> {
+    args: &'a DemoArgs,
+    context: Context,
+    stop: StopFlag,
+    out: PathBuf,
+}
+
+impl Demo<'_> {
+    /// Every row, or the signal that ended the demo.
+    fn rows(&self) -> anyhow::Result<Result<Vec<Row>, StopSignal>> {
+        let mut rows = Vec::new();
+        let methods = [("SimCLR", Method::SimClr), ("SDCLR", Method::SdClr)];
+        for (name, method) in methods {
+            let run_config = self.config(method)?;
+            let run = match self.pretrain(&run_config)? {
+                Ok(run) => run,
+                Err(signal) => return Ok(Err(signal)),
+            };
+            let weights = Weights::Trained(run.checkpoint_path(CheckpointName::Last));
+            match self.probe(name, Subject { config: run_config, weights })? {
+                Ok(row) => rows.push(row),
+                Err(signal) => return Ok(Err(signal)),
+            }
+            let row = &rows[rows.len() - 1];
+            run.write_result("linear", &row.linear)?;
+            run.write_result("knn", &row.knn)?;
+        }
+        for (name, weights) in [("untrained", Weights::Untrained), ("raw pixels", Weights::RawPixels)] {
+            match self.probe(name, Subject { config: self.config(Method::SdClr)?, weights })? {
+                Ok(row) => rows.push(row),
+                Err(signal) => return Ok(Err(signal)),
+            }
+        }
+        Ok(Ok(rows))
+    }
+
+    fn config(&self, method: Method) -> anyhow::Result<RunConfig> {
+        let source = self.images_path("train");
+        let source = source.to_str().context("the folder's name is not Unicode")?;
+        let mut flags = vec![
+            ("method".to_owned(), method.to_string()),
+            ("data".to_owned(), source.to_owned()),
+            ("threads".to_owned(), self.args.threads.to_string()),
+        ];
+        flags.extend(self.args.epochs.map(|epochs| ("epochs".to_owned(), epochs.to_string())));
+        flags.extend(self.args.seed.map(|seed| ("seed".to_owned(), seed.to_string())));
+        Ok(resolve(&[Layer::preset("demo")?, Layer::from_flags(&flags)?])?)
+    }
+
+    fn pretrain(&self, run_config: &RunConfig) -> anyhow::Result<Result<RunDir, StopSignal>> {
+        let dataset = config::open_training_images(run_config)?;
+        let writer = RunDir::create(&self.out.join(run_config.method.as_str()), Existing::Refuse, run_config)?;
+        let run = writer.dir().clone();
+        let mut progress = Progress::new(self.context, run_config.method.as_str());
+        let job = PretrainJob {
+            config: run_config,
+            dataset,
+            writer,
+            resume: false,
+            stop: &self.stop,
+            observer: &mut progress,
+        };
+        let outcome = wiring::pretrain(job);
+        progress.finish();
+        Ok(match outcome? {
+            Outcome::Finished { .. } => Ok(run),
+            Outcome::Stopped(signal) => Err(signal),
+        })
+    }
+
+    fn probe(&self, name: &'static str, subject: Subject) -> anyhow::Result<Result<Row, StopSignal>> {
+        let linear_protocol = match subject.weights {
+            Weights::RawPixels => Protocol::RawPixels,
+            _ => Protocol::LinearCached,
+        };
+        let linear = match self.measure(name, &subject, linear_protocol)? {
+            Ok(result) => result,
+            Err(signal) => return Ok(Err(signal)),
+        };
+        Ok(self.measure(name, &subject, Protocol::Knn)?.map(|knn| Row { name, linear, knn }))
+    }
+
+    fn measure(
+        &self,
+        name: &str,
+        subject: &Subject,
+        protocol: Protocol,
+    ) -> anyhow::Result<Result<ProbeResult, StopSignal>> {
+        let counts = self.images("train")?.class_counts().context("the bundled images have labels")?;
+        let mut progress = Progress::new(self.context, name);
+        let job = ProbeJob {
+            subject,
+            probe: ProbeConfig::new(protocol, subject.config.data.image_size, subject.config.seed),
+            train: self.images("probe")?,
+            validation: None,
+            test: self.images("test")?,
+            tail: Some((counts, GroupRule::Thirds)),
+            machine: Machine { device: Device::Auto, threads: self.args.threads, workers: 0 },
+            stop: &self.stop,
+            observer: &mut progress,
+        };
+        let result = wiring::probe(job);
+        progress.finish();
+        let named = |result: ProbeResult| ProbeResult {
+            subject: name.to_owned(),
+            class_names: CLASS_NAMES.map(str::to_owned).to_vec(),
+            ..result
+        };
+        Ok(result?.map(named))
+    }
+
+    fn show(&self, rows: &[Row]) -> anyhow::Result<ExitCode> {
+        let results: Vec<&ProbeResult> = rows.iter().flat_map(|row| [&row.linear, &row.knn]).collect();
+        let json = serde_json::to_value(&results)?;
+        write_file(&self.out.join("results.json"), format!("{json:#}\n").as_bytes())?;
+        if self.context.json {
+            self.context.print_json(&json)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let table: Vec<ResultRow<'_>> = rows
+            .iter()
+            .map(|row| ResultRow { name: row.name, linear: Some(&row.linear), knn: Some(&row.knn) })
+            .collect();
+        let counts = self.images("train")?.class_counts().unwrap_or_default();
+        let names = CLASS_NAMES.map(str::to_owned);
+        let tail = tail_line(&counts, &class_groups(&counts, GroupRule::Thirds), &names);
+        let (table, out) = (results_table(&table).to_text(), self.out.display());
+        self.context.print(&format!(
+            "\n{table}\nAccuracy on {} test images, percent: linear probe, and kNN (nearest neighbours' vote).\n\
+             Training images a class: {tail}\nRuns, results and images: {out}\n",
+            rows[0].linear.n_test
+        ))?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn images(&self, part: &str) -> anyhow::Result<Dataset> {
+        config::open_images(&self.images_path(part), Part::All, None, None)
+    }
+
+    fn images_path(&self, part: &str) -> PathBuf {
+        self.out.join("data").join(format!("{part}-images-idx3-ubyte.gz"))
+    }
+}
+
+/// Writes the bundled images into `OUT/data`; OUT is new or empty.
+fn unpack(out: &Path) -> anyhow::Result<()> {
     let occupied = std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
     if occupied {
         anyhow::bail!("{}: the folder is not empty; give another --out", out.display());
     }
     let data = out.join("data");
-    let failed = |path: &Path, e: &std::io::Error| format!("{}: cannot write: {}", path.display(), describe_io(e));
-    std::fs::create_dir_all(&data).map_err(|e| anyhow::anyhow!(failed(&data, &e)))?;
-    for (name, bytes) in ASSETS {
-        let path = data.join(name);
-        write_atomic(&path, |file| file.write_all(bytes)).map_err(|e| anyhow::anyhow!(failed(&path, &e)))?;
-    }
-    Ok(data)
-}
-
-fn demo_config(args: &DemoArgs, method: Method, data: &Path) -> anyhow::Result<RunConfig> {
-    let source = data.join("train-images-idx3-ubyte.gz");
-    let source = source.to_str().context("the folder's name is not Unicode")?;
-    let mut flags = vec![
-        ("method".to_owned(), method.to_string()),
-        ("data".to_owned(), source.to_owned()),
-        ("threads".to_owned(), args.threads.to_string()),
-    ];
-    flags.extend(args.epochs.map(|epochs| ("epochs".to_owned(), epochs.to_string())));
-    flags.extend(args.seed.map(|seed| ("seed".to_owned(), seed.to_string())));
-    Ok(resolve(&[Layer::preset("demo")?, Layer::from_flags(&flags)?])?)
-}
-
-fn pretrain(
-    run_config: &RunConfig,
-    out: &Path,
-    stop: &StopFlag,
-    context: Context,
-) -> anyhow::Result<Result<(), StopSignal>> {
-    let dataset = config::open_training_images(run_config)?;
-    let writer = RunDir::create(out, Existing::Refuse, run_config).map_err(|e: RunDirError| anyhow::anyhow!(e))?;
-    let mut progress = Progress::new(context, run_config.method.as_str());
-    let job = PretrainJob { config: run_config, dataset, writer, resume: false, stop, observer: &mut progress };
-    let outcome = wiring::pretrain(job);
-    progress.finish();
-    Ok(match outcome? {
-        Outcome::Finished { .. } => Ok(()),
-        Outcome::Stopped(signal) => Err(signal),
-    })
+    std::fs::create_dir_all(&data)
+        .map_err(|e| anyhow::anyhow!("{}: cannot write: {}", data.display(), describe_io(&e)))?;
+    ASSETS.iter().try_for_each(|(name, bytes)| write_file(&data.join(name), bytes))
 }
 
 /// `sdclr-demo`, or the first of `sdclr-demo-2`, … that is not there.

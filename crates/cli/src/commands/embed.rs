@@ -6,7 +6,7 @@ use crate::args::EmbedArgs;
 use crate::config;
 use crate::context::Context;
 use crate::exit::UsageError;
-use crate::wiring::{self, Subject};
+use crate::wiring::{self, Subject, Weights};
 use sdclr_data::Dataset;
 use std::process::ExitCode;
 
@@ -23,7 +23,7 @@ pub fn run(args: &EmbedArgs, context: Context) -> anyhow::Result<ExitCode> {
         refuse_existing(path, args.overwrite)?;
     }
     let (run, checkpoint) = config::locate(&args.run)?;
-    let subject = Subject { config: run.config()?, run, checkpoint };
+    let subject = Subject { config: run.config()?, weights: Weights::Trained(checkpoint) };
     let images = config::open_images(&args.data, args.part.parse()?, args.split.clone(), None)?;
     let (features, width) = wiring::embed(&subject, &images, machine(&args.machine)?)?;
     write_file(&names_path, names(&images).as_bytes())?;

@@ -4,10 +4,11 @@ use crate::args::{ClassifierArgs, EvalCommand, GroupsArg, LinearProtocol, Machin
 use crate::context::Context;
 use crate::exit::UsageError;
 use crate::progress::Progress;
-use crate::wiring::{self, Machine, ProbeJob, Subject};
+use crate::wiring::{self, Machine, ProbeJob, Subject, Weights};
 use crate::{config, signals};
 use anyhow::Context as _;
 use sdclr::metrics::GroupRule;
+use sdclr::run_dir::RunDir;
 use sdclr_data::Dataset;
 use sdclr_data::splits::SplitFamily;
 use sdclr_records::names::{Part, Protocol};
@@ -29,7 +30,7 @@ pub fn run(command: EvalCommand, context: Context) -> anyhow::Result<ExitCode> {
         EvalCommand::Knn(args) => (Protocol::Knn, &args.probe),
     };
     let (run, checkpoint) = config::locate(&probe_args.run)?;
-    let subject = Subject { config: run.config()?, run, checkpoint };
+    let subject = Subject { config: run.config()?, weights: Weights::Trained(checkpoint) };
     let mut probe = ProbeConfig::new(protocol, subject.config.data.image_size, probe_args.seed);
     match &command {
         EvalCommand::Linear(args) => apply(&args.classifier, &mut probe),
@@ -59,7 +60,7 @@ pub fn run(command: EvalCommand, context: Context) -> anyhow::Result<ExitCode> {
     let result = wiring::probe(job);
     progress.finish();
     match result? {
-        Ok(result) => show(&result, &subject, probe_args, context),
+        Ok(result) => show(&result, &run, probe_args, context),
         Err(signal) => Ok(ExitCode::from(signal.exit_code())),
     }
 }
@@ -151,9 +152,9 @@ fn tail(
     Ok(Some((counts, rule)))
 }
 
-fn show(result: &ProbeResult, subject: &Subject, args: &ProbeArgs, context: Context) -> anyhow::Result<ExitCode> {
+fn show(result: &ProbeResult, run: &RunDir, args: &ProbeArgs, context: Context) -> anyhow::Result<ExitCode> {
     let name = args.name.clone().unwrap_or_else(|| result.protocol.to_string());
-    let path = subject.run.write_result(&name, result)?;
+    let path = run.write_result(&name, result)?;
     if context.json {
         context.print_json(&serde_json::to_value(result)?)?;
         return Ok(ExitCode::SUCCESS);
