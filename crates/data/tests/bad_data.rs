@@ -64,12 +64,10 @@ fn idx_labels_must_fit_the_images() {
     check(&["3 labels for the 2 images", "train-images-idx3-ubyte"], with_labels(name, idx(&[3], &[1, 2, 3])));
     check(&["shape [2, 1]", "labels have one dimension"], with_labels(name, idx(&[2, 1], &[1, 2])));
     check(&["its labels file", "is missing"], with_labels("unrelated", vec![]));
-    check(&["starts with t10k or test", "a-images-idx3-ubyte"], |folder| {
+    check(&["no IDX images file here starts with train", "a-images-idx3-ubyte, b-images-idx3-ubyte"], |folder| {
         write(&folder.join("a-images-idx3-ubyte"), []);
         write(&folder.join("b-images-idx3-ubyte"), []);
-        let options = OpenOptions { part: sdclr_data::Part::Test, ..OpenOptions::default() };
-        let message = Dataset::open(folder, &options).unwrap_err().to_string();
-        (write(&folder.join("x.txt"), format!("{} 1", message.replace('\n', " "))), None)
+        (folder.to_owned(), None)
     });
 }
 

@@ -207,8 +207,8 @@ impl Augmentation {
                 check_probability("blur_p", recipe.blur_p)?;
                 check_jitter(&recipe.jitter, recipe.strength)?;
                 let [low, high] = recipe.blur_sigma_px;
-                let valid = low >= 0.0 && high >= low && high <= 1000.0;
-                ensure(valid, || format!("blur_sigma_px is [{low}, {high}]; it must satisfy 0 <= low <= high <= 1000"))
+                let valid = low >= 0.0 && high >= low && high <= 100.0;
+                ensure(valid, || format!("blur_sigma_px is [{low}, {high}]; it must satisfy 0 <= low <= high <= 100"))
             }
             Self::RandomResized(recipe) => {
                 check_crop(recipe.area_min, recipe.area_max, recipe.ratio)?;

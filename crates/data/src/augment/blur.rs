@@ -6,6 +6,9 @@
 
 use pulp::{Arch, Simd, WithSimd};
 
+/// The largest standard deviation in pixels; its box has a radius of 99.
+pub const SIGMA_MAX_PX: f64 = 100.0;
+
 /// Box blurs per direction.
 const PASSES: usize = 3;
 
@@ -21,7 +24,7 @@ impl BoxFilter {
     /// The box whose repeated use has the variance of a Gaussian; `None` for a radius of zero.
     fn for_gaussian(sigma_px: f64) -> Option<Self> {
         // Single precision and the order of operations are the original's.
-        let sigma_px = sigma_px as f32;
+        let sigma_px = sigma_px.min(SIGMA_MAX_PX) as f32;
         let variance = sigma_px * sigma_px / PASSES as f32;
         let length = (12.0 * f64::from(variance) + 1.0).sqrt() as f32;
         let whole_radius = ((f64::from(length) - 1.0) / 2.0).floor() as f32;
@@ -99,26 +102,36 @@ fn blur_columns(filter: BoxFilter, plane: &mut [u8], side: usize, padded: &mut [
 /// One box blur of a line from its neighbours at shifts `0..=2 * (radius + 1)`, the middle one being itself.
 #[inline(always)]
 fn blend_shifted<'a>(filter: BoxFilter, line: &mut [u8], neighbour: impl Fn(usize) -> &'a [u8]) {
-    const CHUNK: usize = 32;
-    let last = 2 * (filter.radius + 1);
-    for (chunk_idx, chunk) in line.chunks_mut(CHUNK).enumerate() {
-        let (start, len) = (chunk_idx * CHUNK, chunk.len());
-        let mut inner = [0u32; CHUNK];
-        for shift in 1..last {
-            add(&mut inner, &neighbour(shift)[start..][..len]);
-        }
-        let mut outer = [0u32; CHUNK];
-        add(&mut outer, &neighbour(0)[start..][..len]);
-        add(&mut outer, &neighbour(last)[start..][..len]);
-        for ((value, inner), outer) in chunk.iter_mut().zip(&inner).zip(&outer) {
-            *value = ((inner * filter.whole + outer * filter.fraction + (1 << 23)) >> 24) as u8;
-        }
+    let (chunks, rest) = line.as_chunks_mut::<CHUNK>();
+    let n_whole = chunks.len() * CHUNK;
+    for (chunk_idx, chunk) in chunks.iter_mut().enumerate() {
+        *chunk = blend_chunk(filter, |shift, sums| add(sums, &neighbour(shift)[chunk_idx * CHUNK..][..CHUNK]));
     }
+    let n_rest = rest.len();
+    let last = blend_chunk(filter, |shift, sums| add(&mut sums[..n_rest], &neighbour(shift)[n_whole..][..n_rest]));
+    rest.copy_from_slice(&last[..n_rest]);
+}
+
+/// Pixels that are handled side by side.
+const CHUNK: usize = 32;
+
+/// Sums fit 16 bits because the radius is below 128.
+#[inline(always)]
+fn blend_chunk(filter: BoxFilter, add_neighbour: impl Fn(usize, &mut [u16; CHUNK])) -> [u8; CHUNK] {
+    let last = 2 * (filter.radius + 1);
+    let (mut inner, mut outer, mut blended) = ([0; CHUNK], [0; CHUNK], [0; CHUNK]);
+    (1..last).for_each(|shift| add_neighbour(shift, &mut inner));
+    add_neighbour(0, &mut outer);
+    add_neighbour(last, &mut outer);
+    for ((value, inner), outer) in blended.iter_mut().zip(inner).zip(outer) {
+        *value = ((u32::from(inner) * filter.whole + u32::from(outer) * filter.fraction + (1 << 23)) >> 24) as u8;
+    }
+    blended
 }
 
 #[inline(always)]
-fn add(sums: &mut [u32], values: &[u8]) {
+fn add(sums: &mut [u16], values: &[u8]) {
     for (sum, value) in sums.iter_mut().zip(values) {
-        *sum += u32::from(*value);
+        *sum += u16::from(*value);
     }
 }

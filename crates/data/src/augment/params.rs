@@ -20,7 +20,7 @@ pub struct Params {
     pub jitter: Option<JitterParams>,
     /// Colours dropped.
     pub grayscale: bool,
-    /// Standard deviation of the Gaussian blur, if any.
+    /// Standard deviation of the Gaussian blur, if any; more than 100 pixels count as 100.
     pub blur_sigma_px: Option<f64>,
 }
 

@@ -259,7 +259,7 @@ impl WithSimd for ResampleStrip<'_, '_> {
             for (column, weight) in self.strip[first_input..].iter().zip(weights) {
                 add_weighted(&mut sums, column, *weight);
             }
-            let values = sums.map(to_byte);
+            let values = to_bytes(&sums);
             let column = if self.flip { n_columns - 1 - n } else { n };
             for (channel, values) in values.chunks_exact(STRIP).enumerate() {
                 let start = channel * *plane_len + *first + self.first_row * *row_len + column;
@@ -295,14 +295,14 @@ impl WithSimd for ResampleRows<'_> {
                 for (row, weight) in weights.iter().enumerate() {
                     add_weighted(&mut sums, &input[row * self.row_len + chunk_idx * CHUNK..][..CHUNK], *weight);
                 }
-                *chunk = sums.map(to_byte);
+                *chunk = to_bytes(&sums);
             }
             let mut sums = [HALF; CHUNK];
             for (row, weight) in weights.iter().enumerate() {
                 let values = &input[row * self.row_len + n_whole..][..rest.len()];
                 add_weighted(&mut sums[..rest.len()], values, *weight);
             }
-            rest.iter_mut().zip(sums).for_each(|(place, sum)| *place = to_byte(sum));
+            rest.copy_from_slice(&to_bytes(&sums)[..rest.len()]);
         }
     }
 }
@@ -314,7 +314,12 @@ fn add_weighted(sums: &mut [i32], values: &[u8], weight: i32) {
     }
 }
 
+/// The sums as pixels. (The arrays' own `map` is not inlined, and so would not be vector code.)
 #[inline(always)]
-fn to_byte(sum: i32) -> u8 {
-    (sum >> PRECISION_BITS).clamp(0, 255) as u8
+fn to_bytes<const N: usize>(sums: &[i32; N]) -> [u8; N] {
+    let mut bytes = [0; N];
+    for (byte, sum) in bytes.iter_mut().zip(sums) {
+        *byte = (sum >> PRECISION_BITS).clamp(0, 255) as u8;
+    }
+    bytes
 }

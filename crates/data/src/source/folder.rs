@@ -165,8 +165,11 @@ fn image_files(root: &Path) -> Result<Vec<PathBuf>, DataError> {
     Ok(files)
 }
 
-/// Labels and class names, or `None` if an image lies directly in the root.
-fn classes(root: &Path, files: &[PathBuf]) -> Result<Option<(Vec<u32>, Vec<String>)>, DataError> {
+/// A label per file, and the names by label.
+type Classes = (Vec<u32>, Vec<String>);
+
+/// The classes, or `None` if an image lies directly in the root.
+fn classes(root: &Path, files: &[PathBuf]) -> Result<Option<Classes>, DataError> {
     if files.iter().any(|file| file.components().count() < 2) {
         return Ok(None);
     }
