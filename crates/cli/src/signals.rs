@@ -21,3 +21,17 @@ pub fn install() -> anyhow::Result<StopFlag> {
     }
     Ok(flag)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(unix)]
+    fn the_first_signal_raises_the_flag_and_lets_the_program_go_on() {
+        let flag = install().expect("handlers");
+        assert_eq!(flag.raised(), None);
+        signal_hook::low_level::raise(15).expect("raises");
+        assert_eq!(flag.raised(), Some(StopSignal::Terminate));
+    }
+}

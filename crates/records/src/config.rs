@@ -238,6 +238,6 @@ impl RunConfig {
     /// The config as the text of `config.toml`, defaults included.
     pub fn to_toml(&self) -> String {
         // Every field is a TOML type and the seed is checked to fit, so this cannot fail on a valid config.
-        toml::to_string_pretty(self).unwrap_or_else(|e| format!("# not representable: {e}\n"))
+        toml::to_string(self).unwrap_or_else(|e| format!("# not representable: {e}\n"))
     }
 }

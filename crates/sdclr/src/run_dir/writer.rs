@@ -127,7 +127,11 @@ pub(super) fn create(root: &Path, existing: Existing, config: &RunConfig) -> Res
     std::fs::create_dir_all(&checkpoints).map_err(|e| RunDirError::write(&checkpoints, e))?;
     remove_leftovers(&checkpoints)?;
     let path = dir.config_path();
-    let text = config.to_toml();
+    let text = format!(
+        "# Every setting of this run of sdclr {}. Run it again: sdclr pretrain --config config.toml --out NEW\n{}",
+        env!("CARGO_PKG_VERSION"),
+        config.to_toml()
+    );
     write_atomic(&path, |file| file.write_all(text.as_bytes())).map_err(|e| RunDirError::write(&path, e))?;
     let (metrics, log) = (append_to(&dir.metrics_path())?, append_to(&root.join("log.txt"))?);
     Ok(RunWriter { dir, metrics, log, _lock: lock })
