@@ -6,9 +6,9 @@
 use std::io::Write;
 use std::time::Instant;
 
-use sdclr_data::RgbImage;
 use sdclr_data::augment::{Augmenter, Scratch};
 use sdclr_data::rng::{Purpose, Rng};
+use sdclr_data::{Dataset, Loader, LoaderSpec, Order, RgbImage, Shard};
 use sdclr_records::augment::{Augmentation, Contrastive};
 
 fn main() -> std::io::Result<()> {
@@ -51,7 +51,37 @@ fn main() -> std::io::Result<()> {
         let microseconds = 5e5 / samples_per_s;
         writeln!(std::io::stdout(), "{name}: {samples_per_s:.0} samples/s, {microseconds:.1} us/view")?;
     }
-    Ok(())
+    through_the_loader(seconds)
+}
+
+/// The whole way of a CIFAR-size image with one thread: batches of 512, recycled.
+fn through_the_loader(seconds: f64) -> std::io::Result<()> {
+    let images = (0..5000).map(|index| noise(32, 32, index)).collect();
+    let spec = LoaderSpec {
+        recipe: Augmentation::cifar_contrastive(),
+        image_size: 32,
+        n_views: 2,
+        batch_size: 512,
+        order: Order::Shuffled,
+        seed: 1,
+        workers: 1,
+        shard: Shard::default(),
+        max_broken_share: 0.0,
+        strict: true,
+    };
+    let mut loader = Loader::new(Dataset::from_memory(images, None), spec).unwrap();
+    let (start, mut n_samples, mut epoch) = (Instant::now(), 0, 0);
+    while start.elapsed().as_secs_f64() < seconds {
+        loader.start_epoch(epoch, 0);
+        while let Some(batch) = loader.next_batch() {
+            let batch = batch.unwrap();
+            n_samples += batch.n_images();
+            loader.recycle(batch);
+        }
+        epoch += 1;
+    }
+    let samples_per_s = n_samples as f64 / start.elapsed().as_secs_f64();
+    writeln!(std::io::stdout(), "cifar through the loader: {samples_per_s:.0} samples/s")
 }
 
 fn noise(width: u32, height: u32, index: u64) -> RgbImage {

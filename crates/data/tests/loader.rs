@@ -236,3 +236,14 @@ fn settings_without_sense_are_named() {
         "flip_p",
     );
 }
+
+#[test]
+fn recycled_buffers_are_used_again() {
+    let mut loader = Loader::new(images(101), spec()).unwrap();
+    loader.start_epoch(0, 0);
+    let batch = loader.next_batch().unwrap().unwrap();
+    let (place, expected_len) = (batch.views.as_ptr(), batch.views.len());
+    loader.recycle(batch);
+    let batch = loader.next_batch().unwrap().unwrap();
+    assert_eq!((batch.views.as_ptr(), batch.views.len()), (place, expected_len));
+}
