@@ -103,6 +103,35 @@ fn cifar_10_pickles_of_every_python_are_read() {
 }
 
 #[test]
+fn cifar_100_gives_fine_labels_and_their_names() {
+    let python = tempdir().unwrap();
+    write(&python.path().join("train"), include_bytes!("fixtures/cifar100_python2.pickle"));
+    write(&python.path().join("meta"), include_bytes!("fixtures/cifar100_meta.pickle"));
+    let binary = tempdir().unwrap();
+    let folder = binary.path().join("cifar-100-binary");
+    let record = |labels: [u8; 2]| [labels.to_vec(), vec![0; 3072]].concat();
+    write(&folder.join("train.bin"), [record([19, 99]), record([1, 0])].concat());
+    let names: Vec<String> = (0..100).map(|i| format!("fine {i}\n")).collect();
+    write(&folder.join("fine_label_names.txt"), names.concat());
+    for path in [python.path(), binary.path()] {
+        let dataset = open(path).unwrap();
+        assert_eq!(labels(&dataset), [Some(99), Some(0)]);
+        assert_eq!((dataset.n_classes(), &dataset.class_names().unwrap()[99][..]), (Some(100), "fine 99"));
+        assert!(dataset.description().contains("CIFAR-100 train"), "{}", dataset.description());
+    }
+}
+
+#[test]
+fn cifar_10_class_names_come_from_its_meta_file() {
+    let folder = tempdir().unwrap();
+    for name in ["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5"] {
+        write(&folder.path().join(name), include_bytes!("fixtures/cifar10_python2.pickle"));
+    }
+    write(&folder.path().join("batches.meta"), include_bytes!("fixtures/cifar10_meta.pickle"));
+    assert_eq!(open(folder.path()).unwrap().class_names().unwrap()[6], "class 6");
+}
+
+#[test]
 fn pickle_that_would_run_code_is_refused() {
     let folder = tempdir().unwrap();
     for name in ["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5"] {

@@ -209,6 +209,8 @@ impl Shared {
     fn panicked(&self, payload: &(dyn std::any::Any + Send), position: usize) -> DataError {
         let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
         let message = text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_default();
-        DataError::Panicked { name: self.dataset.name(position), message }
+        // A source that panics may do so again; this thread must live to report it.
+        let name = catch_unwind(AssertUnwindSafe(|| self.dataset.name(position)));
+        DataError::Panicked { name: name.unwrap_or_else(|_| format!("image {position}")), message }
     }
 }

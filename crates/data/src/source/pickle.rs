@@ -63,7 +63,8 @@ impl<'a> Pickle<'a> {
     /// # Errors
     /// A sentence with the position, if it is cut short or holds something that is not allowed.
     pub fn read(bytes: &'a [u8]) -> Result<Self, String> {
-        let mut machine = Machine { bytes, position: 0, arena: Vec::new(), stack: Vec::new(), memo: Vec::new() };
+        let mut machine =
+            Machine { bytes, position: 0, arena: Vec::new(), stack: Vec::new(), memo: Vec::new(), copied: 0 };
         loop {
             let position = machine.position;
             match machine.step() {
@@ -128,6 +129,8 @@ struct Machine<'a> {
     arena: Vec<Value<'a>>,
     stack: Vec<Slot>,
     memo: Vec<Option<Id>>,
+    /// Bytes of strings that had to be copied; honest pickles copy each of their own bytes at most once.
+    copied: usize,
 }
 
 impl<'a> Machine<'a> {
@@ -358,6 +361,12 @@ impl<'a> Machine<'a> {
             return Err("a call of something that cannot be called".to_owned());
         };
         let first = arguments.first().copied();
+        if let (Callable::Encode, Some(Value::Text(text))) = (callable, first.map(|id| &self.arena[id])) {
+            self.copied += text.len();
+            if self.copied > self.bytes.len() {
+                return Err("a string is copied again and again".to_owned());
+            }
+        }
         let value = match (callable, first, first.map(|id| &self.arena[id])) {
             (Callable::Reconstruct, Some(_), _) => Value::Array(None),
             (Callable::Dtype, Some(name), _) => Value::Dtype(name),
