@@ -6,7 +6,7 @@
 //! 3. [`augment`]: a recipe draws parameters and turns a decoded image into a square view.
 //! 4. [`loader`]: threads do this ahead of time, and batches arrive in an order that only the seed decides.
 //!
-//! [`rng`] holds the one generator behind everything random, [`inspect`] looks at a data set without training.
+//! [`rng`] holds the one generator behind everything random, [`mod@inspect`] looks at a data set without training.
 
 pub mod augment;
 pub mod dataset;

@@ -126,3 +126,27 @@ pub fn pad_mnist(image: &RgbImage, image_size: u32, padded: &mut RgbImage) -> bo
     }
     true
 }
+
+#[cfg(test)]
+mod tests {
+    use sdclr_records::augment::Contrastive;
+
+    use super::*;
+    use crate::rng::Purpose;
+
+    #[test]
+    fn plain_and_vector_code_give_the_same_pixels() {
+        let recipe = Contrastive { blur_p: 0.5, ..Contrastive::default() };
+        let augmenter = Augmenter::new(Augmentation::Contrastive(recipe), 35).unwrap();
+        let pixels = (0..61u32 * 47 * 3).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        let image = RgbImage::new(61, 47, pixels);
+        let (mut plain, mut vector) = (Scratch { arch: Arch::Scalar, ..Scratch::default() }, Scratch::default());
+        let (mut a, mut b) = (vec![0; augmenter.view_len()], vec![0; augmenter.view_len()]);
+        for index in 0..200 {
+            let params = augmenter.sample(&mut Rng::new(0, Purpose::Augmentation, 0, index, 0), 61, 47);
+            augmenter.apply(&image, &params, &mut plain, &mut a);
+            augmenter.apply(&image, &params, &mut vector, &mut b);
+            assert!(a == b, "{params:?}");
+        }
+    }
+}
