@@ -27,7 +27,7 @@ pub use model::{Model, Tensor};
 pub use optimizer::{Optimizer, OptimizerKind};
 pub use pass::{Batch, Branch, GradPool, Mode, Pass, PassSpec};
 pub use resnet::{Head, NetworkSpec};
-pub use schedule::Schedule;
+pub use schedule::{Decay, Schedule};
 
 /// What can fail in this crate.
 #[derive(Debug, thiserror::Error)]

@@ -3,13 +3,19 @@
 //! Start at [`step`]: the SimCLR and the SDCLR step, whole. [`learner`] is what a step works on, [`pretrain`] the loop
 //! around it, [`run_dir`] and [`checkpoint`] what a run leaves behind, [`probe`] how its features are judged.
 
+pub mod backend;
 pub mod checkpoint;
 pub mod error;
 pub mod learner;
 pub mod metrics;
+pub mod pretrain;
+pub mod probe;
+pub mod progress;
 pub mod run_dir;
 pub mod signals;
+pub mod snapshot;
 pub mod step;
 
+pub use backend::Machine;
 pub use error::Error;
 pub use learner::{Learner, LearnerSpec};

@@ -1,0 +1,111 @@
+//! From configs to what runs them: engines, networks, optimizers, schedules.
+
+use crate::error::Error;
+use sdclr_engine::{Cpu, CpuOptions, Engine, Level};
+use sdclr_nn::{Decay, Head, Network, NetworkSpec, OptimizerKind, Schedule};
+use sdclr_records::config::{ModelConfig, OptimizerConfig, RunConfig};
+use sdclr_records::names::{Device, OptimizerKind as OptimizerName, Precision, ScheduleKind, Stem};
+
+/// What computes.
+#[derive(Debug, Clone, Copy)]
+pub struct Machine {
+    /// On what.
+    pub device: Device,
+    /// In what numbers.
+    pub precision: Precision,
+    /// Threads that compute; 0 takes every core.
+    pub threads: usize,
+    /// Threads that decode and augment; 0 chooses.
+    pub workers: usize,
+    /// Instruction set of the CPU to use at most; `None` takes the best there is.
+    pub level: Option<Level>,
+}
+
+impl Machine {
+    /// What a run's config asks for.
+    #[must_use]
+    pub fn of(config: &RunConfig, level: Option<Level>) -> Self {
+        let train = &config.train;
+        let (device, precision, threads) = (train.device, train.precision, train.threads);
+        Self { device, precision, threads, workers: config.data.workers, level }
+    }
+
+    /// Threads that compute.
+    #[must_use]
+    pub fn n_threads(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        if self.threads == 0 { cores() } else { self.threads }
+    }
+
+    /// Makes the engine.
+    ///
+    /// # Errors
+    /// [`Error::Unfit`] for a device or precision that this build does not have.
+    pub fn engine(&self) -> Result<Box<dyn Engine>, Error> {
+        if let Device::Cuda(_) = self.device {
+            return Err(Error::Unfit(format!(
+                "--device {}: this build has no CUDA back end; use --device cpu",
+                self.device
+            )));
+        }
+        if self.precision == Precision::Bf16 {
+            return Err(Error::Unfit("--precision bf16: this build computes in f32; use --precision auto".into()));
+        }
+        Ok(Box::new(Cpu::new(CpuOptions { n_threads: self.n_threads(), level: self.level })))
+    }
+}
+
+/// The network of a model config with another head.
+///
+/// # Errors
+/// A model that cannot be built.
+pub fn network(model: &ModelConfig, image_size: usize, head: Head) -> Result<Network, Error> {
+    let spec = NetworkSpec {
+        model: model.name.as_str().into(),
+        image_size,
+        small_stem: model.stem == Stem::Small,
+        base_width: model.base_width,
+        dual_bn: model.dual_bn,
+        head,
+    };
+    Ok(spec.build()?)
+}
+
+/// The network that a run trains, projection head included.
+///
+/// # Errors
+/// A model that cannot be built.
+pub fn run_network(config: &RunConfig) -> Result<Network, Error> {
+    let model = &config.model;
+    network(model, config.data.image_size, Head::Projection { layers: model.head_layers, dim: model.head_dim })
+}
+
+/// The optimizer that a config names.
+#[must_use]
+pub fn optimizer(config: &OptimizerConfig) -> OptimizerKind {
+    let (momentum, weight_decay) = (config.momentum as f32, config.weight_decay as f32);
+    match config.kind {
+        OptimizerName::Sgd => OptimizerKind::Sgd { momentum, weight_decay },
+        OptimizerName::Lars => OptimizerKind::Lars { momentum, weight_decay, eta: config.lars_eta as f32 },
+        // PyTorch's defaults.
+        OptimizerName::Adam => OptimizerKind::Adam { beta1: 0.9, beta2: 0.999, eps: 1e-8 },
+    }
+}
+
+/// The learning rate of a run with `steps_per_epoch` updates an epoch.
+#[must_use]
+pub fn schedule(config: &RunConfig, steps_per_epoch: u64) -> Schedule {
+    let schedule = &config.schedule;
+    let updates = |epochs: f64| (epochs * steps_per_epoch as f64).round() as u64;
+    let decay = match schedule.kind {
+        ScheduleKind::Cosine => {
+            Decay::Cosine { min_lr: schedule.min_lr, total: config.train.epochs as u64 * steps_per_epoch }
+        }
+        ScheduleKind::Constant => Decay::Constant,
+        ScheduleKind::Step => {
+            let milestones = schedule.milestones.iter().map(|&epoch| updates(epoch as f64)).collect();
+            Decay::Step { gamma: schedule.gamma, milestones }
+        }
+    };
+    Schedule { base_lr: config.optimizer.lr, warmup: updates(schedule.warmup_epochs), decay }
+}

@@ -1,0 +1,198 @@
+//! Features of images: the frozen dense branch in evaluation mode, or the pixels themselves.
+
+use super::{Halt, Subject, Weights};
+use crate::backend::{self, Machine};
+use crate::checkpoint::Checkpoint;
+use crate::error::Error;
+use crate::signals::StopFlag;
+use crate::snapshot;
+use sdclr_data::{Dataset, Loader, LoaderSpec, Order, Shard};
+use sdclr_engine::{ByteBuf, Engine, Rows};
+use sdclr_nn::{Batch, Branch, GradPool, Mode, Model, Pass, PassSpec, Single};
+use sdclr_records::augment::Augmentation;
+
+/// Features of a data set, in its order; broken images are left out.
+pub struct Features {
+    /// Row-major `[n, width]`.
+    pub values: Vec<f32>,
+    /// Length of a row.
+    pub width: usize,
+    /// Label of each row; empty if unlabelled.
+    pub labels: Vec<u32>,
+    /// Position in the data set of each row.
+    pub positions: Vec<u32>,
+}
+
+impl Features {
+    /// Number of rows.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.positions.len()
+    }
+
+    /// Whether there is no row.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.positions.is_empty()
+    }
+}
+
+/// A frozen subject on an engine.
+pub struct Extractor {
+    /// The compute back end, which probes share.
+    pub engine: Box<dyn Engine>,
+    image_size: usize,
+    max_broken: f64,
+    strict: bool,
+    workers: usize,
+    network: Option<Frozen>,
+}
+
+struct Frozen {
+    model: Model,
+    pass: Pass,
+    images: ByteBuf,
+}
+
+/// Floats of the largest activation that a batch may have: 256 MiB.
+const LARGEST_ACTIVATION: usize = 1 << 26;
+
+impl Extractor {
+    /// Loads the subject.
+    ///
+    /// # Errors
+    /// A checkpoint that cannot be read or is of another network, out of memory.
+    pub fn new(subject: &Subject, machine: &Machine) -> Result<Self, Error> {
+        let (mut engine, data) = (machine.engine()?, &subject.config.data);
+        let network = match &subject.weights {
+            Weights::RawPixels => None,
+            Weights::Untrained => {
+                let mut frozen = frozen(&mut *engine, subject)?;
+                frozen.model.init(&mut *engine, subject.config.seed);
+                Some(frozen)
+            }
+            Weights::Trained(path) => {
+                let frozen = frozen(&mut *engine, subject)?;
+                snapshot::load_model(&mut *engine, &frozen.model, &Checkpoint::load(path)?)?;
+                Some(frozen)
+            }
+        };
+        if let Some(frozen) = &network {
+            frozen.pass.pack(&mut *engine, &frozen.model);
+        }
+        let (image_size, max_broken, strict) = (data.image_size, data.max_broken, data.strict);
+        Ok(Self { engine, image_size, max_broken, strict, workers: machine.workers, network })
+    }
+
+    /// Length of a feature.
+    #[must_use]
+    pub fn width(&self) -> usize {
+        match &self.network {
+            Some(frozen) => frozen.model.network.dims(frozen.model.network.feature).len(),
+            None => self.image_size * self.image_size * 3,
+        }
+    }
+
+    /// A loader of single views for this subject.
+    ///
+    /// # Errors
+    /// Settings that the loader refuses.
+    pub fn loader(
+        &self,
+        images: &Dataset,
+        recipe: &Augmentation,
+        order: Order,
+        seed: u64,
+        batch_size: usize,
+    ) -> Result<Loader, Error> {
+        let spec = LoaderSpec {
+            recipe: recipe.clone(),
+            image_size: self.image_size as u32,
+            n_views: 1,
+            batch_size,
+            order,
+            seed,
+            workers: self.workers,
+            shard: Shard::default(),
+            max_broken_share: self.max_broken as f32,
+            strict: self.strict,
+        };
+        Ok(Loader::new(images.clone(), spec)?)
+    }
+
+    /// Features of images as bytes `[n, size, size, 3]`, appended to `out`; any `n`.
+    ///
+    /// # Errors
+    /// A failed device.
+    pub fn extract(&mut self, views: &[u8], out: &mut Vec<f32>) -> Result<(), Error> {
+        let per_image = self.image_size * self.image_size * 3;
+        let width = self.width();
+        let Some(Frozen { model, pass, images }) = &self.network else {
+            out.extend(views.iter().map(|&byte| f32::from(byte) / 255.0));
+            return Ok(());
+        };
+        let engine = &mut *self.engine;
+        for views in views.chunks(pass.max_batch() * per_image) {
+            let n = views.len() / per_image;
+            engine.write_bytes(*images, views);
+            pass.load(engine, model, n, *images, Rows::ALL);
+            pass.forward(engine, model, Batch::local(n), &Single)?;
+            let at = out.len();
+            out.resize(at + n * width, 0.0);
+            engine.read_act(n, pass.act(model.network.feature), &mut out[at..])?;
+        }
+        Ok(())
+    }
+
+    /// Features of a whole data set in its order.
+    ///
+    /// # Errors
+    /// Too many broken images, a failed device; a raised `stop`.
+    pub(crate) fn all(&mut self, images: &Dataset, recipe: &Augmentation, stop: &StopFlag) -> Result<Features, Halt> {
+        let batch_size = self.network.as_ref().map_or(256, |frozen| frozen.pass.max_batch());
+        let mut loader = self.loader(images, recipe, Order::Sequential, 0, batch_size)?;
+        let mut features = Features { values: Vec::new(), width: self.width(), labels: Vec::new(), positions: Vec::new() };
+        features.values.reserve_exact(images.len() * self.width());
+        loader.start_epoch(0, 0);
+        while let Some(batch) = loader.next_batch() {
+            if let Some(signal) = stop.raised() {
+                return Err(Halt::Stopped(signal));
+            }
+            let batch = batch?;
+            self.extract(&batch.views, &mut features.values)?;
+            features.labels.extend_from_slice(&batch.labels);
+            features.positions.extend_from_slice(&batch.indices);
+            loader.recycle(batch);
+        }
+        Ok(features)
+    }
+
+    /// Features of a data set of a subject, as `sdclr embed` writes them; the inner error is the signal that ended it.
+    ///
+    /// # Errors
+    /// Too many broken images, a failed device.
+    pub fn embed(
+        &mut self,
+        images: &Dataset,
+        recipe: &Augmentation,
+        stop: &StopFlag,
+    ) -> Result<Result<Features, crate::signals::StopSignal>, Error> {
+        match self.all(images, recipe, stop) {
+            Ok(features) => Ok(Ok(features)),
+            Err(Halt::Stopped(signal)) => Ok(Err(signal)),
+            Err(Halt::Failed(error)) => Err(error),
+        }
+    }
+}
+
+fn frozen(engine: &mut dyn Engine, subject: &Subject) -> Result<Frozen, Error> {
+    let network = backend::run_network(&subject.config)?;
+    let largest = network.values.iter().map(|dims| dims.len()).max().unwrap_or(1);
+    let max_batch = (LARGEST_ACTIVATION / largest).clamp(1, 128);
+    let model = Model::new(engine, network)?;
+    let until = model.network.feature;
+    let spec = PassSpec { max_batch, branch: Branch::Dense, mode: Mode::Eval, until };
+    let pass = Pass::new(engine, &model, spec, &mut GradPool::default())?;
+    let images = engine.alloc_bytes(max_batch * model.network.dims(model.network.input).len())?;
+    Ok(Frozen { model, pass, images })
+}

@@ -1,0 +1,245 @@
+//! The linear probes: the paper's on augmented images, and the fast one on cached features.
+//!
+//! Source: the SDCLR paper's evaluation as its published code runs it (see [`ProbeConfig`] for the numbers): backbone
+//! frozen in evaluation mode, best epoch by validation accuracy, that epoch reported on the test images.
+
+use super::classifier::Classifier;
+use super::features::{Extractor, Features};
+use super::{Halt, ProbeJob, Verdict};
+use crate::error::Error;
+use crate::progress::StepReport;
+use sdclr_data::Order;
+use sdclr_engine::Engine;
+use sdclr_nn::rng;
+use sdclr_records::ProbeConfig;
+use std::time::Instant;
+
+/// Augmented images through the frozen network, every epoch anew.
+pub(super) fn on_images(job: &mut ProbeJob, n_classes: usize) -> Result<Verdict, Halt> {
+    let mut extractor = Extractor::new(job.subject, &job.machine)?;
+    let probe = job.probe.clone();
+    let recipe = &probe.augment_test;
+    let validation = job.validation.as_ref().map(|v| extractor.all(v, recipe, job.stop)).transpose()?;
+    let test = extractor.all(&job.test, recipe, job.stop)?;
+    let mut training = Training::new(&mut *extractor.engine, test.width, n_classes, &probe)?;
+    let mut loader =
+        extractor.loader(&job.train, &probe.augment_train, Order::Shuffled, probe.seed, probe.batch_size)?;
+    let steps_per_epoch = loader.batches_per_epoch();
+    let mut features = Vec::new();
+    for epoch in 1..=probe.epochs {
+        loader.start_epoch(epoch as u64, 0);
+        while let Some(batch) = loader.next_batch() {
+            let batch = batch?;
+            features.clear();
+            extractor.extract(&batch.views, &mut features)?;
+            training.step(job, &mut *extractor.engine, epoch, steps_per_epoch, &features, &batch.labels)?;
+            loader.recycle(batch);
+        }
+        training.look(&mut *extractor.engine, epoch, validation.as_ref())?;
+    }
+    training.verdict(&mut *extractor.engine, &test, job.train.len())
+}
+
+/// Features computed once, standardised by the training features' means and deviations.
+pub(super) fn on_features(job: &mut ProbeJob, n_classes: usize) -> Result<Verdict, Halt> {
+    let mut extractor = Extractor::new(job.subject, &job.machine)?;
+    let probe = job.probe.clone();
+    let recipe = &probe.augment_test;
+    let mut train = extractor.all(&job.train, recipe, job.stop)?;
+    let mut validation = job.validation.as_ref().map(|v| extractor.all(v, recipe, job.stop)).transpose()?;
+    let mut test = extractor.all(&job.test, recipe, job.stop)?;
+    let scale = Standardiser::of(&train);
+    for features in [Some(&mut train), validation.as_mut(), Some(&mut test)].into_iter().flatten() {
+        scale.apply(&mut features.values);
+    }
+    let engine = &mut *extractor.engine;
+    let mut training = Training::new(engine, train.width, n_classes, &probe)?;
+    let steps_per_epoch = train.len().div_ceil(probe.batch_size);
+    let mut order: Vec<usize> = (0..train.len()).collect();
+    let (mut rows, mut labels) = (Vec::new(), Vec::new());
+    for epoch in 1..=probe.epochs {
+        shuffle(&mut order, probe.seed, epoch as u64);
+        for batch in order.chunks(probe.batch_size) {
+            rows.clear();
+            labels.clear();
+            for &row in batch {
+                rows.extend_from_slice(&train.values[row * train.width..(row + 1) * train.width]);
+                labels.push(train.labels[row]);
+            }
+            training.step(job, engine, epoch, steps_per_epoch, &rows, &labels)?;
+        }
+        training.look(engine, epoch, validation.as_ref())?;
+    }
+    training.verdict(engine, &test, train.len())
+}
+
+/// A classifier in training and the best it was.
+struct Training {
+    probe: ProbeConfig,
+    classifier: Classifier,
+    n_classes: usize,
+    best: Option<(f64, usize, Vec<f32>)>,
+    n_steps: u64,
+    epoch_loss: (f64, u64),
+    n_images: usize,
+    began: Instant,
+}
+
+impl Training {
+    fn new(engine: &mut dyn Engine, width: usize, n_classes: usize, probe: &ProbeConfig) -> Result<Self, Error> {
+        let classifier = Classifier::new(engine, width, n_classes, probe)?;
+        let began = Instant::now();
+        let probe = probe.clone();
+        Ok(Self { probe, classifier, n_classes, best: None, n_steps: 0, epoch_loss: (0.0, 0), n_images: 0, began })
+    }
+
+    /// The rate of an epoch, from 1: milestones are the last epochs before a decay.
+    fn lr(&self, epoch: usize) -> f64 {
+        let n_decays = self.probe.milestones.iter().filter(|&&last| epoch > last).count();
+        self.probe.lr * self.probe.gamma.powi(n_decays as i32)
+    }
+
+    fn step(
+        &mut self,
+        job: &mut ProbeJob,
+        engine: &mut dyn Engine,
+        epoch: usize,
+        steps_per_epoch: usize,
+        features: &[f32],
+        labels: &[u32],
+    ) -> Result<(), Halt> {
+        if let Some(signal) = job.stop.raised() {
+            return Err(Halt::Stopped(signal));
+        }
+        if labels.is_empty() {
+            return Ok(());
+        }
+        let lr = self.lr(epoch);
+        let loss = self.classifier.step(engine, features, labels, lr)?;
+        self.n_steps += 1;
+        self.n_images += labels.len();
+        self.epoch_loss = (self.epoch_loss.0 + f64::from(loss), self.epoch_loss.1 + 1);
+        job.observer.on_step(&StepReport {
+            epoch,
+            n_epochs: self.probe.epochs,
+            step: self.n_steps,
+            n_steps: (steps_per_epoch * self.probe.epochs) as u64,
+            loss: self.epoch_loss.0 / self.epoch_loss.1 as f64,
+            lr,
+            images_per_s: self.n_images as f64 / self.began.elapsed().as_secs_f64().max(1e-9),
+            wait_share: 0.0,
+        });
+        Ok(())
+    }
+
+    /// The end of an epoch: remembers the weights if they are the best so far on the validation images.
+    fn look(&mut self, engine: &mut dyn Engine, epoch: usize, validation: Option<&Features>) -> Result<(), Error> {
+        self.epoch_loss = (0.0, 0);
+        let Some(validation) = validation else { return Ok(()) };
+        if epoch % self.probe.select_every_epochs.max(1) != 0 && epoch != self.probe.epochs {
+            return Ok(());
+        }
+        let logits = self.classifier.logits(engine, &validation.values)?;
+        let k = if self.probe.select_by_top5 { 5 } else { 1 };
+        let n_right = logits
+            .chunks_exact(self.n_classes)
+            .zip(&validation.labels)
+            .filter(|(row, label)| rank(row, **label as usize) < k)
+            .count();
+        let accuracy = n_right as f64 / validation.len().max(1) as f64;
+        if self.best.as_ref().is_none_or(|(best, ..)| accuracy > *best) {
+            self.best = Some((accuracy, epoch, self.classifier.weights(engine)?));
+        }
+        Ok(())
+    }
+
+    /// The best epoch's predictions on the test images, or the last's without validation images.
+    fn verdict(self, engine: &mut dyn Engine, test: &Features, n_train: usize) -> Result<Verdict, Halt> {
+        if let Some((.., weights)) = &self.best {
+            self.classifier.set_weights(engine, weights);
+        }
+        let logits = self.classifier.logits(engine, &test.values)?;
+        let predictions = logits.chunks_exact(self.n_classes).map(argmax).collect();
+        let labels = test.labels.iter().map(|&label| label as usize).collect();
+        Ok(Verdict { labels, predictions, n_train, best_epoch: self.best.map(|(_, epoch, _)| epoch) })
+    }
+}
+
+/// Index of the largest value, the first among equals.
+fn argmax(row: &[f32]) -> usize {
+    row.iter().enumerate().fold((0, f32::NEG_INFINITY), |best, (i, &v)| if v > best.1 { (i, v) } else { best }).0
+}
+
+/// How many entries come before `label` when sorted by value, the first among equals first.
+fn rank(row: &[f32], label: usize) -> usize {
+    let own = row[label];
+    row.iter().enumerate().filter(|(i, v)| **v > own || (**v == own && *i < label)).count()
+}
+
+fn shuffle(order: &mut [usize], seed: u64, epoch: u64) {
+    let mut rng = rng::stream(seed, "probe-order", epoch);
+    for i in (1..order.len()).rev() {
+        order.swap(i, (rng::uniform(&mut rng) * (i + 1) as f64) as usize);
+    }
+}
+
+/// Means and deviations of features, per column.
+struct Standardiser {
+    mean: Vec<f32>,
+    inv_std: Vec<f32>,
+}
+
+impl Standardiser {
+    fn of(features: &Features) -> Self {
+        let (width, n) = (features.width, features.len().max(1) as f64);
+        let (mut sum, mut square) = (vec![0.0f64; width], vec![0.0f64; width]);
+        for row in features.values.chunks_exact(width) {
+            for (k, &v) in row.iter().enumerate() {
+                sum[k] += f64::from(v);
+                square[k] += f64::from(v) * f64::from(v);
+            }
+        }
+        let mean = sum.iter().map(|s| (s / n) as f32).collect();
+        let inv_std = sum
+            .iter()
+            .zip(&square)
+            .map(|(s, q)| {
+                let std = (q / n - (s / n).powi(2)).max(0.0).sqrt();
+                // A column that never changes says nothing; it becomes 0.
+                if std > 1e-6 { (1.0 / std) as f32 } else { 0.0 }
+            })
+            .collect();
+        Self { mean, inv_std }
+    }
+
+    fn apply(&self, values: &mut [f32]) {
+        for row in values.chunks_exact_mut(self.mean.len()) {
+            for ((v, mean), inv_std) in row.iter_mut().zip(&self.mean).zip(&self.inv_std) {
+                *v = (*v - mean) * inv_std;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rank_counts_what_sorts_before_the_label() {
+        let row = [0.5, 2.0, 2.0, -1.0];
+        assert_eq!([0, 1, 2, 3].map(|label| rank(&row, label)), [2, 0, 1, 3]);
+        assert_eq!(argmax(&row), 1);
+    }
+
+    #[test]
+    fn standardised_columns_have_mean_zero_and_deviation_one_and_constants_vanish() {
+        let values = vec![1.0, 7.0, 3.0, 7.0, 5.0, 7.0];
+        let mut features = Features { values, width: 2, labels: vec![], positions: vec![0, 1, 2] };
+        Standardiser::of(&features).apply(&mut features.values);
+        let a = 1.5f32.sqrt();
+        for (got, expected) in features.values.iter().zip([-a, 0.0, 0.0, 0.0, a, 0.0]) {
+            assert!((got - expected).abs() < 1e-6, "{:?}", features.values);
+        }
+    }
+}
