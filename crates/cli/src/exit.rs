@@ -1,5 +1,7 @@
 //! From errors to one line on stderr and an exit code.
 
+use sdclr::run_dir::RunDirError;
+use sdclr_records::Error as RecordError;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
@@ -48,16 +50,25 @@ pub fn failure(error: &anyhow::Error) -> ExitCode {
 }
 
 fn code_of(error: &anyhow::Error) -> u8 {
-    use sdclr::run_dir::RunDirError;
-    use sdclr_records::Error as RecordError;
     let is_usage = error.chain().any(|cause| {
-        let record = match cause.downcast_ref::<RunDirError>() {
-            Some(RunDirError::Config(record)) => Some(record),
-            _ => cause.downcast_ref::<RecordError>(),
-        };
-        cause.is::<UsageError>() || record.is_some_and(|record| !matches!(record, RecordError::Read { .. }))
+        let unfit = matches!(cause.downcast_ref(), Some(sdclr::Error::Unfit(_)));
+        let record_is_wrong = record_error(cause).is_some_and(|record| !matches!(record, RecordError::Read { .. }));
+        cause.is::<UsageError>() || unfit || record_is_wrong
     });
     if is_usage { USAGE } else { FAILED }
+}
+
+/// The config error that this is; transparent wrappers do not show it in the chain.
+fn record_error<'a>(cause: &'a (dyn std::error::Error + 'static)) -> Option<&'a RecordError> {
+    let run_dir = match cause.downcast_ref() {
+        Some(sdclr::Error::Config(record)) => return Some(record),
+        Some(sdclr::Error::RunDir(run_dir)) => Some(run_dir),
+        _ => cause.downcast_ref(),
+    };
+    match run_dir {
+        Some(RunDirError::Config(record)) => Some(record),
+        _ => cause.downcast_ref(),
+    }
 }
 
 /// The error and its causes, each said once, without line breaks.
@@ -104,7 +115,10 @@ mod tests {
         let bad = sdclr_records::Error::BadAssignment { text: "x".to_owned() };
         let in_run = sdclr::run_dir::RunDirError::from(sdclr_records::Error::BadAssignment { text: "x".to_owned() });
         let unreadable = sdclr_records::Error::Read { path: "a".into(), source: io::Error::other("gone") };
-        let cases: [(anyhow::Error, u8); 4] = [
+        let deep = sdclr::Error::from(RunDirError::from(RecordError::BadAssignment { text: "x".to_owned() }));
+        let cases: [(anyhow::Error, u8); 6] = [
+            (deep.into(), USAGE),
+            (sdclr::Error::Unfit("x".to_owned()).into(), USAGE),
             (bad.into(), USAGE),
             (in_run.into(), USAGE),
             (unreadable.into(), FAILED),

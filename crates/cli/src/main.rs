@@ -11,7 +11,6 @@ mod exit;
 mod flags;
 mod progress;
 mod signals;
-mod wiring;
 
 use clap::Parser;
 use std::process::ExitCode;

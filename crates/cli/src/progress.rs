@@ -2,38 +2,8 @@
 
 use crate::context::Context;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use sdclr::progress::{Observer, StepReport};
 use std::time::{Duration, Instant};
-
-/// What the training loop tells after each step.
-#[derive(Debug, Clone, PartialEq)]
-pub struct StepReport {
-    /// Epoch in progress, from 1.
-    pub epoch: usize,
-    /// Epochs of the run.
-    pub n_epochs: usize,
-    /// Steps done, earlier sittings included.
-    pub step: u64,
-    /// Steps of the run.
-    pub n_steps: u64,
-    /// Loss, averaged over a few steps.
-    pub loss: f64,
-    /// Learning rate of the step.
-    pub lr: f64,
-    /// Images (not views) a second.
-    pub images_per_s: f64,
-    /// Share of the time spent waiting for data, in [0, 1].
-    pub wait_share: f64,
-}
-
-/// Whoever watches a training loop.
-pub trait Observer {
-    /// A step is done.
-    fn on_step(&mut self, report: &StepReport);
-    /// An epoch is done; `report` is of its last step.
-    fn on_epoch(&mut self, report: &StepReport);
-    /// Something worth a line.
-    fn message(&mut self, text: &str);
-}
 
 /// The observer of the command line.
 pub struct Progress {

@@ -21,6 +21,7 @@ fn state() -> CheckpointState {
         optimizer: OptimizerKind::Sgd,
         optimizer_steps: 30,
         epoch_loss_sum: 0.0,
+        epoch_steps: 3,
         interval_loss_sum: 0.0,
         interval_steps: 0,
         elapsed_s: 1.0,

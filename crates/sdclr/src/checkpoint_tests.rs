@@ -17,7 +17,6 @@ fn state() -> CheckpointState {
         optimizer_steps: 63,
         epoch_loss_sum: 0.1 + 0.2,
         epoch_steps: 3,
-        epoch_steps: 3,
         interval_loss_sum: 1.0 / 3.0,
         interval_steps: 3,
         elapsed_s: 12.25,

@@ -4,15 +4,17 @@ use super::export::write_file;
 use crate::args::DemoArgs;
 use crate::context::Context;
 use crate::progress::Progress;
-use crate::wiring::{self, Machine, Outcome, PretrainJob, ProbeJob, Subject, Weights};
 use crate::{config, signals};
 use anyhow::Context as _;
+use sdclr::Machine;
 use sdclr::metrics::{GroupRule, class_groups};
+use sdclr::pretrain::{Outcome, PretrainJob, pretrain};
+use sdclr::probe::{ProbeJob, Subject, Weights, probe};
 use sdclr::run_dir::{CheckpointName, Existing, RunDir, describe_io};
 use sdclr::signals::{StopFlag, StopSignal};
 use sdclr_data::Dataset;
 use sdclr_records::layers::{Layer, resolve};
-use sdclr_records::names::{Device, Method, Part, Protocol};
+use sdclr_records::names::{Method, Part, Protocol};
 use sdclr_records::{ProbeConfig, ProbeResult, RunConfig};
 use sdclr_report::{ResultRow, results_table, tail_line};
 use std::path::{Path, PathBuf};
@@ -119,10 +121,11 @@ impl Demo<'_> {
             dataset,
             writer,
             resume: false,
+            level: None,
             stop: &self.stop,
             observer: &mut progress,
         };
-        let outcome = wiring::pretrain(job);
+        let outcome = pretrain(job);
         progress.finish();
         Ok(match outcome? {
             Outcome::Finished { .. } => Ok(run),
@@ -157,11 +160,11 @@ impl Demo<'_> {
             validation: None,
             test: self.images("test")?,
             tail: Some((counts, GroupRule::Thirds)),
-            machine: Machine { device: Device::Auto, threads: self.args.threads, workers: 0 },
+            machine: Machine::of(&subject.config, None),
             stop: &self.stop,
             observer: &mut progress,
         };
-        let result = wiring::probe(job);
+        let result = probe(job);
         progress.finish();
         let named = |result: ProbeResult| ProbeResult {
             subject: name.to_owned(),

@@ -3,11 +3,13 @@
 use super::eval::machine;
 use super::export::{refuse_existing, write_file};
 use crate::args::EmbedArgs;
-use crate::config;
 use crate::context::Context;
 use crate::exit::UsageError;
-use crate::wiring::{self, Subject, Weights};
+use crate::{config, signals};
+use sdclr::probe::{Extractor, Subject, Weights};
 use sdclr_data::Dataset;
+use sdclr_records::ProbeConfig;
+use sdclr_records::names::Protocol;
 use std::process::ExitCode;
 
 /// Writes features, and beside them what they are of.
@@ -25,23 +27,33 @@ pub fn run(args: &EmbedArgs, context: Context) -> anyhow::Result<ExitCode> {
     let (run, checkpoint) = config::locate(&args.run)?;
     let subject = Subject { config: run.config()?, weights: Weights::Trained(checkpoint) };
     let images = config::open_images(&args.data, args.part.parse()?, args.split.clone(), None)?;
-    let (features, width) = wiring::embed(&subject, &images, machine(&args.machine)?)?;
-    write_file(&names_path, names(&images).as_bytes())?;
-    write_file(&args.out, &sdclr_interop::npy_f32(&[images.len(), width], &features))?;
+    // Images are seen as a probe sees those that it is tested on.
+    let recipe = ProbeConfig::new(Protocol::Knn, subject.config.data.image_size, 0).augment_test;
+    let stop = signals::install()?;
+    let mut extractor = Extractor::new(&subject, &machine(&args.machine)?)?;
+    let features = match extractor.embed(&images, &recipe, &stop)? {
+        Ok(features) => features,
+        Err(signal) => return Ok(ExitCode::from(signal.exit_code())),
+    };
+    let (n, width) = (features.len(), features.width);
+    if n < images.len() {
+        context.warn(&format!("{} broken images are left out", images.len() - n));
+    }
+    write_file(&names_path, names(&images, &features.positions).as_bytes())?;
+    write_file(&args.out, &sdclr_interop::npy_f32(&[n, width], &features.values))?;
     if context.json {
-        let shape = [images.len(), width];
-        context.print_json(&serde_json::json!({ "out": args.out, "names": names_path, "shape": shape }))?;
+        context.print_json(&serde_json::json!({ "out": args.out, "names": names_path, "shape": [n, width] }))?;
     } else {
         let (out, names) = (args.out.display(), names_path.display());
-        context.print(&format!("{out}: {} images, {width} features each; their names: {names}\n", images.len()))?;
+        context.print(&format!("{out}: {n} images, {width} features each; their names: {names}\n"))?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// `path,label` a line, in the order of the features; no label where there is none.
-fn names(images: &Dataset) -> String {
+fn names(images: &Dataset, positions: &[u32]) -> String {
     let mut text = String::from("path,label\n");
-    for position in 0..images.len() {
+    for position in positions.iter().map(|&position| position as usize) {
         let label = images.label(position).map(|label| label.to_string()).unwrap_or_default();
         text.push_str(&format!("\"{}\",{label}\n", images.name(position).replace('"', "\"\"")));
     }

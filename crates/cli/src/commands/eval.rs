@@ -4,14 +4,15 @@ use crate::args::{ClassifierArgs, EvalCommand, GroupsArg, LinearProtocol, Machin
 use crate::context::Context;
 use crate::exit::UsageError;
 use crate::progress::Progress;
-use crate::wiring::{self, Machine, ProbeJob, Subject, Weights};
 use crate::{config, signals};
 use anyhow::Context as _;
+use sdclr::Machine;
 use sdclr::metrics::GroupRule;
+use sdclr::probe::{ProbeJob, Subject, Weights};
 use sdclr::run_dir::RunDir;
 use sdclr_data::Dataset;
 use sdclr_data::splits::SplitFamily;
-use sdclr_records::names::{Part, Protocol};
+use sdclr_records::names::{Part, Precision, Protocol};
 use sdclr_records::{ProbeConfig, ProbeResult, RunConfig};
 use sdclr_report::{ResultRow, results_table, tail_line};
 use std::process::ExitCode;
@@ -57,7 +58,7 @@ pub fn run(command: EvalCommand, context: Context) -> anyhow::Result<ExitCode> {
         stop: &stop,
         observer: &mut progress,
     };
-    let result = wiring::probe(job);
+    let result = sdclr::probe::probe(job);
     progress.finish();
     match result? {
         Ok(result) => show(&result, &run, probe_args, context),
@@ -70,7 +71,8 @@ pub fn run(command: EvalCommand, context: Context) -> anyhow::Result<ExitCode> {
 /// # Errors
 /// An unknown device.
 pub fn machine(args: &MachineArgs) -> anyhow::Result<Machine> {
-    Ok(Machine { device: args.device.parse()?, threads: args.threads, workers: args.workers })
+    let (threads, workers) = (args.threads, args.workers);
+    Ok(Machine { device: args.device.parse()?, precision: Precision::Auto, threads, workers, level: None })
 }
 
 struct Images {

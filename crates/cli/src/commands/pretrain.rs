@@ -3,8 +3,9 @@
 use crate::args::PretrainArgs;
 use crate::context::Context;
 use crate::progress::Progress;
-use crate::wiring::{self, Outcome, PretrainJob};
 use crate::{config, signals};
+use sdclr::Machine;
+use sdclr::pretrain::{Outcome, PretrainJob, pretrain};
 use sdclr::run_dir::{Existing, RunDir};
 use std::process::ExitCode;
 
@@ -21,13 +22,22 @@ pub fn run(args: &PretrainArgs, context: Context) -> anyhow::Result<ExitCode> {
         (_, true) => Existing::Overwrite,
         _ => Existing::Refuse,
     };
+    // A device that is not there must not cost the run that --overwrite would replace.
+    drop(Machine::of(&run_config, None).engine()?);
     let writer = RunDir::create(&args.out, existing, &run_config)?;
     context.note(&format!("training on {}", dataset.description()));
     let stop = signals::install()?;
     let mut progress = Progress::new(context, "");
-    let job =
-        PretrainJob { config: &run_config, dataset, writer, resume: args.resume, stop: &stop, observer: &mut progress };
-    let outcome = wiring::pretrain(job);
+    let job = PretrainJob {
+        config: &run_config,
+        dataset,
+        writer,
+        resume: args.resume,
+        level: None,
+        stop: &stop,
+        observer: &mut progress,
+    };
+    let outcome = pretrain(job);
     progress.finish();
     match outcome? {
         Outcome::Finished { loss, step } => {

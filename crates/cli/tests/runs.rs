@@ -1,0 +1,114 @@
+//! Pre-training from outside: a stopped or killed run goes on and ends as if nothing had happened.
+#![cfg(unix)]
+
+use assert_cmd::cargo::cargo_bin;
+use rustix::process::{Pid, Signal, kill_process};
+use sdclr::checkpoint::{Checkpoint, Tensor};
+use sdclr::run_dir::{CheckpointName, RunDir};
+use sdclr_records::MetricLine;
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+const TRAIN_IMAGES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/fashion-mnist-lt/train-images-idx3-ubyte.gz");
+
+/// Long enough that a signal sent after the first line arrives before the end.
+const N_EPOCHS: &str = "150";
+
+/// A training of seconds: 40 images of 8 pixels, a narrow network.
+fn pretrain(folder: &Path, out: &str) -> Command {
+    let mut command = Command::new(cargo_bin("sdclr"));
+    command.current_dir(folder).args(["pretrain", "--out", out, "--data", TRAIN_IMAGES, "--split", "some.npy"]);
+    command.args(["--model", "resnet10", "--base-width", "4", "--image-size", "8", "--batch-size", "16"]);
+    command.args([
+        "--epochs",
+        N_EPOCHS,
+        "--lr",
+        "0.05",
+        "--threads",
+        "1",
+        "--log-every",
+        "1",
+        "--checkpoint-every",
+        "3",
+    ]);
+    command
+}
+
+fn folder() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().expect("temporary folder");
+    let indices: Vec<usize> = (0..40).map(|i| i * 60).collect();
+    sdclr_data::splits::write_indices(&dir.path().join("some.npy"), &indices).expect("writes");
+    dir
+}
+
+/// Starts a run, sends a signal once it has trained a step, and returns how it ended.
+fn interrupt(folder: &Path, out: &str, signal: Signal) -> (Option<i32>, String) {
+    let mut child = pretrain(folder, out).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
+    let mut stderr = BufReader::new(child.stderr.take().expect("piped")).lines().map_while(Result::ok);
+    let first = stderr.find(|line| line.starts_with("epoch "));
+    assert!(first.is_some(), "no progress before the end");
+    kill_process(Pid::from_child(&child), signal).expect("is running");
+    let rest = stderr.collect::<Vec<_>>().join("\n");
+    (child.wait().expect("ends").code(), rest)
+}
+
+/// What does not depend on the clock: tensors of the last checkpoint, and each metric line's step and loss.
+fn outcome(run: &Path) -> (BTreeMap<String, Tensor>, Vec<(u64, f64)>) {
+    let run = RunDir::open(run).expect("a run");
+    let checkpoint = Checkpoint::load(&run.checkpoint_path(CheckpointName::Last)).expect("a checkpoint");
+    let metrics = std::fs::read_to_string(run.metrics_path()).expect("metrics");
+    let lines = metrics.lines().map(|line| serde_json::from_str(line).expect("a metric line"));
+    let losses = lines.map(|line| match line {
+        MetricLine::Step(line) => (line.step, line.loss),
+        MetricLine::Epoch(line) => (line.step, line.loss),
+    });
+    (checkpoint.tensors, losses.collect())
+}
+
+#[track_caller]
+fn run_to_end(mut command: Command) -> String {
+    let output = command.output().expect("runs");
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{stderr}");
+    stderr
+}
+
+#[test]
+fn a_run_that_was_stopped_or_killed_resumes_to_the_same_end() {
+    let dir = folder();
+    run_to_end(pretrain(dir.path(), "whole"));
+    let expected = outcome(&dir.path().join("whole"));
+    for (signal, code, name) in
+        [(Signal::TERM, Some(143), "term"), (Signal::INT, Some(130), "int"), (Signal::KILL, None, "kill")]
+    {
+        let (found, stderr) = interrupt(dir.path(), name, signal);
+        assert_eq!(found, code, "{name}: {stderr}");
+        assert_eq!(stderr.contains("--resume"), code.is_some(), "{name}: {stderr}");
+        let mut resume = pretrain(dir.path(), name);
+        resume.arg("--resume");
+        let stderr = run_to_end(resume);
+        assert!(code.is_none() || stderr.contains("resuming"), "{name}: {stderr}");
+        assert!(outcome(&dir.path().join(name)) == expected, "{name}: not the same as without an interruption");
+    }
+}
+
+#[test]
+fn a_resumed_run_needs_no_flags_and_accepts_no_other_settings() {
+    let dir = folder();
+    let (code, stderr) = interrupt(dir.path(), "run", Signal::TERM);
+    assert_eq!(code, Some(143), "{stderr}");
+    let resume = |flags: &[&str]| {
+        let mut command = Command::new(cargo_bin("sdclr"));
+        command.current_dir(dir.path()).args(["pretrain", "--out", "run", "--resume", "--quiet"]).args(flags);
+        command.output().expect("runs")
+    };
+    let refused = resume(&["--temperature", "0.5"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("train.temperature = 0.2, not 0.5"));
+    let done = resume(&[]);
+    assert!(done.status.success());
+    assert!(done.stderr.is_empty(), "quiet: {}", String::from_utf8_lossy(&done.stderr));
+    assert!(String::from_utf8_lossy(&done.stdout).contains("trained"));
+}
