@@ -108,6 +108,8 @@ pub struct CheckpointState {
     pub optimizer_steps: u64,
     /// Sum of the losses of this epoch's steps so far.
     pub epoch_loss_sum: f64,
+    /// Steps of this epoch so far.
+    pub epoch_steps: u64,
     /// Sum of the losses since the last metric line.
     pub interval_loss_sum: f64,
     /// Steps since the last metric line.
