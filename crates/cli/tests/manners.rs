@@ -195,7 +195,7 @@ fn doctor_says_what_is_here_in_words_and_in_json() {
     let dir = folder();
     assert!(stdout_of(dir.path(), &["doctor"]).contains("will use"));
     let json: serde_json::Value = serde_json::from_str(&stdout_of(dir.path(), &["doctor", "--json"])).expect("JSON");
-    assert!(json["threads"].as_u64().is_some_and(|threads| threads >= 1));
+    assert!(json["cores"].as_u64().is_some_and(|cores| cores >= 1));
 }
 
 #[test]

@@ -112,3 +112,36 @@ fn a_resumed_run_needs_no_flags_and_accepts_no_other_settings() {
     assert!(done.stderr.is_empty(), "quiet: {}", String::from_utf8_lossy(&done.stderr));
     assert!(String::from_utf8_lossy(&done.stdout).contains("trained"));
 }
+
+#[test]
+fn a_trained_run_is_measured_embedded_and_exported() {
+    let dir = folder();
+    run_to_end(pretrain(dir.path(), "run"));
+    let sdclr = |arguments: &[&str]| {
+        let output = Command::new(cargo_bin("sdclr")).current_dir(dir.path()).args(arguments).output().expect("runs");
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{arguments:?}: {stderr}");
+        String::from_utf8(output.stdout).expect("text")
+    };
+    let (probe, test) = (TRAIN_IMAGES.replace("train-", "probe-"), TRAIN_IMAGES.replace("train-", "test-"));
+    for (what, flags) in [
+        ("knn", &["--neighbours", "5"][..]),
+        ("linear", &["--epochs", "2"]),
+        ("linear", &["--epochs", "1", "--protocol", "paper"]),
+        ("few-shot", &["--per-class", "3", "--epochs", "2"]),
+    ] {
+        let arguments = [&["eval", what, "run", "--data", &probe, "--test", &test, "--json"], flags].concat();
+        let result: sdclr_records::ProbeResult = serde_json::from_str(&sdclr(&arguments)).expect("a result");
+        assert_eq!((result.n_test, result.class_accuracy.len()), (2000, 10), "{what}");
+        assert!(result.groups.is_some(), "{what}: the run's own images give the tail");
+    }
+    let run = RunDir::open(&dir.path().join("run")).expect("a run");
+    let names: Vec<String> = run.results().expect("results").into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names, ["few-shot", "knn", "linear-cached", "linear-paper"]);
+    sdclr(&["embed", "run", "--data", &test, "--out", "e.npy"]);
+    // 2000 rows of 32 floats (the last stage of width 4) after a header of two lines of 64 bytes.
+    assert_eq!(std::fs::metadata(dir.path().join("e.npy")).expect("written").len(), 128 + 2000 * 32 * 4);
+    let rows = std::fs::read_to_string(dir.path().join("e.csv")).expect("written");
+    assert_eq!(rows.lines().count(), 2001);
+    sdclr(&["export", "run", "--out", "b.safetensors", "--branch", "pruned"]);
+}

@@ -3,5 +3,5 @@
 pub mod results;
 pub mod table;
 
-pub use results::{ResultRow, results_table, tail_line};
+pub use results::{ResultRow, result_table, results_table, tail_line};
 pub use table::{Align, Cell, Table};

@@ -35,6 +35,24 @@ pub fn results_table(rows: &[ResultRow<'_>]) -> Table {
     table
 }
 
+/// One result of whatever probe: All, the groups, Std and top-1 in percent.
+pub fn result_table(name: &str, result: &ProbeResult) -> Table {
+    let right = ["All", "Many", "Medium", "Few", "Std", "Top-1"].map(|title| (title, Align::Right));
+    let columns: Vec<(&str, Align)> = std::iter::once(("", Align::Left)).chain(right).collect();
+    let groups = result.groups.as_ref();
+    let mut table = Table::new(&columns);
+    table.push(vec![
+        name.into(),
+        Cell::Percent(result.all),
+        Cell::percent(groups.and_then(|g| g.many)),
+        Cell::percent(groups.and_then(|g| g.medium)),
+        Cell::percent(groups.and_then(|g| g.few)),
+        Cell::percent(groups.and_then(|g| g.std)),
+        Cell::Percent(result.top1),
+    ]);
+    table
+}
+
 /// The long tail in one line, largest class first: `Many: Bag 600, Coat 360 | Medium: … | Few: …`.
 ///
 /// `class_names` may be empty; labels then stand for names. All lengths are the number of classes.
@@ -86,6 +104,8 @@ mod tests {
         ]);
         let expected = ",All,Many,Medium,Few,Std,kNN\nSDCLR,70,80,70,60,8.165,\nraw pixels,,,,,,70\n";
         assert_eq!(table.to_csv(), expected);
+        let alone = result_table("knn", &linear).to_csv();
+        assert_eq!(alone, ",All,Many,Medium,Few,Std,Top-1\nknn,70,80,70,60,8.165,71\n");
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! `sdclr doctor`: what this machine offers, and what will be used of it.
 
 use crate::context::Context;
+use sdclr::Machine;
+use sdclr_records::names::{Device, Precision};
 use serde_json::{Value, json};
 use std::process::ExitCode;
 use sysinfo::{Disks, System};
@@ -8,9 +10,9 @@ use sysinfo::{Disks, System};
 /// Looks around and reports.
 ///
 /// # Errors
-/// If stdout cannot be written.
+/// If stdout cannot be written, or the engine not be made.
 pub fn run(context: Context) -> anyhow::Result<ExitCode> {
-    let found = look();
+    let found = look()?;
     if context.json {
         context.print_json(&found)?;
         return Ok(ExitCode::SUCCESS);
@@ -25,22 +27,14 @@ pub fn run(context: Context) -> anyhow::Result<ExitCode> {
             format!("{} GB, {} GB free", gigabytes(&found["memory_bytes"]), gigabytes(&found["memory_free_bytes"])),
         ),
         ("disk here", format!("{} GB free", gigabytes(&found["disk_free_bytes"]))),
-        (
-            "will use",
-            format!(
-                "device {}, precision {}, {} threads",
-                plain(&found["device"]),
-                plain(&found["precision"]),
-                found["threads"]
-            ),
-        ),
+        ("will use", plain(&found["engine"])),
     ];
     let text: String = lines.iter().map(|(name, value)| format!("{name:<10} {value}\n")).collect();
     context.print(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn look() -> Value {
+fn look() -> anyhow::Result<Value> {
     let mut system = System::new();
     system.refresh_memory();
     system.refresh_cpu_all();
@@ -52,7 +46,9 @@ fn look() -> Value {
     };
     // What the scheduler lets this process use, affinity and container limits included.
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    json!({
+    let (device, precision) = (Device::Auto, Precision::Auto);
+    let engine = Machine { device, precision, threads: 0, workers: 0, level: None }.engine()?;
+    Ok(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "processor": processor,
         "features": features(),
@@ -60,10 +56,8 @@ fn look() -> Value {
         "memory_bytes": total,
         "memory_free_bytes": free,
         "disk_free_bytes": disk_free(),
-        "device": "cpu",
-        "precision": "f32",
-        "threads": threads,
-    })
+        "engine": engine.name(),
+    }))
 }
 
 /// The processor's vector and matrix extensions that matter to training.

@@ -14,7 +14,7 @@ use sdclr_data::Dataset;
 use sdclr_data::splits::SplitFamily;
 use sdclr_records::names::{Part, Precision, Protocol};
 use sdclr_records::{ProbeConfig, ProbeResult, RunConfig};
-use sdclr_report::{ResultRow, results_table, tail_line};
+use sdclr_report::{result_table, tail_line};
 use std::process::ExitCode;
 
 /// Probes, writes the result into the run and prints it.
@@ -161,9 +161,7 @@ fn show(result: &ProbeResult, run: &RunDir, args: &ProbeArgs, context: Context) 
         context.print_json(&serde_json::to_value(result)?)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let is_knn = result.protocol == Protocol::Knn;
-    let row = ResultRow { name: &name, linear: (!is_knn).then_some(result), knn: is_knn.then_some(result) };
-    context.print(&results_table(&[row]).to_text())?;
+    context.print(&result_table(&name, result).to_text())?;
     if let Some(groups) = &result.groups {
         context.note(&tail_line(&groups.class_counts, &groups.class_groups, &result.class_names));
     }
