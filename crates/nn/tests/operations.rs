@@ -225,7 +225,12 @@ fn batch_norm_agrees_with_pytorch_over_batches_of_different_sizes() {
                 e.norm_train(NormTrain { sums, count, gamma, beta, running, eps: 1e-5, momentum: 0.1, coef });
                 e.norm_apply(n, NormApply { x, coef, residual: None, relu: false, y });
                 // A channel of mean 10 loses the digits of its mean's square; a constant one has no spread but rounding.
-                assert_close(&format!("{case}.y{i}"), &read_act(e, n, y, dims), &f.floats(&format!("{case}.y{i}")), 2e-4);
+                assert_close(
+                    &format!("{case}.y{i}"),
+                    &read_act(e, n, y, dims),
+                    &f.floats(&format!("{case}.y{i}")),
+                    2e-4,
+                );
                 let got = read(e, running);
                 for (k, key) in ["running_mean", "running_var"].into_iter().enumerate() {
                     let expected = f.floats(&format!("{case}.{key}"));
@@ -278,8 +283,7 @@ fn schedules_agree_with_pytorch_update_by_update() {
 #[test]
 fn linear_classifier_agrees_with_pytorch_over_ten_steps() {
     let f = Fixture::load("cross_entropy_linear");
-    let (n, d, c) =
-        (number(&f.json["n"]), number(&f.json["feature_dim"]), number(&f.json["n_classes"]));
+    let (n, d, c) = (number(&f.json["n"]), number(&f.json["feature_dim"]), number(&f.json["n_classes"]));
     for make in ENGINES {
         let e = &mut *make();
         let model = Model::new(e, resnet::linear_classifier(d, c)).unwrap();

@@ -4,6 +4,7 @@
 //! around it, [`run_dir`] and [`checkpoint`] what a run leaves behind, [`probe`] how its features are judged.
 
 pub mod backend;
+pub mod bench;
 pub mod checkpoint;
 pub mod error;
 pub mod learner;

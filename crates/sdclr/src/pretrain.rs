@@ -166,10 +166,9 @@ impl<'a> Run<'a> {
             self.at = position(&checkpoint.state);
             self.mask = checkpoint.state.mask_threshold.map(|threshold| self.restored_mask(threshold as f32));
             let done = self.at;
-            self.job.observer.message(&format!(
-                "resuming after epoch {}, batch {} (step {})",
-                done.epoch, done.batch, done.step
-            ));
+            self.job
+                .observer
+                .message(&format!("resuming after epoch {}, batch {} (step {})", done.epoch, done.batch, done.step));
         } else {
             if self.job.resume {
                 self.job.observer.message("no checkpoint was written yet: starting from the beginning");

@@ -41,7 +41,8 @@ pub fn masks(model: &Model, has_pruned_branch: bool) -> Vec<(String, Stored)> {
     if !has_pruned_branch {
         return Vec::new();
     }
-    let named = |(name, (shape, bytes)): (String, (Vec<usize>, Vec<u8>))| (format!("mask.{name}"), Stored::u8(&shape, bytes));
+    let named =
+        |(name, (shape, bytes)): (String, (Vec<usize>, Vec<u8>))| (format!("mask.{name}"), Stored::u8(&shape, bytes));
     model.masks().into_iter().map(named).collect()
 }
 

@@ -48,15 +48,18 @@ impl PlannedConv {
     }
 
     /// Floats of member scratch that any pass needs.
-    pub fn scratch_len(&self) -> usize {
+    pub fn scratch_len(&self, level: Level, used: ConvUse) -> usize {
         let sweeps = std::iter::once(&self.forward).chain(&self.backward);
-        sweeps.map(|s| s.sweep.scratch_len()).max().unwrap_or(0)
+        let source = sweeps.map(|s| s.sweep.scratch_len()).max().unwrap_or(0);
+        let gather =
+            if used == ConvUse::Forward { 0 } else { correlate::weight_scratch_len(level, &self.forward.sweep) };
+        source + gather
     }
 
     /// Floats of partial results: channel sums of every task, or every slice's weight gradient.
     pub fn partial_len(&self, max_batch: usize, n_slices: usize, used: ConvUse) -> usize {
         let sums = self.forward.sweep.n_tasks(max_batch) * 2 * self.shape.cout;
-        let weights = if used == ConvUse::Forward { 0 } else { n_slices * self.shape.n_weights() };
+        let weights = if used == ConvUse::Forward { 0 } else { n_slices * self.forward.packed.len() };
         sums.max(weights)
     }
 
@@ -107,7 +110,7 @@ impl PlannedConv {
         mask: Option<&[u8]>,
     ) {
         let sweep = &self.forward.sweep;
-        let (n_tasks, len, level) = (sweep.n_tasks(n), self.shape.n_weights(), ctx.level);
+        let (n_tasks, len, level) = (sweep.n_tasks(n), self.forward.packed.len(), ctx.level);
         let n_slices = ctx.team.len().min(n_tasks);
         let job = WeightJob { sweep, x, dy, n };
         let scratch = Shards::new(ctx.scratch);
@@ -120,18 +123,16 @@ impl PlannedConv {
                 unsafe { correlate::weight_gradient(level, &job, task, scratch, out) };
             }
         });
-        let (partial, cout) = (&ctx.partial[..n_slices * len], self.shape.cout);
-        let depth = len / cout;
-        ctx.team.for_parts(dw, depth * REDUCE_CHANNELS, |block, dw| {
-            let first = block * REDUCE_CHANNELS;
+        let (partial, depth) = (&ctx.partial[..n_slices * len], sweep.depth());
+        let (panel, lanes) = correlate::panel_sizes(level);
+        ctx.team.for_parts(dw, depth * panel, |index, dw| {
+            let first = index * panel;
+            let width = if dw.len() / depth <= lanes { lanes } else { panel };
             let mask = mask.map(|mask| &mask[first * depth..]);
-            elementwise::reduce_weights(level, partial, len, cout, first, dw, mask);
+            elementwise::reduce_weights(level, &partial[first * depth..], len, width, depth, dw, mask);
         });
     }
 }
-
-/// Output channels whose weight gradients are reduced together: a cache line of floats.
-const REDUCE_CHANNELS: usize = 16;
 
 /// What a pass borrows from the engine.
 pub(crate) struct Context<'a> {

@@ -34,8 +34,10 @@ pub(crate) struct Sweep {
     pub pad: (isize, isize),
 }
 
-/// Pixels of a task: a weight panel of cout × taps is streamed once per task, so a task must not be small.
-const TASK_PIXELS: (usize, usize) = (96, 384);
+/// Most pixels of a task, and most floats of its source: with a weight panel beside it, half of a 2 MB L2 cache. A panel is
+/// streamed once per task, so tasks should not be much smaller either.
+const TASK_PIXELS: usize = 384;
+const TASK_SOURCE: usize = 1 << 17;
 
 impl Sweep {
     /// Taps times source channels: the length of a dot product.
@@ -53,9 +55,20 @@ impl Sweep {
 
     /// Images per task and rows per task (all rows when a task holds several images).
     fn task_shape(&self) -> (usize, usize) {
-        let target = ((1 << 17) / self.src.c).clamp(TASK_PIXELS.0, TASK_PIXELS.1);
         let (rows, cols) = self.grid;
-        if rows * cols <= target { (target / (rows * cols), rows) } else { (1, target.div_ceil(cols).min(rows)) }
+        let fits = |images: usize, rows: usize| {
+            images * rows * cols <= TASK_PIXELS && images * self.padded(rows).len() <= TASK_SOURCE
+        };
+        match (1..=TASK_PIXELS).rev().find(|&images| fits(images, rows)) {
+            Some(images) => (images, rows),
+            None => (1, (1..rows).rev().find(|&rows| fits(1, rows)).unwrap_or(1)),
+        }
+    }
+
+    /// Most pixels of a task.
+    fn task_pixels(&self) -> usize {
+        let (images, rows) = self.task_shape();
+        images * rows * self.grid.1
     }
 
     /// Number of tasks for `n` images: fixed by the shape, whatever the number of threads.
@@ -340,8 +353,7 @@ unsafe fn finish<S: Simd, const V: usize>(
 ) {
     // SAFETY: the caller vouches for `out`; `one` is read by `splat` alone; sums are `[2, c]` and `at + width <= c`.
     unsafe {
-        let one = 1.0f32;
-        let one = S::splat(&one);
+        let one = S::splat(&1.0);
         let (mut sum, mut square) = ([S::zero(); V], [S::zero(); V]);
         for p in 0..S::PIXELS {
             let to = out[p];
@@ -371,7 +383,7 @@ unsafe fn finish<S: Simd, const V: usize>(
     }
 }
 
-/// One member's share of a weight gradient.
+/// A weight gradient to be summed over tasks.
 pub(crate) struct WeightJob<'a> {
     /// The forward sweep.
     pub sweep: &'a Sweep,
@@ -382,7 +394,12 @@ pub(crate) struct WeightJob<'a> {
     pub n: usize,
 }
 
-/// Adds a task's weight gradient to `dw`, laid out `[kh, kw·cin, dst.c]`.
+/// Floats of scratch that a task of a weight gradient needs beside its source.
+pub(crate) fn weight_scratch_len(level: Level, sweep: &Sweep) -> usize {
+    sweep.task_pixels() * (packed_len(level, 1, sweep.dst.c) + MAX_PIXELS) + 64
+}
+
+/// Adds a task's weight gradient to `dw`, laid out as packed weights are: per panel `[kh, kw·cin, panel]`.
 ///
 /// # Safety
 /// `level` must be supported by the CPU.
@@ -411,28 +428,37 @@ pub(crate) unsafe fn weight_gradient(level: Level, job: &WeightJob, task: usize,
     }
 }
 
+/// Gathers the task's gradients by panel and, for each block of inputs, the inputs of all pixels, so that the hot loop reads
+/// two contiguous streams: in place they lie `cin` and `cout` floats apart, which for wide layers is the same few cache sets.
 #[inline(always)]
 unsafe fn weight_task<S: Simd>(job: &WeightJob, task: usize, scratch: &mut [f32], dw: &mut [f32]) {
     let sweep = job.sweep;
     let task = sweep.task(job.n, task);
-    let view = sweep.source(&task, job.x, scratch);
-    let dy = &job.dy[(task.image * sweep.dst.h + task.row) * sweep.dst.w * sweep.dst.c..];
-    let (c, run) = (sweep.dst.c, sweep.kernel.1 * sweep.src.c);
-    assert_eq!(dw.len(), sweep.depth() * c);
+    let (padded, scratch) = scratch.split_at_mut(sweep.scratch_len());
+    let view = sweep.source(&task, job.x, padded);
+    let (c, depth, run) = (sweep.dst.c, sweep.depth(), sweep.kernel.1 * sweep.src.c);
+    let n_pixels = task.n_images * task.n_rows * sweep.grid.1;
+    let (xs, dys) = scratch.split_at_mut(n_pixels * MAX_PIXELS + 64);
+    let n_panels = c.div_ceil(S::PANEL);
+    for panel in 0..n_panels {
+        let (at, width) = (panel * S::PANEL, panel_width::<S>(c, panel));
+        gather_gradients(job, &task, at, width, &mut dys[at * n_pixels..][..width * n_pixels]);
+    }
     for kh in 0..sweep.kernel.0 {
         for i in (0..run).step_by(S::PIXELS) {
+            // SAFETY: the level is the caller's promise; inputs past a row's end lie in the slack behind the view.
+            unsafe { gather_inputs::<S>(sweep, &task, &view, kh * view.row + i, xs) };
             let rows = S::PIXELS.min(run - i);
-            for panel in 0..c.div_ceil(S::PANEL) {
-                let at = panel * S::PANEL;
-                let out = &mut dw[(kh * run + i) * c + at..];
-                let from = &view.data[kh * view.row + i..];
-                // SAFETY: the level is the caller's promise; the slices begin at the block's first element and hold
-                // all of its rows; surplus inputs of a row lie in the slack behind the view.
+            for panel in 0..n_panels {
+                let (at, width) = (panel * S::PANEL, panel_width::<S>(c, panel));
+                let out = &mut dw[at * depth + (kh * run + i) * width..][..rows * width];
+                let dy = &dys[at * n_pixels..][..width * n_pixels];
+                // SAFETY: the level is the caller's promise; all slices hold `n_pixels` entries of their width.
                 unsafe {
-                    if panel_width::<S>(c, panel) == S::LANES {
-                        weight_block::<S, 1>(sweep, &task, &view, from, &dy[at..], out, rows, (c - at).min(S::LANES));
+                    if width == S::LANES {
+                        weight_block::<S, 1>(&xs[..n_pixels * S::PIXELS], dy, out);
                     } else {
-                        weight_block::<S, 2>(sweep, &task, &view, from, &dy[at..], out, rows, (c - at).min(S::PANEL));
+                        weight_block::<S, 2>(&xs[..n_pixels * S::PIXELS], dy, out);
                     }
                 }
             }
@@ -440,54 +466,66 @@ unsafe fn weight_task<S: Simd>(job: &WeightJob, task: usize, scratch: &mut [f32]
     }
 }
 
-/// The hot loop of the weight gradient: `rows` inputs × `width` output channels in registers over all pixels of a task.
+/// Channels `at..at + width` of a task's gradients, pixel by pixel, zeros past the last channel.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
-unsafe fn weight_block<S: Simd, const V: usize>(
-    sweep: &Sweep,
-    task: &Task,
-    view: &View,
-    x: &[f32],
-    dy: &[f32],
-    out: &mut [f32],
-    rows: usize,
-    width: usize,
-) {
-    let (c, pixel) = (sweep.dst.c, sweep.stride * sweep.src.c);
-    let last = width - (V - 1) * S::LANES;
-    // SAFETY: the caller vouches for the level and that `x`, `dy` and `out` begin at the block's first element; indices
-    // run over the task's pixels and the block's rows only.
-    unsafe {
-        let mut acc = [[S::zero(); V]; MAX_PIXELS];
-        for line in 0..task.n_images * task.n_rows {
-            let (image, row) = (line / task.n_rows, line % task.n_rows);
-            let mut x = x.as_ptr().add(image * view.image + row * sweep.stride * view.row);
-            let mut dy = dy.as_ptr().add((image * sweep.dst.h + row) * sweep.dst.w * c);
-            for _ in 0..sweep.grid.1 {
-                let mut g = [S::zero(); V];
-                for (v, g) in g.iter_mut().enumerate() {
-                    let from = dy.add(v * S::LANES);
-                    *g = if v + 1 < V { S::load(from) } else { S::load_first(from, last) };
-                }
-                for r in 0..S::PIXELS {
-                    let a = S::splat(x.add(r));
-                    for v in 0..V {
-                        acc[r][v] = acc[r][v].fma(a, g[v]);
-                    }
-                }
-                x = x.add(pixel);
-                dy = dy.add(c);
+fn gather_gradients(job: &WeightJob, task: &Task, at: usize, width: usize, out: &mut [f32]) {
+    let Dims { h, w, c } = job.sweep.dst;
+    let n = width.min(c - at);
+    let mut pixels = out.chunks_exact_mut(width);
+    for image in task.image..task.image + task.n_images {
+        let first = (image * h + task.row) * w;
+        for (dy, out) in job.dy[first * c..].chunks_exact(c).take(task.n_rows * w).zip(&mut pixels) {
+            out[..n].copy_from_slice(&dy[at..at + n]);
+            out[n..].fill(0.0);
+        }
+    }
+}
+
+/// `S::PIXELS` inputs from `offset` on of every window of a task, window by window.
+#[inline(always)]
+unsafe fn gather_inputs<S: Simd>(sweep: &Sweep, task: &Task, view: &View, offset: usize, out: &mut [f32]) {
+    let pixel = sweep.stride * sweep.src.c;
+    let mut to = out.as_mut_ptr();
+    for line in 0..task.n_images * task.n_rows {
+        let (image, row) = (line / task.n_rows, line % task.n_rows);
+        let mut from = view.data[offset + image * view.image + row * sweep.stride * view.row..].as_ptr();
+        for _ in 0..sweep.grid.1 {
+            // SAFETY: windows lie in the view and its slack by the caller's promise; `out` has room for every window.
+            unsafe {
+                S::load_first(from, S::PIXELS).store_first(to, S::PIXELS);
+                from = from.add(pixel);
+                to = to.add(S::PIXELS);
             }
         }
-        let one = 1.0f32;
-        let one = S::splat(&one);
-        for (r, acc) in acc.iter().enumerate().take(S::PIXELS) {
-            if r < rows {
-                for v in 0..V {
-                    let n = if v + 1 < V { S::LANES } else { last };
-                    let to = out.as_mut_ptr().add(r * c + v * S::LANES);
-                    acc[v].fma(S::load_first(to, n), one).store_first(to, n);
+    }
+}
+
+/// The hot loop of the weight gradient: `S::PIXELS` inputs × `V` vectors of output channels in registers over all pixels.
+#[inline(always)]
+unsafe fn weight_block<S: Simd, const V: usize>(x: &[f32], dy: &[f32], out: &mut [f32]) {
+    // SAFETY: the caller vouches for the level; `x` and `dy` hold as many pixels; `out` holds whole rows of `V` vectors.
+    unsafe {
+        let mut acc = [[S::zero(); V]; MAX_PIXELS];
+        let (mut from, mut dy) = (x.as_ptr(), dy.as_ptr());
+        for _ in 0..x.len() / S::PIXELS {
+            let mut g = [S::zero(); V];
+            for (v, g) in g.iter_mut().enumerate() {
+                *g = S::load(dy.add(v * S::LANES));
+            }
+            for (r, acc) in acc.iter_mut().enumerate().take(S::PIXELS) {
+                let a = S::splat(from.add(r));
+                for (acc, g) in acc.iter_mut().zip(g) {
+                    *acc = acc.fma(a, g);
                 }
+            }
+            from = from.add(S::PIXELS);
+            dy = dy.add(V * S::LANES);
+        }
+        let one = S::splat(&1.0);
+        for (acc, out) in acc.iter().zip(out.chunks_exact_mut(V * S::LANES)) {
+            for (v, acc) in acc.iter().enumerate() {
+                let to = out.as_mut_ptr().add(v * S::LANES);
+                acc.fma(S::load(to), one).store_first(to, S::LANES);
             }
         }
     }

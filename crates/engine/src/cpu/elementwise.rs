@@ -16,17 +16,16 @@ pub(crate) fn add_partials(partials: &[f32], sums: &mut [f32]) {
 }
 
 dispatch! {
-    /// Adds the slices of a weight gradient `[depth, cout]` to output channels `first..` of `dw` `[·, depth]`.
-    pub(crate) fn reduce_weights(partials: &[f32], len: usize, cout: usize, first: usize, dw: &mut [f32],
+    /// Adds a panel of every slice of a weight gradient, `[depth, width]` at every `stride` floats of `partials`, to its
+    /// output channels of `dw` `[channels, depth]`.
+    pub(crate) fn reduce_weights(partials: &[f32], stride: usize, width: usize, depth: usize, dw: &mut [f32],
                                  mask: Option<&[u8]>) {
-        let depth = len / cout;
-        let width = dw.len() / depth;
+        let channels = dw.len() / depth;
         for k in 0..depth {
-            for j in 0..width {
-                let at = k * cout + first + j;
+            for j in 0..channels {
                 let mut sum = 0.0;
-                for slice in partials.chunks_exact(len) {
-                    sum += slice[at];
+                for slice in partials.chunks(stride) {
+                    sum += slice[k * width + j];
                 }
                 let to = j * depth + k;
                 dw[to] += match mask {

@@ -119,7 +119,7 @@ impl Cpu {
         elementwise::add_partials(partial, self.store.span_mut(sums));
     }
 
-    fn image<'a>(store: &'a HostStore, act: Act, image: usize) -> &'a [f32] {
+    fn image(store: &HostStore, act: Act, image: usize) -> &[f32] {
         let buf = store.act(act);
         let len = buf.dims().len();
         &buf.data[image * len..][..len]
@@ -147,7 +147,7 @@ impl Engine for Cpu {
     fn alloc_conv(&mut self, shape: ConvShape, max_batch: usize, used: ConvUse) -> Result<Conv, EngineError> {
         let conv = PlannedConv::new(shape, used, self.level, self.store.held_mut())?;
         self.grow_partial(conv.partial_len(max_batch, self.team.len(), used))?;
-        let scratch_len = conv.scratch_len();
+        let scratch_len = conv.scratch_len(self.level, used);
         for scratch in self.scratch.iter_mut().filter(|s| s.len() < scratch_len) {
             *self.store.held_mut() -= scratch.len() * size_of::<f32>();
             *scratch = try_zeroed(scratch_len, "scratch space", self.store.held_mut())?;

@@ -151,7 +151,8 @@ impl Extractor {
     pub(crate) fn all(&mut self, images: &Dataset, recipe: &Augmentation, stop: &StopFlag) -> Result<Features, Halt> {
         let batch_size = self.network.as_ref().map_or(256, |frozen| frozen.pass.max_batch());
         let mut loader = self.loader(images, recipe, Order::Sequential, 0, batch_size)?;
-        let mut features = Features { values: Vec::new(), width: self.width(), labels: Vec::new(), positions: Vec::new() };
+        let mut features =
+            Features { values: Vec::new(), width: self.width(), labels: Vec::new(), positions: Vec::new() };
         features.values.reserve_exact(images.len() * self.width());
         loader.start_epoch(0, 0);
         while let Some(batch) = loader.next_batch() {
