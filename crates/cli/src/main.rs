@@ -11,6 +11,7 @@ mod exit;
 mod flags;
 mod progress;
 mod signals;
+mod system;
 
 use clap::Parser;
 use std::process::ExitCode;

@@ -38,14 +38,35 @@ pub struct HostStore {
     held: usize,
 }
 
+/// Numbers whose zero is all bits zero.
+///
+/// # Safety
+/// All bits zero must be a valid value.
+pub(crate) unsafe trait Zero: Copy {}
+// SAFETY: 0.0 and 0 are all bits zero.
+unsafe impl Zero for f32 {}
+// SAFETY: as above.
+unsafe impl Zero for u8 {}
+
 /// A zeroed vector, or an error instead of an abort when memory runs out.
-pub(crate) fn try_zeroed<T: Clone + Default>(len: usize, what: &str, held: &mut usize) -> Result<Vec<T>, EngineError> {
-    let mut data = Vec::new();
+///
+/// The pages come from the operating system when they are first written: planning is fast, and what a plan will need is
+/// known ([`Memory::bytes_held`]) before any of it is taken.
+pub(crate) fn try_zeroed<T: Zero>(len: usize, what: &str, held: &mut usize) -> Result<Vec<T>, EngineError> {
     let bytes = len.saturating_mul(size_of::<T>());
-    data.try_reserve_exact(len).map_err(|_| EngineError::OutOfMemory { what: what.into(), bytes, held: *held })?;
-    data.resize(len, T::default());
+    let out_of_memory = |held: usize| EngineError::OutOfMemory { what: what.into(), bytes, held };
+    let layout = std::alloc::Layout::array::<T>(len).map_err(|_| out_of_memory(*held))?;
+    if bytes == 0 {
+        return Ok(Vec::new());
+    }
+    // SAFETY: the layout's size is not zero.
+    let data = unsafe { std::alloc::alloc_zeroed(layout) }.cast::<T>();
+    if data.is_null() {
+        return Err(out_of_memory(*held));
+    }
     *held += bytes;
-    Ok(data)
+    // SAFETY: allocated by the global allocator with `T`'s layout for exactly `len` elements, all of them valid zeros.
+    Ok(unsafe { Vec::from_raw_parts(data, len, len) })
 }
 
 /// Floats behind an activation's last image that kernels may read (never write) when they handle pixels in groups.

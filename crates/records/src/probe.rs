@@ -53,8 +53,14 @@ impl ProbeConfig {
     pub fn new(protocol: Protocol, image_size: usize, seed: u64) -> Self {
         let small = image_size <= LARGEST_SMALL_IMAGE_PX;
         let few_shot = protocol == Protocol::FewShot;
-        let mut milestones = if few_shot { vec![40, 60] } else { vec![10, 20] };
-        if small {
+        // Training on cached, standardised features is ours: a rate that suits them, for long enough to settle.
+        let cached = matches!(protocol, Protocol::LinearCached | Protocol::RawPixels);
+        let mut milestones = match () {
+            () if cached => vec![60, 80],
+            () if few_shot => vec![40, 60],
+            () => vec![10, 20],
+        };
+        if small && !cached {
             milestones.iter_mut().for_each(|epoch| *epoch -= 1);
         }
         let select_every_epochs = match (small, few_shot) {
@@ -74,9 +80,9 @@ impl ProbeConfig {
         Self {
             protocol,
             seed,
-            epochs: if few_shot { 100 } else { 30 },
+            epochs: if few_shot || cached { 100 } else { 30 },
             batch_size: if small { 128 } else { 512 },
-            lr: 30.0,
+            lr: if cached { 0.1 } else { 30.0 },
             momentum: 0.9,
             weight_decay: 0.0,
             milestones,

@@ -80,6 +80,18 @@ pub fn run_network(config: &RunConfig) -> Result<Network, Error> {
     network(model, config.data.image_size, Head::Projection { layers: model.head_layers, dim: model.head_dim })
 }
 
+/// Bytes of one checkpoint of a run.
+///
+/// # Errors
+/// A model that cannot be built.
+pub fn checkpoint_bytes(config: &RunConfig) -> Result<u64, Error> {
+    let network = run_network(config)?;
+    let n_moments = if config.optimizer.kind == OptimizerName::Adam { 2 } else { 1 };
+    let floats = network.n_params() * (1 + n_moments) + network.n_running;
+    let masks = if config.has_pruned_branch() { network.n_params() } else { 0 };
+    Ok((4 * floats + masks) as u64)
+}
+
 /// The optimizer that a config names.
 #[must_use]
 pub fn optimizer(config: &OptimizerConfig) -> OptimizerKind {

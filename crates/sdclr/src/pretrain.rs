@@ -47,6 +47,8 @@ pub struct PretrainJob<'a> {
     pub resume: bool,
     /// Instruction set of the CPU to use at most.
     pub level: Option<Level>,
+    /// Bytes of memory that the run may take; `None` does not look.
+    pub memory_limit: Option<u64>,
     /// Looked at between steps.
     pub stop: &'a StopFlag,
     /// Told of every step.
@@ -137,6 +139,7 @@ impl<'a> Run<'a> {
                 optimizer: backend::optimizer(&config.optimizer),
             },
         )?;
+        check_memory(config, learner.engine.bytes_held(), job.memory_limit)?;
         let loader = Loader::new(job.dataset.clone(), loader_spec(config))?;
         let steps_per_epoch = steps_per_epoch(job.dataset.len(), config.train.batch_size);
         let mut run = Self {
@@ -162,6 +165,7 @@ impl<'a> Run<'a> {
         let last = self.job.writer.dir().checkpoint_path(CheckpointName::Last);
         if self.job.resume && last.is_file() {
             let checkpoint = Checkpoint::load(&last)?;
+            self.check_length(&checkpoint.state)?;
             snapshot::restore(&mut self.learner, &checkpoint)?;
             self.at = position(&checkpoint.state);
             self.mask = checkpoint.state.mask_threshold.map(|threshold| self.restored_mask(threshold as f32));
@@ -185,6 +189,20 @@ impl<'a> Run<'a> {
             self.at.step
         ))?;
         Ok(())
+    }
+
+    /// A run goes on with as many images as it began with: the schedule and the order of the images depend on it.
+    fn check_length(&self, state: &CheckpointState) -> Result<(), Error> {
+        if state.total_steps == self.n_steps {
+            return Ok(());
+        }
+        Err(Error::Unfit(format!(
+            "{}: the run was planned for {} steps, these {} images make it {}; resume with the images it began with",
+            self.job.writer.dir().root().display(),
+            state.total_steps,
+            self.job.dataset.len(),
+            self.n_steps
+        )))
     }
 
     /// What the mask that a checkpoint holds kept.
@@ -377,6 +395,20 @@ impl<'a> Run<'a> {
         }
         Ok(())
     }
+}
+
+/// Planned buffers are known before their pages are taken; a run that cannot fit ends here and not in its first step.
+fn check_memory(config: &RunConfig, needed: usize, limit: Option<u64>) -> Result<(), Error> {
+    let Some(limit) = limit.filter(|limit| needed as u64 > *limit) else { return Ok(()) };
+    let batch_size = config.train.batch_size;
+    // Buffers grow with the batch but for the weights, so this is on the safe side.
+    let fitting = (batch_size as f64 * limit as f64 / needed as f64 * 0.9) as usize;
+    Err(Error::Unfit(format!(
+        "--batch-size {batch_size} needs {:.1} GB of memory and {:.1} GB are free; try --batch-size {}",
+        needed as f64 / 1e9,
+        limit as f64 / 1e9,
+        fitting.max(2)
+    )))
 }
 
 /// Optimizer steps of an epoch: a last batch of one image is no step.

@@ -64,8 +64,16 @@ fn sitting(root: &Path, config: &RunConfig, existing: Existing, stop_at: Option<
     let mut observer = Stopper { stop: stop.clone(), at: stop_at, steps: Vec::new() };
     let writer = RunDir::create(root, existing, config).unwrap();
     let resume = existing == Existing::Resume;
-    let job =
-        PretrainJob { config, dataset: images(), writer, resume, level: None, stop: &stop, observer: &mut observer };
+    let job = PretrainJob {
+        config,
+        dataset: images(),
+        writer,
+        resume,
+        level: None,
+        memory_limit: None,
+        stop: &stop,
+        observer: &mut observer,
+    };
     let outcome = pretrain(job).unwrap();
     (outcome, observer.steps)
 }
@@ -168,6 +176,7 @@ fn a_checkpoint_of_another_architecture_is_refused() {
         writer,
         resume: true,
         level: None,
+        memory_limit: None,
         stop: &stop,
         observer: &mut observer,
     };

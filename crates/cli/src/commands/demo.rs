@@ -4,7 +4,7 @@ use super::export::write_file;
 use crate::args::DemoArgs;
 use crate::context::Context;
 use crate::progress::Progress;
-use crate::{config, signals};
+use crate::{config, signals, system};
 use anyhow::Context as _;
 use sdclr::Machine;
 use sdclr::metrics::{GroupRule, class_groups};
@@ -121,7 +121,8 @@ impl Demo<'_> {
             dataset,
             writer,
             resume: false,
-            level: None,
+            level: system::level()?,
+            memory_limit: Some(system::memory().1),
             stop: &self.stop,
             observer: &mut progress,
         };
@@ -160,7 +161,7 @@ impl Demo<'_> {
             validation: None,
             test: self.images("test")?,
             tail: Some((counts, GroupRule::Thirds)),
-            machine: Machine::of(&subject.config, None),
+            machine: Machine::of(&subject.config, system::level()?),
             stop: &self.stop,
             observer: &mut progress,
         };

@@ -1,11 +1,13 @@
 //! `sdclr doctor`: what this machine offers, and what will be used of it.
 
 use crate::context::Context;
+use crate::system;
 use sdclr::Machine;
 use sdclr_records::names::{Device, Precision};
 use serde_json::{Value, json};
+use std::path::Path;
 use std::process::ExitCode;
-use sysinfo::{Disks, System};
+use sysinfo::System;
 
 /// Looks around and reports.
 ///
@@ -35,19 +37,14 @@ pub fn run(context: Context) -> anyhow::Result<ExitCode> {
 }
 
 fn look() -> anyhow::Result<Value> {
-    let mut system = System::new();
-    system.refresh_memory();
-    system.refresh_cpu_all();
-    let processor = system.cpus().first().map(|cpu| cpu.brand().trim().to_owned()).filter(|name| !name.is_empty());
-    // Inside a container, its limit counts and not the machine's memory.
-    let (total, free) = match system.cgroup_limits() {
-        Some(limits) => (limits.total_memory, limits.free_memory),
-        None => (system.total_memory(), system.available_memory()),
-    };
+    let mut cpus = System::new();
+    cpus.refresh_cpu_all();
+    let processor = cpus.cpus().first().map(|cpu| cpu.brand().trim().to_owned()).filter(|name| !name.is_empty());
+    let (total, free) = system::memory();
     // What the scheduler lets this process use, affinity and container limits included.
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let (device, precision) = (Device::Auto, Precision::Auto);
-    let engine = Machine { device, precision, threads: 0, workers: 0, level: None }.engine()?;
+    let engine = Machine { device, precision, threads: 0, workers: 0, level: system::level()? }.engine()?;
     Ok(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "processor": processor,
@@ -55,7 +52,7 @@ fn look() -> anyhow::Result<Value> {
         "cores": threads,
         "memory_bytes": total,
         "memory_free_bytes": free,
-        "disk_free_bytes": disk_free(),
+        "disk_free_bytes": system::disk_free(Path::new(".")),
         "engine": engine.name(),
     }))
 }
@@ -87,15 +84,6 @@ fn detected() -> Vec<&'static str> {
 #[cfg(not(target_arch = "x86_64"))]
 fn detected() -> Vec<&'static str> {
     Vec::new()
-}
-
-/// Free bytes on the disk of the current folder, if that can be told.
-fn disk_free() -> Option<u64> {
-    let here = std::env::current_dir().ok()?;
-    let disks = Disks::new_with_refreshed_list();
-    let holding = disks.iter().filter(|disk| here.starts_with(disk.mount_point()));
-    let nearest = holding.max_by_key(|disk| disk.mount_point().as_os_str().len())?;
-    Some(nearest.available_space())
 }
 
 fn plain(value: &Value) -> String {

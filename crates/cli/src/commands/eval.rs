@@ -4,7 +4,7 @@ use crate::args::{ClassifierArgs, EvalCommand, GroupsArg, LinearProtocol, Machin
 use crate::context::Context;
 use crate::exit::UsageError;
 use crate::progress::Progress;
-use crate::{config, signals};
+use crate::{config, signals, system};
 use anyhow::Context as _;
 use sdclr::Machine;
 use sdclr::metrics::GroupRule;
@@ -72,7 +72,7 @@ pub fn run(command: EvalCommand, context: Context) -> anyhow::Result<ExitCode> {
 /// An unknown device.
 pub fn machine(args: &MachineArgs) -> anyhow::Result<Machine> {
     let (threads, workers) = (args.threads, args.workers);
-    Ok(Machine { device: args.device.parse()?, precision: Precision::Auto, threads, workers, level: None })
+    Ok(Machine { device: args.device.parse()?, precision: Precision::Auto, threads, workers, level: system::level()? })
 }
 
 struct Images {

@@ -3,7 +3,7 @@
 use crate::args::PretrainArgs;
 use crate::context::Context;
 use crate::progress::Progress;
-use crate::{config, signals};
+use crate::{config, signals, system};
 use sdclr::Machine;
 use sdclr::pretrain::{Outcome, PretrainJob, pretrain};
 use sdclr::run_dir::{Existing, RunDir};
@@ -23,7 +23,8 @@ pub fn run(args: &PretrainArgs, context: Context) -> anyhow::Result<ExitCode> {
         _ => Existing::Refuse,
     };
     // A device that is not there must not cost the run that --overwrite would replace.
-    drop(Machine::of(&run_config, None).engine()?);
+    drop(Machine::of(&run_config, system::level()?).engine()?);
+    system::check_disk(&run_config, &args.out)?;
     let writer = RunDir::create(&args.out, existing, &run_config)?;
     context.note(&format!("training on {}", dataset.description()));
     let stop = signals::install()?;
@@ -33,7 +34,8 @@ pub fn run(args: &PretrainArgs, context: Context) -> anyhow::Result<ExitCode> {
         dataset,
         writer,
         resume: args.resume,
-        level: None,
+        level: system::level()?,
+        memory_limit: Some(system::memory().1),
         stop: &stop,
         observer: &mut progress,
     };

@@ -1,0 +1,61 @@
+//! What the machine offers: memory, disk, and the instruction set that an environment variable may force.
+
+use crate::exit::UsageError;
+use sdclr::run_dir::describe_io;
+use sdclr_engine::Level;
+use sdclr_records::RunConfig;
+use std::path::Path;
+use sysinfo::{Disks, System};
+
+/// Caps the CPU kernels at an instruction set, to try each path: `avx512`, `avx2` or `portable`.
+pub const LEVEL_VARIABLE: &str = "SDCLR_CPU_LEVEL";
+
+/// Bytes of memory in all and free, a container's limit included.
+pub fn memory() -> (u64, u64) {
+    let mut system = System::new();
+    system.refresh_memory();
+    match system.cgroup_limits() {
+        Some(limits) => (limits.total_memory, limits.free_memory),
+        None => (system.total_memory(), system.available_memory()),
+    }
+}
+
+/// Free bytes on the disk that holds `path`, if that can be told. Parts of the path need not exist yet.
+pub fn disk_free(path: &Path) -> Option<u64> {
+    let path = std::path::absolute(path).ok()?;
+    let disks = Disks::new_with_refreshed_list();
+    let holding = disks.iter().filter(|disk| path.starts_with(disk.mount_point()));
+    let nearest = holding.max_by_key(|disk| disk.mount_point().as_os_str().len())?;
+    Some(nearest.available_space())
+}
+
+/// The instruction set that [`LEVEL_VARIABLE`] asks for.
+///
+/// # Errors
+/// An unknown name.
+pub fn level() -> anyhow::Result<Option<Level>> {
+    let Ok(name) = std::env::var(LEVEL_VARIABLE) else { return Ok(None) };
+    match Level::from_name(&name) {
+        Some(level) => Ok(Some(level)),
+        None => Err(UsageError(format!("{LEVEL_VARIABLE}={name}: known are avx512, avx2 and portable")).into()),
+    }
+}
+
+/// Checks that the disk has room for a run's checkpoints: the last one beside the one that replaces it, and those kept.
+///
+/// # Errors
+/// If it has not.
+pub fn check_disk(config: &RunConfig, out: &Path) -> anyhow::Result<()> {
+    let kept = config.train.epochs.checked_div(config.train.keep_every_epochs).unwrap_or(0);
+    let needed = sdclr::backend::checkpoint_bytes(config)? * (2 + kept as u64);
+    match disk_free(out) {
+        Some(free) if free < needed => anyhow::bail!(
+            "{}: {}: the checkpoints need {:.1} GB and {:.1} GB are free; use another disk or keep fewer (--keep-every)",
+            out.display(),
+            describe_io(&std::io::ErrorKind::StorageFull.into()),
+            needed as f64 / 1e9,
+            free as f64 / 1e9
+        ),
+        _ => Ok(()),
+    }
+}
