@@ -69,8 +69,9 @@ pub(crate) fn try_zeroed<T: Zero>(len: usize, what: &str, held: &mut usize) -> R
     Ok(unsafe { Vec::from_raw_parts(data, len, len) })
 }
 
-/// Floats behind an activation's last image that kernels may read (never write) when they handle pixels in groups.
-fn slack(dims: Dims) -> usize {
+/// Floats behind an activation's last image that kernels may read (never write) when they handle pixels in groups: up to
+/// three surplus pixels at stride 2, and up to eleven surplus inputs.
+pub(crate) fn slack(dims: Dims) -> usize {
     8 * dims.c + 64
 }
 

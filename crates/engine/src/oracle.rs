@@ -216,7 +216,7 @@ impl Engine for Oracle {
             if let Some(r) = norm.residual {
                 v += f64::from(self.store.act(r).images(n)[i]);
             }
-            out.push(if norm.relu { v.max(0.0) } else { v });
+            out.push(if norm.relu && v < 0.0 { 0.0 } else { v });
         }
         self.store_act(n, norm.y, Write::Set, &out);
     }
@@ -274,7 +274,10 @@ impl Engine for Oracle {
         let (i, o) = (self.store.act(x).dims(), self.store.act(y).dims());
         let x = self.store.act(x).images(n);
         let mut out = vec![f64::NEG_INFINITY; n * o.len()];
-        for_each_pooled(i, o, n, |to, from| out[to] = out[to].max(f64::from(x[from])));
+        for_each_pooled(i, o, n, |to, from| {
+            let v = f64::from(x[from]);
+            out[to] = if out[to] >= v { out[to] } else { v };
+        });
         self.store_act(n, y, Write::Set, &out);
     }
 

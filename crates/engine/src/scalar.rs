@@ -17,7 +17,9 @@ pub(crate) fn norm_train(
     let keep = 1.0 - f64::from(norm.momentum);
     for k in 0..c {
         let mean = f64::from(sums[k]) / count;
-        let var = (f64::from(sums[c + k]) / count - mean * mean).max(0.0);
+        let var = f64::from(sums[c + k]) / count - mean * mean;
+        // Rounding can leave a little below zero; not a number stays what it is, so that the loss shows it.
+        let var = if var < 0.0 { 0.0 } else { var };
         let unbiased = var * count / (count - 1.0).max(1.0);
         let mut mix = |at: usize, new: f64| {
             running[at] = (keep * f64::from(running[at]) + f64::from(norm.momentum) * new) as f32;
@@ -45,13 +47,18 @@ fn write_coef(coef: &mut [f32], c: usize, k: usize, mean: f64, inv_std: f64, gam
     coef[3 * c + k] = (f64::from(beta) - mean * scale) as f32;
 }
 
+/// ReLU that lets not-a-number through, as PyTorch's does: `f32::max` would turn it into 0 and hide a diverged run.
+#[inline(always)]
+pub(crate) fn relu(v: f32) -> f32 {
+    if v < 0.0 { 0.0 } else { v }
+}
+
 /// SGD with PyTorch's semantics: decay joins the gradient, the first momentum buffer is the gradient.
 #[inline(always)]
 pub(crate) fn sgd(w: &mut [f32], g: &[f32], buf: &mut [f32], step: SgdStep, first: bool) {
-    let keep = if first { 0.0 } else { step.momentum };
     for ((w, &g), buf) in w.iter_mut().zip(g).zip(buf) {
         let g = g + step.weight_decay * *w;
-        *buf = if first { g } else { keep * *buf + g };
+        *buf = if first { g } else { step.momentum * *buf + g };
         *w -= step.lr * *buf;
     }
 }

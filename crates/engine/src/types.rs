@@ -110,8 +110,13 @@ pub struct ConvShape {
 
 impl ConvShape {
     /// The output of one image.
+    ///
+    /// # Panics
+    /// If the padded input is smaller than the kernel.
     #[must_use]
     pub fn output(self) -> Dims {
+        let fits = |size: usize| size + 2 * self.pad >= self.kernel;
+        assert!(fits(self.input.h) && fits(self.input.w), "kernel {} on {:?}", self.kernel, self.input);
         let out = |size: usize| (size + 2 * self.pad - self.kernel) / self.stride + 1;
         Dims { h: out(self.input.h), w: out(self.input.w), c: self.cout }
     }

@@ -67,7 +67,7 @@ fn check(what: &str, f: impl Fn(&mut Bench) -> Vec<Vec<f32>>) -> Result<(), Test
     let expected = f(&mut Bench { engine: Box::new(Oracle::new()), seed: 0 });
     for level in [Level::Portable, Level::Avx2, Level::Avx512] {
         for n_threads in [1, 3] {
-            let engine = Cpu::new(CpuOptions { n_threads, level: Some(level) });
+            let engine = Cpu::new(CpuOptions { n_threads, level: Some(level) }).unwrap();
             let got = f(&mut Bench { engine: Box::new(engine), seed: 0 });
             for (k, (got, expected)) in got.iter().zip(&expected).enumerate() {
                 let largest = expected.iter().fold(1e-3f32, |m, v| m.max(v.abs()));
@@ -220,7 +220,8 @@ proptest! {
             results.extend([b.floats(loss.slice(0..n)), b.read(n, dy, flat(cout))]);
             // Two branches' embeddings, interleaved per image.
             let (z, dz, norms) = (b.span(2 * n * cout), b.span(2 * n * cout), b.span(2 * n));
-            for (first, act) in [(0, y), (1, dy)] {
+            let views = [b.act(n, flat(cout)), b.act(n, flat(cout))];
+            for (first, act) in views.into_iter().enumerate() {
                 b.engine.l2_normalize(n, act, Rows { first, step: 2 }, z, norms);
             }
             let ranges = [(0, 2 * n), (n / 2, n)];
@@ -286,7 +287,7 @@ fn convolutions_of_real_networks_agree() {
 fn forward_and_statistics_are_bit_identical_at_any_thread_count() {
     let shape = ConvShape { input: Dims { h: 16, w: 16, c: 8 }, cout: 24, kernel: 3, stride: 1, pad: 1 };
     let run = |n_threads| {
-        let mut b = Bench { engine: Box::new(Cpu::new(CpuOptions { n_threads, level: None })), seed: 0 };
+        let mut b = Bench { engine: Box::new(Cpu::new(CpuOptions { n_threads, level: None }).unwrap()), seed: 0 };
         let conv = b.engine.alloc_conv(shape, 16, ConvUse::Train).unwrap();
         let w = b.span(shape.n_weights());
         let (x, y, sums) = (b.act(16, shape.input), b.act(16, shape.output()), b.span(48));
@@ -296,4 +297,29 @@ fn forward_and_statistics_are_bit_identical_at_any_thread_count() {
     };
     assert_eq!(run(1), run(2));
     assert_eq!(run(1), run(5));
+}
+
+/// A diverged network must show in the loss: PyTorch's ReLU, batch norm and max-pool let not-a-number through, and so do these.
+#[test]
+fn not_a_number_goes_through_norms_and_pools() {
+    let engines: [Box<dyn Engine>; 2] =
+        [Box::new(Oracle::new()), Box::new(Cpu::new(CpuOptions { n_threads: 1, level: None }).unwrap())];
+    for engine in engines {
+        let mut b = Bench { engine, seed: 0 };
+        let dims = Dims { h: 4, w: 4, c: 3 };
+        let (x, y) = (b.act(1, dims), b.act(1, dims));
+        let (gamma, beta, running, coef, sums) = (b.span(3), b.span(3), b.span(6), b.span(12), b.span(6));
+        b.engine.fill(sums, f32::NAN);
+        b.engine.norm_train(NormTrain { sums, count: 16, gamma, beta, running, eps: 1e-5, momentum: 0.1, coef });
+        b.engine.norm_apply(1, NormApply { x, coef, residual: None, relu: true, y });
+        assert!(b.read(1, y, dims).iter().all(|v| v.is_nan()));
+        let pooled_dims = Dims { h: 2, w: 2, c: 3 };
+        let pooled = b.act(1, pooled_dims);
+        let mut values = vec![1.0; dims.len()];
+        values[(4 + 1) * 3] = f32::NAN;
+        b.engine.write_act(1, x, &values);
+        b.engine.max_pool_forward(1, x, pooled);
+        let got = b.read(1, pooled, pooled_dims);
+        assert!(got[0].is_nan() && got[1] == 1.0, "{got:?}");
+    }
 }

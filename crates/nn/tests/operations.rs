@@ -11,7 +11,7 @@ use std::ops::Range;
 type MakeEngine = fn() -> Box<dyn Engine>;
 
 const ENGINES: [MakeEngine; 2] =
-    [|| Box::new(Oracle::new()), || Box::new(Cpu::new(CpuOptions { n_threads: 2, level: None }))];
+    [|| Box::new(Oracle::new()), || Box::new(Cpu::new(CpuOptions { n_threads: 2, level: None }).unwrap())];
 
 struct Fixture {
     json: serde_json::Value,

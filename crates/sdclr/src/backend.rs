@@ -51,7 +51,7 @@ impl Machine {
         if self.precision == Precision::Bf16 {
             return Err(Error::Unfit("--precision bf16: this build computes in f32; use --precision auto".into()));
         }
-        Ok(Box::new(Cpu::new(CpuOptions { n_threads: self.n_threads(), level: self.level })))
+        Ok(Box::new(Cpu::new(CpuOptions { n_threads: self.n_threads(), level: self.level })?))
     }
 }
 

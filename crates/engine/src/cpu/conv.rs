@@ -4,7 +4,7 @@ use super::correlate::{self, Job, Sweep, WeightJob};
 use super::elementwise;
 use super::simd::Level;
 use super::team::{Shards, Team};
-use crate::host::try_zeroed;
+use crate::host::{slack, try_zeroed};
 use crate::types::{ConvShape, ConvUse, Dims, EngineError, Write};
 
 /// A sweep with its weights in compute layout.
@@ -20,6 +20,7 @@ pub(crate) struct PlannedConv {
     pub shape: ConvShape,
     forward: PackedSweep,
     backward: Vec<PackedSweep>,
+    trains: bool,
 }
 
 /// Which channel of the master weights is a sweep's source and which its destination.
@@ -36,6 +37,7 @@ impl PlannedConv {
             let len = correlate::packed_len(level, sweep.depth(), sweep.dst.c);
             Ok(PackedSweep { packed: try_zeroed(len, "packed weights", held)?, sweep, taps })
         };
+        assert!((1..=2).contains(&shape.stride), "strides 1 and 2 are planned for, not {}", shape.stride);
         let all: Vec<usize> = (0..shape.kernel).collect();
         let forward = packed(forward_sweep(&shape), (all.clone(), all))?;
         let mut backward = Vec::new();
@@ -44,7 +46,7 @@ impl PlannedConv {
                 backward.push(packed(sweep, taps)?);
             }
         }
-        Ok(Self { shape, forward, backward })
+        Ok(Self { shape, forward, backward, trains: used == ConvUse::Train })
     }
 
     /// Floats of member scratch that any pass needs.
@@ -87,6 +89,7 @@ impl PlannedConv {
 
     /// Gradient of the data over `n` images; `dy` with slack.
     pub fn backward_data(&self, ctx: &mut Context, n: usize, dy: &[f32], dx: &mut [f32], write: Write) {
+        assert!(self.trains, "a convolution planned without backward-data was asked for it");
         let covered: usize = self.backward.iter().map(|s| s.sweep.grid.0 * s.sweep.grid.1).sum();
         if write == Write::Set && covered < self.shape.input.pixels() {
             ctx.team.for_parts(&mut dx[..n * self.shape.input.len()], 1 << 16, |_, part| part.fill(0.0));
@@ -110,8 +113,10 @@ impl PlannedConv {
         mask: Option<&[u8]>,
     ) {
         let sweep = &self.forward.sweep;
+        assert_source(sweep, n, x);
+        assert!(dy.len() >= n * sweep.dst.len(), "gradient of {} floats for {n} images", dy.len());
         let (n_tasks, len, level) = (sweep.n_tasks(n), self.forward.packed.len(), ctx.level);
-        let n_slices = ctx.team.len().min(n_tasks);
+        let n_slices = ctx.team.n_members().min(n_tasks);
         let job = WeightJob { sweep, x, dy, n };
         let scratch = Shards::new(ctx.scratch);
         ctx.team.for_parts(&mut ctx.partial[..n_slices * len], len, |slice, out| {
@@ -119,7 +124,7 @@ impl PlannedConv {
             // SAFETY: one scratch per slice, and each slice runs once.
             let scratch = unsafe { &mut scratch.part(slice, 1)[0] };
             for task in n_tasks * slice / n_slices..n_tasks * (slice + 1) / n_slices {
-                // SAFETY: `level` was detected on this CPU.
+                // SAFETY: `level` is at most what `Cpu::new` detected.
                 unsafe { correlate::weight_gradient(level, &job, task, scratch, out) };
             }
         });
@@ -155,17 +160,24 @@ fn run<'s>(
     sums: impl Fn(usize) -> Option<&'s mut [f32]> + Sync,
 ) {
     let sweep = &packed.sweep;
+    assert_source(sweep, n, x);
     assert!(y.len() >= n * sweep.dst.len(), "destination of {} floats for {n} images", y.len());
     let job = Job { sweep, packed: &packed.packed, x, y: Shards::new(y).as_ptr(), n, write };
     let scratch = Shards::new(scratch);
     team.for_chunks(sweep.n_tasks(n), |task, member| {
         // SAFETY: one scratch per member; `y` holds `n` images by the assertion; tasks cover disjoint pixels and each
-        // runs once; `level` was detected on this CPU.
+        // runs once; `level` is at most what `Cpu::new` detected.
         unsafe {
             let scratch = &mut scratch.part(member, 1)[0];
             correlate::correlate(level, &job, task, scratch, sums(task));
         }
     });
+}
+
+/// The kernels read pixels in groups, and past the last one: `x` must hold `n` images and their slack.
+fn assert_source(sweep: &Sweep, n: usize, x: &[f32]) {
+    let needed = n * sweep.src.len() + slack(sweep.src);
+    assert!(x.len() >= needed, "source of {} floats where {n} images and slack are {needed}", x.len());
 }
 
 fn forward_sweep(shape: &ConvShape) -> Sweep {

@@ -305,7 +305,7 @@ unsafe fn correlate_panel<S: Simd, const V: usize>(
 /// The hot loop: one register block over all taps and source channels.
 #[inline(always)]
 unsafe fn multiply<S: Simd, const V: usize>(
-    mut base: [*const f32; MAX_GROUPS],
+    base: [*const f32; MAX_GROUPS],
     pixel: usize,
     row: usize,
     kh: usize,
@@ -315,8 +315,8 @@ unsafe fn multiply<S: Simd, const V: usize>(
     // SAFETY: the caller vouches for all pointers within the window and the panel.
     unsafe {
         let mut acc = [[S::zero(); V]; MAX_PIXELS];
-        for _ in 0..kh {
-            for i in 0..run {
+        for a in 0..kh {
+            for i in a * row..a * row + run {
                 let mut w = [S::zero(); V];
                 for (v, w) in w.iter_mut().enumerate() {
                     *w = S::load(weights.add(v * S::LANES));
@@ -331,9 +331,6 @@ unsafe fn multiply<S: Simd, const V: usize>(
                         }
                     }
                 }
-            }
-            for base in &mut base[..S::GROUPS] {
-                *base = base.add(row);
             }
         }
         acc

@@ -5,6 +5,7 @@
 //! in order in f64: the result does not depend on the number of threads.
 
 use super::simd::dispatch;
+use crate::scalar::relu;
 use crate::types::{Dims, Write};
 
 /// `sums[i] = Σ partials[·][i]` in f64, in order.
@@ -39,22 +40,22 @@ dispatch! {
 
 dispatch! {
     /// `y = relu?(x · scale + shift + residual?)` over rows of `c` channels.
-    pub(crate) fn norm_apply(x: &[f32], coef: &[f32], residual: Option<&[f32]>, relu: bool, y: &mut [f32]) {
+    pub(crate) fn norm_apply(x: &[f32], coef: &[f32], residual: Option<&[f32]>, gated: bool, y: &mut [f32]) {
         let c = coef.len() / 4;
         let (scale, shift) = (&coef[2 * c..3 * c], &coef[3 * c..]);
-        let floor = if relu { 0.0 } else { f32::NEG_INFINITY };
+        let gate = |v: f32| if gated { relu(v) } else { v };
         match residual {
             None => {
                 for (y, x) in y.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
                     for k in 0..c {
-                        y[k] = (x[k] * scale[k] + shift[k]).max(floor);
+                        y[k] = gate(x[k] * scale[k] + shift[k]);
                     }
                 }
             }
             Some(r) => {
                 for ((y, x), r) in y.chunks_exact_mut(c).zip(x.chunks_exact(c)).zip(r.chunks_exact(c)) {
                     for k in 0..c {
-                        y[k] = (x[k] * scale[k] + shift[k] + r[k]).max(floor);
+                        y[k] = gate(x[k] * scale[k] + shift[k] + r[k]);
                     }
                 }
             }
@@ -173,7 +174,8 @@ dispatch! {
                 for col in window(at % o.w, i.w) {
                     let x = &x[(row * i.w + col) * i.c..][..i.c];
                     for k in 0..o.c {
-                        y[k] = if x[k] > y[k] { x[k] } else { y[k] };
+                        // Written so that not-a-number wins, as in PyTorch.
+                        y[k] = if y[k] >= x[k] { y[k] } else { x[k] };
                     }
                 }
             }

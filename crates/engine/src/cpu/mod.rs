@@ -7,8 +7,8 @@ mod conv;
 mod correlate;
 mod dense;
 mod elementwise;
-pub mod simd;
-pub mod team;
+mod simd;
+mod team;
 
 use crate::engine::{Engine, NormApply, NormBackward, NormEval, NormTrain, NtXent, WeightGrad};
 use crate::host::{HostStore, memory_from_store, try_zeroed};
@@ -54,19 +54,25 @@ fn rows_per_chunk(rows: usize, c: usize) -> usize {
 }
 
 impl Cpu {
-    /// An engine without buffers.
-    #[must_use]
-    pub fn new(options: CpuOptions) -> Self {
+    /// An engine without buffers. A level that the CPU does not have is lowered to the best that it has.
+    ///
+    /// # Errors
+    /// [`EngineError::Device`] if the operating system does not start the threads.
+    pub fn new(options: CpuOptions) -> Result<Self, EngineError> {
         let n_threads = options.n_threads.max(1);
         let best = Level::detect();
-        Self {
+        let team = Team::new(n_threads).map_err(|e| EngineError::Device {
+            device: "CPU".into(),
+            message: format!("cannot start {n_threads} threads ({e}); give fewer with --threads"),
+        })?;
+        Ok(Self {
             store: HostStore::default(),
-            team: Team::new(n_threads),
+            team,
             level: options.level.map_or(best, |level| level.min(best)),
             convs: Vec::new(),
             scratch: vec![Vec::new(); n_threads],
             partial: Vec::new(),
-        }
+        })
     }
 
     /// The instruction set in use.
@@ -128,7 +134,7 @@ impl Cpu {
 
 impl Engine for Cpu {
     fn name(&self) -> String {
-        format!("CPU, f32, {}, {} threads", self.level.name(), self.team.len())
+        format!("CPU, f32, {}, {} threads", self.level.name(), self.team.n_members())
     }
 
     fn input_normalize(&mut self, n: usize, images: ByteBuf, rows: Rows, norm: &Normalization, y: Act) {
@@ -146,7 +152,7 @@ impl Engine for Cpu {
 
     fn alloc_conv(&mut self, shape: ConvShape, max_batch: usize, used: ConvUse) -> Result<Conv, EngineError> {
         let conv = PlannedConv::new(shape, used, self.level, self.store.held_mut())?;
-        self.grow_partial(conv.partial_len(max_batch, self.team.len(), used))?;
+        self.grow_partial(conv.partial_len(max_batch, self.team.n_members(), used))?;
         let scratch_len = conv.scratch_len(self.level, used);
         for scratch in self.scratch.iter_mut().filter(|s| s.len() < scratch_len) {
             *self.store.held_mut() -= scratch.len() * size_of::<f32>();
@@ -475,10 +481,12 @@ impl Engine for Cpu {
         let (team, level) = (&self.team, self.level);
         self.store.with_span(params, |store, w| {
             store.with_span(momentum, |store, buf| {
+                let apart = tensors.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0);
+                assert!(apart, "tensors must ascend and not overlap");
                 let (g, w, buf) = (store.span(grads), Shards::new(w), Shards::new(buf));
                 team.for_chunks(tensors.len(), |i, _| {
                     let (at, len) = tensors[i];
-                    // SAFETY: tensors of one model do not overlap, and each runs once.
+                    // SAFETY: tensors do not overlap by the assertion, and each runs once.
                     let (w, buf) = unsafe { (w.part(at, len), buf.part(at, len)) };
                     elementwise::lars(level, w, &g[at..at + len], buf, step);
                 });

@@ -31,6 +31,8 @@ impl Level {
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
             {
                 return Self::Avx512;
             }
@@ -76,7 +78,7 @@ macro_rules! dispatch {
             #[allow(clippy::too_many_arguments)]
             fn avx2($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
             match level {
-                // SAFETY: `Level` values above `Portable` exist only where `Level::detect` found the instructions.
+                // SAFETY: the engine's level, which all callers pass, is at most what `Cpu::new` detected.
                 #[cfg(target_arch = "x86_64")]
                 $crate::cpu::simd::Level::Avx512 => unsafe { avx512($($arg),*) },
                 // SAFETY: as above.

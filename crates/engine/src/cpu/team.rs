@@ -20,6 +20,8 @@ struct Shared {
     pending: AtomicUsize,
     quit: AtomicBool,
     panicked: AtomicBool,
+    /// Whether a job is running: a second one beside it, or inside it, would be a mistake.
+    busy: AtomicBool,
     wake: Condvar,
 }
 
@@ -30,56 +32,52 @@ struct JobPtr(Job);
 unsafe impl Send for JobPtr {}
 
 /// The calling thread and `n - 1` helpers.
-pub struct Team {
+pub(crate) struct Team {
     shared: Arc<Shared>,
     helpers: Vec<JoinHandle<()>>,
 }
 
 impl Team {
     /// A team of `n_threads` members, the caller included (at least one).
-    #[must_use]
-    pub fn new(n_threads: usize) -> Self {
+    ///
+    /// # Errors
+    /// If the operating system does not start a thread.
+    pub fn new(n_threads: usize) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             job: Mutex::new(None),
             generation: AtomicUsize::new(0),
             pending: AtomicUsize::new(0),
             quit: AtomicBool::new(false),
             panicked: AtomicBool::new(false),
+            busy: AtomicBool::new(false),
             wake: Condvar::new(),
         });
-        let helpers = (1..n_threads.max(1))
-            .map(|member| {
-                let shared = Arc::clone(&shared);
-                std::thread::Builder::new()
-                    .name(format!("sdclr-compute-{member}"))
-                    .spawn(move || help(&shared, member))
-                    .expect("the operating system starts a thread")
-            })
-            .collect();
-        Self { shared, helpers }
+        // Dropping a team that is not complete ends the helpers that did start.
+        let mut team = Self { shared, helpers: Vec::new() };
+        for member in 1..n_threads.max(1) {
+            let shared = Arc::clone(&team.shared);
+            let thread = std::thread::Builder::new().name(format!("sdclr-compute-{member}"));
+            team.helpers.push(thread.spawn(move || help(&shared, member))?);
+        }
+        Ok(team)
     }
 
     /// Members, the caller included.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub fn n_members(&self) -> usize {
         self.helpers.len() + 1
-    }
-
-    /// A team has at least one member.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        false
     }
 
     /// Runs `work(member)` once on every member and waits for all of them.
     ///
     /// # Panics
-    /// If `work` panics on any member.
+    /// If `work` panics on any member, or a job is already running.
     pub fn broadcast(&self, work: &(dyn Fn(usize) + Sync)) {
         if self.helpers.is_empty() {
             return work(0);
         }
         let shared = &*self.shared;
+        assert!(!shared.busy.swap(true, Ordering::Acquire), "one job at a time");
         // SAFETY: only the lifetime is erased. `Finish` below waits for every helper even when `work(0)` unwinds, so no
         // helper touches the closure after this function has left.
         let job: Job = unsafe { std::mem::transmute(std::ptr::from_ref(work)) };
@@ -135,6 +133,7 @@ impl Drop for Finish<'_> {
             spins += 1;
             if spins < SPINS { std::hint::spin_loop() } else { std::thread::yield_now() }
         }
+        self.0.busy.store(false, Ordering::Release);
     }
 }
 
@@ -221,7 +220,7 @@ mod tests {
     #[test]
     fn every_chunk_runs_once_at_any_team_size() {
         for n_threads in 1..5 {
-            let team = Team::new(n_threads);
+            let team = Team::new(n_threads).unwrap();
             for n_chunks in [0, 1, 2, 7, 1000] {
                 let mut hits = vec![0u32; n_chunks];
                 team.for_parts(&mut hits, 1, |_, part| part[0] += 1);
@@ -232,7 +231,7 @@ mod tests {
 
     #[test]
     fn panic_in_a_member_reaches_the_caller_and_the_team_survives() {
-        let team = Team::new(3);
+        let team = Team::new(3).unwrap();
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             team.broadcast(&|member| assert!(member != 2, "member two gives up"));
         }));
