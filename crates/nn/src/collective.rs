@@ -5,7 +5,7 @@
 
 use sdclr_engine::{Engine, Span};
 use std::ops::Range;
-use std::sync::{Arc, Barrier, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 /// Ranks could not exchange data.
 #[derive(Debug, thiserror::Error)]
@@ -20,12 +20,6 @@ pub enum CollectiveError {
         /// What happened.
         message: String,
     },
-}
-
-impl From<(usize, usize, sdclr_engine::EngineError)> for CollectiveError {
-    fn from((rank, n_ranks, error): (usize, usize, sdclr_engine::EngineError)) -> Self {
-        Self::Lost { rank, n_ranks, message: error.to_string() }
-    }
 }
 
 /// Communication between the ranks of one training run. All ranks make the same calls in the same order.
@@ -100,10 +94,19 @@ impl Collective for Single {
 /// What the ranks of a thread group share: a slot each, and a meeting point.
 struct Meeting {
     slots: Vec<Mutex<Vec<f32>>>,
-    barrier: Barrier,
+    state: Mutex<Gathering>,
+    changed: Condvar,
 }
 
-/// One rank of a group of threads.
+/// A barrier that also ends when a rank is lost, so that the others do not wait for ever.
+#[derive(Default)]
+struct Gathering {
+    n_arrived: usize,
+    n_meetings: u64,
+    is_lost: bool,
+}
+
+/// One rank of a group of threads. Dropping it before the others are done makes their next exchange fail.
 pub struct ThreadRank {
     rank: usize,
     meeting: Arc<Meeting>,
@@ -118,8 +121,31 @@ impl ThreadRank {
     pub fn group(n_ranks: usize) -> Vec<Self> {
         assert!(n_ranks > 0, "a group has at least one rank");
         let slots = (0..n_ranks).map(|_| Mutex::new(Vec::new())).collect();
-        let meeting = Arc::new(Meeting { slots, barrier: Barrier::new(n_ranks) });
+        let meeting = Arc::new(Meeting { slots, state: Mutex::default(), changed: Condvar::new() });
         (0..n_ranks).map(|rank| Self { rank, meeting: Arc::clone(&meeting) }).collect()
+    }
+
+    fn lost(&self, message: impl Into<String>) -> CollectiveError {
+        CollectiveError::Lost { rank: self.rank, n_ranks: self.n_ranks(), message: message.into() }
+    }
+
+    /// Waits until all ranks are here.
+    fn meet(&self) -> Result<(), CollectiveError> {
+        let Meeting { state, changed, slots } = &*self.meeting;
+        let mut at = state.lock().unwrap_or_else(PoisonError::into_inner);
+        at.n_arrived += 1;
+        if at.n_arrived == slots.len() {
+            at.n_arrived = 0;
+            at.n_meetings += 1;
+            changed.notify_all();
+            return Ok(());
+        }
+        let meeting = at.n_meetings;
+        while at.n_meetings == meeting && !at.is_lost {
+            at = changed.wait(at).unwrap_or_else(PoisonError::into_inner);
+        }
+        // A rank that leaves after this meeting took place does not undo it.
+        if at.n_meetings == meeting { Err(self.lost("another rank stopped")) } else { Ok(()) }
     }
 
     /// Publishes `data`, waits for all ranks, lets `merge` read their slots in rank order, and waits again.
@@ -129,17 +155,23 @@ impl ThreadRank {
         data: Span,
         merge: impl Fn(&mut [f32], usize, &[f32]),
     ) -> Result<(), CollectiveError> {
-        let lost = |error| CollectiveError::from((self.rank, self.n_ranks(), error));
         let mut own = vec![0.0; data.len];
-        engine.read_f32(data, &mut own).map_err(lost)?;
+        engine.read_f32(data, &mut own).map_err(|e| self.lost(e.to_string()))?;
         own.clone_into(&mut self.meeting.slots[self.rank].lock().unwrap_or_else(PoisonError::into_inner));
-        self.meeting.barrier.wait();
+        self.meet()?;
         for (rank, slot) in self.meeting.slots.iter().enumerate() {
             merge(&mut own, rank, &slot.lock().unwrap_or_else(PoisonError::into_inner));
         }
-        self.meeting.barrier.wait();
+        self.meet()?;
         engine.write_f32(data, &own);
         Ok(())
+    }
+}
+
+impl Drop for ThreadRank {
+    fn drop(&mut self) {
+        self.meeting.state.lock().unwrap_or_else(PoisonError::into_inner).is_lost = true;
+        self.meeting.changed.notify_all();
     }
 }
 
@@ -229,6 +261,29 @@ mod tests {
         }
         for (rank, values) in after(|r, e, s| r.all_gather_backward(e, s, &parts).unwrap()).iter().enumerate() {
             assert!(values[parts[rank].clone()].iter().all(|&v| v == 6.0));
+        }
+    }
+
+    #[test]
+    fn a_lost_rank_is_an_error_for_the_others_and_not_a_wait() {
+        let mut group = ThreadRank::group(3);
+        drop(group.pop());
+        let results: Vec<_> = std::thread::scope(|scope| {
+            let ranks: Vec<_> = group
+                .into_iter()
+                .map(|rank| {
+                    scope.spawn(move || {
+                        let mut engine: Box<dyn Engine> = Box::new(Oracle::new());
+                        let buf = engine.alloc_f32(1).unwrap();
+                        let span = engine.whole(buf);
+                        rank.all_reduce_sum(&mut *engine, span).map_err(|e| e.to_string())
+                    })
+                })
+                .collect();
+            ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+        });
+        for (rank, result) in results.into_iter().enumerate() {
+            assert_eq!(result, Err(format!("rank {rank} of 3: another rank stopped")));
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Nodes are in execution order; forward walks the list, backward walks it in reverse (see [`crate::pass`]). Batch norm,
 //! the residual addition and ReLU are one node because engines do them in one pass over memory.
 
+use crate::init::Fan;
 use sdclr_engine::{ConvShape, Dims};
 
 /// Index of a value (an activation per image) in [`Network::values`].
@@ -172,6 +173,8 @@ pub struct Network {
     pub input: ValueId,
     /// The backbone's pooled features.
     pub feature: ValueId,
+    /// Which fan scales the convolutions' initial weights.
+    pub fan: Fan,
     /// The last value: embedding, logits, or the features where there is no head.
     pub output: ValueId,
 }
@@ -236,11 +239,17 @@ impl Builder {
             params: Vec::new(),
             norms: Vec::new(),
             n_running: 0,
+            fan: Fan::Out,
             input,
             feature: input,
             output: input,
         };
         Self { net, sets: if dual_bn { vec![".dense", ".pruned"] } else { vec![""] } }
+    }
+
+    /// Chooses the fan of the convolutions' initial weights; fan-out unless told otherwise.
+    pub fn set_fan(&mut self, fan: Fan) {
+        self.net.fan = fan;
     }
 
     /// The value that the network reads.

@@ -1,6 +1,6 @@
 //! Initial parameters: Kaiming-normal convolutions, PyTorch's default linear layers, batch norm 1 and 0.
 //!
-//! Source: SPEC of the paper's code. ResNets draw convolutions with fan-out (He et al. 2015), the ResNet-32s family with
+//! Source: the paper's published code. ResNets draw convolutions with fan-out (He et al. 2015), the ResNet-32s family with
 //! fan-in. Projection heads are PyTorch's default in both, because the published code attaches them after the backbone
 //! was initialised.
 
@@ -18,10 +18,10 @@ pub enum Fan {
 
 /// The whole parameter vector of `network` drawn from `seed`; each tensor has its own stream.
 #[must_use]
-pub fn parameters(network: &Network, fan: Fan, seed: u64) -> Vec<f32> {
+pub fn parameters(network: &Network, seed: u64) -> Vec<f32> {
     let mut values = vec![0.0; network.n_params()];
     for (index, param) in network.params.iter().enumerate() {
-        tensor(param, fan, seed, index as u64, &mut values[param.offset..param.offset + param.len]);
+        tensor(param, network.fan, seed, index as u64, &mut values[param.offset..param.offset + param.len]);
     }
     values
 }

@@ -2,7 +2,6 @@
 
 use crate::NnError;
 use crate::collective::Collective;
-use crate::pass::Batch;
 use sdclr_engine::{Act, Engine, NtXent, Rows, Span};
 use std::ops::Range;
 
@@ -28,6 +27,9 @@ pub struct ContrastiveLoss {
     norms: Span,
     loss: Span,
     total: Span,
+    /// Host copy of this rank's losses, and the ranks' parts of `z`: kept so that a step allocates nothing.
+    losses: Vec<f32>,
+    parts: Vec<Range<usize>>,
 }
 
 impl ContrastiveLoss {
@@ -48,6 +50,8 @@ impl ContrastiveLoss {
             norms: floats(rows)?,
             loss: floats(rows)?,
             total: floats(1)?,
+            losses: Vec::with_capacity(rows),
+            parts: Vec::new(),
         })
     }
 
@@ -59,7 +63,7 @@ impl ContrastiveLoss {
     /// # Errors
     /// A lost rank or a failed device.
     pub fn forward_backward(
-        &self,
+        &mut self,
         engine: &mut dyn Engine,
         views: &[View],
         images: &[Range<usize>],
@@ -73,8 +77,9 @@ impl ContrastiveLoss {
         for view in views {
             engine.l2_normalize(view.n, view.embedding, rows(view), z, self.norms);
         }
-        let parts: Vec<Range<usize>> = images.iter().map(|r| 2 * r.start * self.dim..2 * r.end * self.dim).collect();
-        ranks.all_gather(engine, z, &parts)?;
+        self.parts.clear();
+        self.parts.extend(images.iter().map(|r| 2 * r.start * self.dim..2 * r.end * self.dim));
+        ranks.all_gather(engine, z, &self.parts)?;
         let loss = self.loss.slice(0..2 * own.len());
         engine.nt_xent(NtXent {
             z,
@@ -85,17 +90,17 @@ impl ContrastiveLoss {
             loss,
             dz,
         });
-        ranks.all_gather_backward(engine, dz, &parts)?;
+        ranks.all_gather_backward(engine, dz, &self.parts)?;
         for view in views {
             engine.l2_normalize_backward(view.n, rows(view), z, self.norms, dz, view.grad);
         }
         self.mean(engine, loss, m, ranks)
     }
 
-    fn mean(&self, engine: &mut dyn Engine, loss: Span, m: usize, ranks: &dyn Collective) -> Result<f32, NnError> {
-        let mut losses = vec![0.0; loss.len];
-        engine.read_f32(loss, &mut losses)?;
-        let mut total = [losses.iter().map(|&l| f64::from(l)).sum::<f64>() as f32];
+    fn mean(&mut self, engine: &mut dyn Engine, loss: Span, m: usize, ranks: &dyn Collective) -> Result<f32, NnError> {
+        self.losses.resize(loss.len, 0.0);
+        engine.read_f32(loss, &mut self.losses)?;
+        let mut total = [self.losses.iter().map(|&l| f64::from(l)).sum::<f64>() as f32];
         if ranks.n_ranks() > 1 {
             engine.write_f32(self.total, &total);
             ranks.all_reduce_sum(engine, self.total)?;
@@ -109,6 +114,7 @@ impl ContrastiveLoss {
 #[derive(Debug)]
 pub struct CrossEntropy {
     loss: Span,
+    losses: Vec<f32>,
 }
 
 impl CrossEntropy {
@@ -118,25 +124,25 @@ impl CrossEntropy {
     /// Out of memory.
     pub fn new(engine: &mut dyn Engine, max_batch: usize) -> Result<Self, NnError> {
         let buf = engine.alloc_f32(max_batch)?;
-        Ok(Self { loss: engine.whole(buf) })
+        Ok(Self { loss: engine.whole(buf), losses: Vec::with_capacity(max_batch) })
     }
 
-    /// The mean loss of `logits` `[n, classes]` and its gradient into `grad`.
+    /// The mean loss of `logits` `[n, classes]` on this process's `n` images, and its gradient into `grad`.
     ///
     /// # Errors
     /// A failed device.
     pub fn forward_backward(
-        &self,
+        &mut self,
         engine: &mut dyn Engine,
-        batch: Batch,
+        n: usize,
         logits: Act,
         labels: &[u32],
         grad: Act,
     ) -> Result<f32, NnError> {
-        let loss = self.loss.slice(0..batch.n);
-        engine.cross_entropy(batch.n, logits, labels, loss, grad);
-        let mut losses = vec![0.0; batch.n];
-        engine.read_f32(loss, &mut losses)?;
-        Ok((losses.iter().map(|&l| f64::from(l)).sum::<f64>() / batch.n as f64) as f32)
+        let loss = self.loss.slice(0..n);
+        engine.cross_entropy(n, logits, labels, loss, grad);
+        self.losses.resize(n, 0.0);
+        engine.read_f32(loss, &mut self.losses)?;
+        Ok((self.losses.iter().map(|&l| f64::from(l)).sum::<f64>() / n as f64) as f32)
     }
 }

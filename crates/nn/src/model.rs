@@ -2,7 +2,7 @@
 
 use crate::NnError;
 use crate::graph::{Network, Param, ParamId, ParamKind};
-use crate::init::{self, Fan};
+use crate::init;
 use crate::mask::{self, MaskStats};
 use sdclr_engine::{ByteBuf, ByteSpan, Engine, Span};
 use std::collections::BTreeMap;
@@ -50,8 +50,7 @@ impl Model {
 
     /// Draws all parameters from `seed` and resets the running statistics.
     pub fn init(&mut self, engine: &mut dyn Engine, seed: u64) {
-        let fan = if self.network.name.starts_with("resnet32s") { Fan::In } else { Fan::Out };
-        engine.write_f32(self.params, &init::parameters(&self.network, fan, seed));
+        engine.write_f32(self.params, &init::parameters(&self.network, seed));
         engine.write_f32(self.running, &init::running(&self.network));
     }
 

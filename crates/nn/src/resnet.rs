@@ -5,6 +5,7 @@
 
 use crate::NnError;
 use crate::graph::{Builder, Network, ValueId};
+use crate::init::Fan;
 use sdclr_engine::Dims;
 
 /// What follows the backbone.
@@ -112,6 +113,9 @@ impl NetworkSpec {
         }
         let dims = Dims { h: self.image_size, w: self.image_size, c: 3 };
         let mut b = Builder::new(self.describe(), dims, self.dual_bn);
+        if matches!(block, Block::BasicA) {
+            b.set_fan(Fan::In);
+        }
         let small = self.small_stem || matches!(block, Block::BasicA);
         let x = b.input();
         let (kernel, stride) = if small { (3, 1) } else { (7, 2) };

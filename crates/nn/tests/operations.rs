@@ -101,7 +101,7 @@ fn nt_xent_agrees_with_pytorch_and_its_closed_form() {
         for (case, spec) in f.json["cases"].as_object().unwrap() {
             let (n, d) = (number(&spec["n_images"]), number(&spec["embedding_dim"]));
             let e = &mut *make();
-            let loss = ContrastiveLoss::new(e, n + 1, d).unwrap();
+            let mut loss = ContrastiveLoss::new(e, n + 1, d).unwrap();
             let mut views = Vec::new();
             for (first, key) in ["a", "b"].into_iter().enumerate() {
                 let embedding = act(e, n, flat(d), &f.floats(&format!("{case}.{key}")));
@@ -294,7 +294,7 @@ fn linear_classifier_agrees_with_pytorch_over_ten_steps() {
         model.import(e, model.params(), &tensors.into()).unwrap();
         let spec = PassSpec { max_batch: n, branch: Branch::Dense, mode: Mode::Train, until: model.network.output };
         let pass = Pass::new(e, &model, spec, &mut GradPool::default()).unwrap();
-        let loss = CrossEntropy::new(e, n).unwrap();
+        let mut loss = CrossEntropy::new(e, n).unwrap();
         let settings = OptimizerKind::Sgd { momentum: 0.9, weight_decay: 0.0 };
         let mut optimizer = Optimizer::new(e, &model, settings).unwrap();
         e.write_act(n, pass.act(model.network.input), &f.floats("features"));
@@ -303,7 +303,7 @@ fn linear_classifier_agrees_with_pytorch_over_ten_steps() {
             pass.forward(e, &model, Batch::local(n), &Single).unwrap();
             let logits = pass.act(model.network.output);
             let labels = f.labels("labels");
-            let got = loss.forward_backward(e, Batch::local(n), logits, &labels, pass.output_grad()).unwrap();
+            let got = loss.forward_backward(e, n, logits, &labels, pass.output_grad()).unwrap();
             assert!((f64::from(got) / expected - 1.0).abs() < 1e-4, "step {step}: {got} instead of {expected}");
             model.zero_grads(e);
             pass.backward(e, &model, Batch::local(n), &Single).unwrap();

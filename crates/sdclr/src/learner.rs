@@ -38,12 +38,13 @@ pub struct Learner {
     pub(crate) loss: ContrastiveLoss,
     pub(crate) images: ByteBuf,
     pub(crate) temperature: f32,
+    /// Each rank's images of the batch at hand.
+    pub(crate) shares: Vec<Range<usize>>,
 }
 
 /// Which images of a global batch of `n` each of `n_ranks` ranks has: contiguous, as even as can be.
-#[must_use]
-pub fn shares(n: usize, n_ranks: usize) -> Vec<Range<usize>> {
-    (0..n_ranks).map(|rank| n * rank / n_ranks..n * (rank + 1) / n_ranks).collect()
+pub fn shares(n: usize, n_ranks: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..n_ranks).map(move |rank| n * rank / n_ranks..n * (rank + 1) / n_ranks)
 }
 
 impl Learner {
@@ -73,7 +74,8 @@ impl Learner {
         let images = e.alloc_bytes(2 * own * dims.len())?;
         let optimizer = Optimizer::new(e, &model, spec.optimizer)?;
         let (method, temperature) = (spec.method, spec.temperature);
-        Ok(Self { engine, ranks, model, optimizer, method, dense, pruned, loss, images, temperature })
+        let shares = Vec::with_capacity(ranks.n_ranks());
+        Ok(Self { engine, ranks, model, optimizer, method, dense, pruned, loss, images, temperature, shares })
     }
 
     /// One step of the learner's method; see [`crate::step`].
@@ -93,6 +95,13 @@ impl Learner {
     /// A failed device.
     pub fn update_mask(&mut self, rate: f64, random_rate: f64, seed: u64, epoch: u64) -> Result<MaskStats, Error> {
         Ok(self.model.update_mask(&mut *self.engine, rate, random_rate, seed, epoch)?)
+    }
+
+    /// Cuts a batch of `n_global` images among the ranks; returns this rank's number.
+    pub(crate) fn share(&mut self, n_global: usize) -> usize {
+        self.shares.clear();
+        self.shares.extend(shares(n_global, self.ranks.n_ranks()));
+        self.shares[self.ranks.rank()].len()
     }
 
     /// Adds the ranks' gradients and moves the weights.

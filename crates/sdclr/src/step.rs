@@ -8,7 +8,7 @@
 //! Both steps read a batch of N images as 2N interleaved views: rows 2i and 2i + 1 are the views of image i.
 
 use crate::error::Error;
-use crate::learner::{Learner, shares};
+use crate::learner::Learner;
 use sdclr_engine::Rows;
 use sdclr_nn::Batch;
 use sdclr_nn::loss::View;
@@ -23,11 +23,10 @@ const SECOND_VIEWS: Rows = Rows { first: 1, step: 2 };
 /// `views` holds this rank's images as bytes `[2n, size, size, 3]`. Returns the mean loss over all ranks' views.
 ///
 /// # Errors
-/// [`Error::NonFiniteLoss`] before anything is updated; a lost rank; a failed device.
+/// [`Error::NonFiniteLoss`] before the weights are updated (running statistics already are); a lost rank; a failed device.
 pub fn simclr_step(l: &mut Learner, views: &[u8], n_global: usize, lr: f64) -> Result<f32, Error> {
+    let n = l.share(n_global);
     let (engine, ranks) = (&mut *l.engine, &*l.ranks);
-    let shares = &shares(n_global, ranks.n_ranks());
-    let n = shares[ranks.rank()].len();
     let batch = Batch { n: 2 * n, n_global: 2 * n_global };
 
     engine.write_bytes(l.images, views);
@@ -36,7 +35,7 @@ pub fn simclr_step(l: &mut Learner, views: &[u8], n_global: usize, lr: f64) -> R
     l.dense.forward(engine, &l.model, batch, ranks)?;
     let embedding = l.dense.act(l.model.network.output);
     let z = View { embedding, grad: l.dense.output_grad(), n: 2 * n, rows: Rows::ALL };
-    let loss = l.loss.forward_backward(engine, &[z], shares, l.temperature, ranks)?;
+    let loss = l.loss.forward_backward(engine, &[z], &l.shares, l.temperature, ranks)?;
     l.check_finite(loss, lr)?;
 
     let engine = &mut *l.engine;
@@ -54,10 +53,9 @@ pub fn simclr_step(l: &mut Learner, views: &[u8], n_global: usize, lr: f64) -> R
 /// # Panics
 /// If the learner was made without a pruned branch.
 pub fn sdclr_step(l: &mut Learner, views: &[u8], n_global: usize, lr: f64) -> Result<f32, Error> {
+    let n = l.share(n_global);
     let (engine, ranks) = (&mut *l.engine, &*l.ranks);
     let pruned = l.pruned.as_ref().expect("an SDCLR learner has a pruned branch");
-    let shares = &shares(n_global, ranks.n_ranks());
-    let n = shares[ranks.rank()].len();
     let batch = Batch { n, n_global };
     let output = l.model.network.output;
 
@@ -69,7 +67,7 @@ pub fn sdclr_step(l: &mut Learner, views: &[u8], n_global: usize, lr: f64) -> Re
     }
     let a = View { embedding: l.dense.act(output), grad: l.dense.output_grad(), n, rows: FIRST_VIEWS };
     let b = View { embedding: pruned.act(output), grad: pruned.output_grad(), n, rows: SECOND_VIEWS };
-    let loss = l.loss.forward_backward(engine, &[a, b], shares, l.temperature, ranks)?;
+    let loss = l.loss.forward_backward(engine, &[a, b], &l.shares, l.temperature, ranks)?;
     l.check_finite(loss, lr)?;
 
     let engine = &mut *l.engine;

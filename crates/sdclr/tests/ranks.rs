@@ -44,7 +44,7 @@ fn train(
         }
         // The last batches are smaller, and not a multiple of the ranks.
         let n = if step < 6 { batch } else { batch - 3 };
-        let own = shares(n, l.ranks.n_ranks())[l.ranks.rank()].clone();
+        let own = shares(n, l.ranks.n_ranks()).nth(l.ranks.rank()).unwrap();
         let per_image = 2 * SIZE * SIZE * 3;
         let all = views(step, n);
         losses.push(l.step(&all[own.start * per_image..own.end * per_image], n, LR).unwrap());

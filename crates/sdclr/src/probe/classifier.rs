@@ -60,7 +60,7 @@ impl Classifier {
     pub fn step(&mut self, engine: &mut dyn Engine, features: &[f32], labels: &[u32], lr: f64) -> Result<f32, Error> {
         let batch = self.forward(engine, features)?;
         let (logits, grad) = (self.pass.act(self.model.network.output), self.pass.output_grad());
-        let loss = self.loss.forward_backward(engine, batch, logits, labels, grad)?;
+        let loss = self.loss.forward_backward(engine, batch.n, logits, labels, grad)?;
         if !loss.is_finite() {
             return Err(Error::NonFiniteLoss { loss, step: self.optimizer.n_updates + 1, lr });
         }
