@@ -4,9 +4,11 @@
 //! every activation; an evaluation pass reuses those that nothing reads any more. Gradients live only between their last
 //! consumer and their producer and come from a [`GradPool`] that several passes share, since backwards run one by one.
 
+mod plan;
+
 use crate::NnError;
 use crate::collective::Collective;
-use crate::graph::{Network, Node, NormId, Op, ValueId};
+use crate::graph::{Node, NormId, Op, ValueId};
 use crate::model::Model;
 use sdclr_engine::{
     Act, ByteBuf, Conv, ConvUse, Dims, Engine, EngineError, IMAGENET, NormApply, NormBackward, NormEval, NormTrain,
@@ -74,7 +76,7 @@ pub struct GradPool {
 
 impl GradPool {
     /// The `index`-th buffer of `dims` for `max_batch` images.
-    fn slot(
+    pub(crate) fn slot(
         &mut self,
         engine: &mut dyn Engine,
         dims: Dims,
@@ -119,7 +121,7 @@ impl Pass {
     pub fn new(engine: &mut dyn Engine, model: &Model, spec: PassSpec, pool: &mut GradPool) -> Result<Self, NnError> {
         let net = &model.network;
         let nodes = net.nodes[..net.nodes_until(spec.until)].to_vec();
-        let wanted = wanted_gradients(net, &nodes);
+        let wanted = plan::wanted_gradients(net, &nodes);
         let mut pass = Self {
             spec,
             acts: vec![None; net.values.len()],
@@ -135,8 +137,8 @@ impl Pass {
                 })
                 .collect(),
             sums: alloc_span(engine, net.norms.iter().map(|n| 2 * n.channels).sum())?,
-            normed_by: nodes.iter().map(|node| reader_norm(&nodes, node.y)).collect(),
-            writes: gradient_writes(&nodes, &wanted),
+            normed_by: nodes.iter().map(|node| plan::reader_norm(&nodes, node.y)).collect(),
+            writes: plan::gradient_writes(&nodes, &wanted),
             wanted,
             nodes,
         };
@@ -352,90 +354,9 @@ impl Pass {
         }
         Ok(coef)
     }
-
-    /// One buffer per value; in evaluation, values that are not read any more lend theirs to later ones.
-    fn plan_activations(&mut self, engine: &mut dyn Engine, net: &Network) -> Result<(), NnError> {
-        let last_read = |value: ValueId| {
-            let reads = self.nodes.iter().rposition(|node| node.op.inputs().any(|v| v == value));
-            if value == self.spec.until || value == net.feature { usize::MAX } else { reads.unwrap_or(usize::MAX) }
-        };
-        let mut free: Vec<(Dims, Act)> = Vec::new();
-        let mut acts = vec![None; net.values.len()];
-        acts[net.input.0] = Some(engine.alloc_act(self.spec.max_batch, net.dims(net.input))?);
-        for (i, node) in self.nodes.iter().enumerate() {
-            let dims = net.dims(node.y);
-            let reusable = free.iter().position(|(d, _)| *d == dims);
-            acts[node.y.0] = Some(match reusable {
-                Some(at) if self.spec.mode == Mode::Eval => free.swap_remove(at).1,
-                _ => engine.alloc_act(self.spec.max_batch, dims)?,
-            });
-            for value in node.op.inputs().filter(|&v| last_read(v) == i) {
-                if let Some(act) = acts[value.0] {
-                    free.push((net.dims(value), act));
-                }
-            }
-        }
-        self.acts = acts;
-        Ok(())
-    }
-
-    /// Slots of the pool for the gradients that backward wants, each held from its last consumer to its producer.
-    fn plan_gradients(&mut self, engine: &mut dyn Engine, net: &Network, pool: &mut GradPool) -> Result<(), NnError> {
-        let mut in_use: Vec<(ValueId, usize)> = Vec::new();
-        let mut take = |engine: &mut dyn Engine, value: ValueId, in_use: &mut Vec<(ValueId, usize)>| {
-            let dims = net.dims(value);
-            let taken: Vec<usize> =
-                in_use.iter().filter(|(v, _)| net.dims(*v) == dims).map(|&(_, slot)| slot).collect();
-            let slot = (0..).find(|slot| !taken.contains(slot)).expect("a free slot");
-            in_use.push((value, slot));
-            pool.slot(engine, dims, self.spec.max_batch, slot)
-        };
-        // The loss fills every branch's last gradient before any branch runs backward, so this one is not shared.
-        self.grads[self.spec.until.0] = Some(engine.alloc_act(self.spec.max_batch, net.dims(self.spec.until))?);
-        for node in self.nodes.iter().rev().filter(|node| self.wanted[node.y.0]) {
-            for value in node.op.inputs().filter(|v| self.wanted[v.0]) {
-                if self.grads[value.0].is_none() {
-                    self.grads[value.0] = Some(take(engine, value, &mut in_use)?);
-                }
-            }
-            in_use.retain(|(value, _)| *value != node.y);
-        }
-        Ok(())
-    }
 }
 
 fn alloc_span(engine: &mut dyn Engine, len: usize) -> Result<Span, EngineError> {
     let buf = engine.alloc_f32(len)?;
     Ok(engine.whole(buf))
-}
-
-/// The batch norm that reads `value`.
-fn reader_norm(nodes: &[Node], value: ValueId) -> Option<NormId> {
-    nodes.iter().find_map(|node| match node.op {
-        Op::Norm { x, norm, .. } if x == value => Some(norm),
-        _ => None,
-    })
-}
-
-/// Set for the first contribution to a value's gradient, Add for later ones, in the order in which backward writes them.
-fn gradient_writes(nodes: &[Node], wanted: &[bool]) -> Vec<Write> {
-    let mut written = vec![false; wanted.len()];
-    let mut writes = Vec::new();
-    for node in nodes.iter().rev().filter(|node| wanted[node.y.0]) {
-        for value in node.op.inputs().filter(|v| wanted[v.0]) {
-            let again = std::mem::replace(&mut written[value.0], true);
-            writes.push(if again { Write::Add } else { Write::Set });
-        }
-    }
-    writes
-}
-
-/// Values whose gradient leads to a trainable parameter: backward stops at the first trainable node.
-fn wanted_gradients(net: &Network, nodes: &[Node]) -> Vec<bool> {
-    let mut wanted = vec![false; net.values.len()];
-    for node in nodes {
-        let trains = matches!(node.op, Op::Conv { .. } | Op::Norm { .. } | Op::Linear { .. });
-        wanted[node.y.0] = trains || node.op.inputs().any(|v| wanted[v.0]);
-    }
-    wanted
 }

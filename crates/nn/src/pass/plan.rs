@@ -1,0 +1,94 @@
+//! Which buffers a pass needs and when: activations, gradients, and the order in which gradients are first written.
+
+use super::{GradPool, Mode, Pass};
+use crate::NnError;
+use crate::graph::{Network, Node, NormId, Op, ValueId};
+use sdclr_engine::{Act, Dims, Engine, Write};
+
+impl Pass {
+    /// One buffer per value; in evaluation, values that are not read any more lend theirs to later ones.
+    pub(super) fn plan_activations(&mut self, engine: &mut dyn Engine, net: &Network) -> Result<(), NnError> {
+        let last_read = |value: ValueId| {
+            let reads = self.nodes.iter().rposition(|node| node.op.inputs().any(|v| v == value));
+            if value == self.spec.until || value == net.feature { usize::MAX } else { reads.unwrap_or(usize::MAX) }
+        };
+        let mut free: Vec<(Dims, Act)> = Vec::new();
+        let mut acts = vec![None; net.values.len()];
+        acts[net.input.0] = Some(engine.alloc_act(self.spec.max_batch, net.dims(net.input))?);
+        for (i, node) in self.nodes.iter().enumerate() {
+            let dims = net.dims(node.y);
+            let reusable = free.iter().position(|(d, _)| *d == dims);
+            acts[node.y.0] = Some(match reusable {
+                Some(at) if self.spec.mode == Mode::Eval => free.swap_remove(at).1,
+                _ => engine.alloc_act(self.spec.max_batch, dims)?,
+            });
+            for value in node.op.inputs().filter(|&v| last_read(v) == i) {
+                if let Some(act) = acts[value.0] {
+                    free.push((net.dims(value), act));
+                }
+            }
+        }
+        self.acts = acts;
+        Ok(())
+    }
+
+    /// Slots of the pool for the gradients that backward wants, each held from its last consumer to its producer.
+    pub(super) fn plan_gradients(
+        &mut self,
+        engine: &mut dyn Engine,
+        net: &Network,
+        pool: &mut GradPool,
+    ) -> Result<(), NnError> {
+        let mut in_use: Vec<(ValueId, usize)> = Vec::new();
+        let mut take = |engine: &mut dyn Engine, value: ValueId, in_use: &mut Vec<(ValueId, usize)>| {
+            let dims = net.dims(value);
+            let taken: Vec<usize> =
+                in_use.iter().filter(|(v, _)| net.dims(*v) == dims).map(|&(_, slot)| slot).collect();
+            let slot = (0..).find(|slot| !taken.contains(slot)).expect("a free slot");
+            in_use.push((value, slot));
+            pool.slot(engine, dims, self.spec.max_batch, slot)
+        };
+        // The loss fills every branch's last gradient before any branch runs backward, so this one is not shared.
+        self.grads[self.spec.until.0] = Some(engine.alloc_act(self.spec.max_batch, net.dims(self.spec.until))?);
+        for node in self.nodes.iter().rev().filter(|node| self.wanted[node.y.0]) {
+            for value in node.op.inputs().filter(|v| self.wanted[v.0]) {
+                if self.grads[value.0].is_none() {
+                    self.grads[value.0] = Some(take(engine, value, &mut in_use)?);
+                }
+            }
+            in_use.retain(|(value, _)| *value != node.y);
+        }
+        Ok(())
+    }
+}
+
+/// The batch norm that reads `value`.
+pub(super) fn reader_norm(nodes: &[Node], value: ValueId) -> Option<NormId> {
+    nodes.iter().find_map(|node| match node.op {
+        Op::Norm { x, norm, .. } if x == value => Some(norm),
+        _ => None,
+    })
+}
+
+/// Set for the first contribution to a value's gradient, Add for later ones, in the order in which backward writes them.
+pub(super) fn gradient_writes(nodes: &[Node], wanted: &[bool]) -> Vec<Write> {
+    let mut written = vec![false; wanted.len()];
+    let mut writes = Vec::new();
+    for node in nodes.iter().rev().filter(|node| wanted[node.y.0]) {
+        for value in node.op.inputs().filter(|v| wanted[v.0]) {
+            let again = std::mem::replace(&mut written[value.0], true);
+            writes.push(if again { Write::Add } else { Write::Set });
+        }
+    }
+    writes
+}
+
+/// Values whose gradient leads to a trainable parameter: backward stops at the first trainable node.
+pub(super) fn wanted_gradients(net: &Network, nodes: &[Node]) -> Vec<bool> {
+    let mut wanted = vec![false; net.values.len()];
+    for node in nodes {
+        let trains = matches!(node.op, Op::Conv { .. } | Op::Norm { .. } | Op::Linear { .. });
+        wanted[node.y.0] = trains || node.op.inputs().any(|v| wanted[v.0]);
+    }
+    wanted
+}
