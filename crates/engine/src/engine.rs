@@ -5,14 +5,14 @@
 //! return errors: an engine that can fail while running (a GPU) remembers the first failure and returns it from the
 //! next call that has a `Result` ([`Memory::sync`] and the reads).
 //!
-//! Conventions. Activations are NHWC; a vector per image is `[n, 1, 1, c]`. Convolution weights are
+//! Conventions. Activations are NHWC, feature maps in the engine's own precision and vectors in f32 ([`Role`]); a vector per image is `[n, 1, 1, c]`. Convolution weights are
 //! `[cout, kh, kw, cin]`, linear weights `[cout, cin]`. Weight and parameter gradients are always *added*, so that two
 //! branches sum up; the caller clears them once per step. Within one call, a span that is written must not lie in the
 //! buffer of a span that is read, and an activation that is written must differ from those that are read.
 
 use crate::types::{
     Act, AdamStep, ByteBuf, ByteSpan, Conv, ConvShape, ConvUse, Dims, EngineError, F32Buf, LarsStep, Normalization,
-    Rows, SgdStep, Span, Write,
+    Role, Rows, SgdStep, Span, Write,
 };
 
 /// Buffers: allocated once, read and written from the host.
@@ -21,7 +21,7 @@ pub trait Memory {
     ///
     /// # Errors
     /// [`EngineError::OutOfMemory`].
-    fn alloc_act(&mut self, max_batch: usize, dims: Dims) -> Result<Act, EngineError>;
+    fn alloc_act(&mut self, max_batch: usize, dims: Dims, role: Role) -> Result<Act, EngineError>;
 
     /// Allocates `len` floats, zeroed.
     ///

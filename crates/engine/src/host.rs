@@ -4,7 +4,7 @@
 //! and put it back; so no operation needs `unsafe` to write one buffer while it reads another.
 
 use crate::engine::Memory;
-use crate::types::{Act, ByteBuf, ByteSpan, Dims, EngineError, F32Buf, Span};
+use crate::types::{Act, ByteBuf, ByteSpan, Dims, EngineError, F32Buf, Role, Span};
 
 /// One activation buffer, f32 NHWC.
 #[derive(Default)]
@@ -134,7 +134,7 @@ impl HostStore {
 }
 
 impl Memory for HostStore {
-    fn alloc_act(&mut self, max_batch: usize, dims: Dims) -> Result<Act, EngineError> {
+    fn alloc_act(&mut self, max_batch: usize, dims: Dims, _role: Role) -> Result<Act, EngineError> {
         let data = try_zeroed(max_batch * dims.len() + slack(dims), "an activation", &mut self.held)?;
         self.acts.push(ActBuf { dims: Some(dims), data });
         Ok(Act(self.acts.len() - 1))
@@ -200,8 +200,8 @@ impl Memory for HostStore {
 macro_rules! memory_from_store {
     ($engine:ty, $store:ident) => {
         impl $crate::engine::Memory for $engine {
-            fn alloc_act(&mut self, max_batch: usize, dims: Dims) -> Result<Act, EngineError> {
-                self.$store.alloc_act(max_batch, dims)
+            fn alloc_act(&mut self, max_batch: usize, dims: Dims, role: Role) -> Result<Act, EngineError> {
+                self.$store.alloc_act(max_batch, dims, role)
             }
             fn alloc_f32(&mut self, len: usize) -> Result<F32Buf, EngineError> {
                 self.$store.alloc_f32(len)

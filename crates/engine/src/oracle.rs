@@ -6,7 +6,7 @@ use crate::engine::{Engine, NormApply, NormBackward, NormEval, NormTrain, NtXent
 use crate::host::{HostStore, memory_from_store};
 use crate::types::{
     Act, AdamStep, ByteBuf, ByteSpan, Conv, ConvShape, ConvUse, Dims, EngineError, F32Buf, LarsStep, Normalization,
-    Rows, SgdStep, Span, Write,
+    Role, Rows, SgdStep, Span, Write,
 };
 use crate::{engine::Memory, scalar};
 

@@ -93,6 +93,16 @@ impl Dims {
     }
 }
 
+/// What an activation holds, which decides the numbers that it is kept in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Feature maps between convolutions, in the engine's compute precision.
+    Map,
+    /// One vector per image: pooled features, the head, logits. Always 32-bit floats: they are small, and the losses look
+    /// at their differences.
+    Vector,
+}
+
 /// Geometry of a square convolution without bias.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ConvShape {

@@ -25,7 +25,7 @@ struct Bench {
 
 impl Bench {
     fn act(&mut self, n: usize, dims: Dims) -> Act {
-        let act = self.engine.alloc_act(n, dims).unwrap();
+        let act = self.engine.alloc_act(n, dims, if dims.pixels() == 1 { Role::Vector } else { Role::Map }).unwrap();
         self.seed += 1;
         self.engine.write_act(n, act, &numbers(self.seed, n * dims.len()));
         act

@@ -4,7 +4,7 @@
 //! the residual addition and ReLU are one node because engines do them in one pass over memory.
 
 use crate::init::Fan;
-use sdclr_engine::{ConvShape, Dims};
+use sdclr_engine::{ConvShape, Dims, Role};
 
 /// Index of a value (an activation per image) in [`Network::values`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -17,6 +17,15 @@ pub struct ParamId(pub usize);
 /// Index of a batch norm in [`Network::norms`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NormId(pub usize);
+
+/// A value: what one image's activation looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Value {
+    /// Height, width, channels.
+    pub dims: Dims,
+    /// Feature map or vector.
+    pub role: Role,
+}
 
 /// What a node computes.
 #[derive(Clone, Copy, Debug)]
@@ -161,8 +170,8 @@ pub struct Network {
     pub name: String,
     /// Nodes in execution order.
     pub nodes: Vec<Node>,
-    /// Dimensions of every value per image.
-    pub values: Vec<Dims>,
+    /// Every value.
+    pub values: Vec<Value>,
     /// Parameter tensors in the order of the flat vector.
     pub params: Vec<Param>,
     /// Batch norms.
@@ -189,7 +198,7 @@ impl Network {
     /// Dimensions of a value.
     #[must_use]
     pub fn dims(&self, value: ValueId) -> Dims {
-        self.values[value.0]
+        self.values[value.0].dims
     }
 
     /// Parameters that pruning may mask: convolution weights.
@@ -228,14 +237,14 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// Starts a network on an input of `dims`. With `dual_bn` every norm has a dense and a pruned set.
+    /// Starts a network on an input of `dims`: a map, or a vector. With `dual_bn` every norm has a dense and a pruned set.
     #[must_use]
-    pub fn new(name: String, dims: Dims, dual_bn: bool) -> Self {
+    pub fn new(name: String, dims: Dims, role: Role, dual_bn: bool) -> Self {
         let input = ValueId(0);
         let net = Network {
             name,
             nodes: Vec::new(),
-            values: vec![dims],
+            values: vec![Value { dims, role }],
             params: Vec::new(),
             norms: Vec::new(),
             n_running: 0,
@@ -265,7 +274,12 @@ impl Builder {
     }
 
     fn push(&mut self, op: Op, dims: Dims) -> ValueId {
-        self.net.values.push(dims);
+        let role = match op {
+            Op::AvgPool { .. } | Op::Linear { .. } => Role::Vector,
+            Op::Norm { x, .. } => self.net.values[x.0].role,
+            Op::Conv { .. } | Op::MaxPool { .. } | Op::Shortcut { .. } => Role::Map,
+        };
+        self.net.values.push(Value { dims, role });
         let y = ValueId(self.net.values.len() - 1);
         self.net.nodes.push(Node { op, y });
         y

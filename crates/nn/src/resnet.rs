@@ -6,7 +6,7 @@
 use crate::NnError;
 use crate::graph::{Builder, Network, ValueId};
 use crate::init::Fan;
-use sdclr_engine::Dims;
+use sdclr_engine::{Dims, Role};
 
 /// What follows the backbone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,7 +112,7 @@ impl NetworkSpec {
             return Err(NnError::Network("image size and base width must be positive".into()));
         }
         let dims = Dims { h: self.image_size, w: self.image_size, c: 3 };
-        let mut b = Builder::new(self.describe(), dims, self.dual_bn);
+        let mut b = Builder::new(self.describe(), dims, Role::Map, self.dual_bn);
         if matches!(block, Block::BasicA) {
             b.set_fan(Fan::In);
         }
@@ -201,7 +201,8 @@ fn head(b: &mut Builder, feature: ValueId, head: Head) -> Result<ValueId, NnErro
 /// A lone linear classifier on features of size `n_features` (the cached linear probe).
 #[must_use]
 pub fn linear_classifier(n_features: usize, n_classes: usize) -> Network {
-    let mut b = Builder::new(format!("linear {n_features} to {n_classes}"), Dims { h: 1, w: 1, c: n_features }, false);
+    let dims = Dims { h: 1, w: 1, c: n_features };
+    let mut b = Builder::new(format!("linear {n_features} to {n_classes}"), dims, Role::Vector, false);
     let x = b.input();
     let y = b.linear("fc", x, n_classes, true);
     b.finish(x, y)

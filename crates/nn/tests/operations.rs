@@ -6,7 +6,7 @@
 use safetensors::{SafeTensors, tensor::TensorView};
 use sdclr_engine::*;
 use sdclr_nn::*;
-use std::ops::Range;
+use std::slice::from_ref;
 
 type MakeEngine = fn() -> Box<dyn Engine>;
 
@@ -69,8 +69,12 @@ fn flat(c: usize) -> Dims {
     Dims { h: 1, w: 1, c }
 }
 
+fn role(dims: Dims) -> Role {
+    if dims.pixels() == 1 { Role::Vector } else { Role::Map }
+}
+
 fn act(e: &mut dyn Engine, n: usize, dims: Dims, values: &[f32]) -> Act {
-    let act = e.alloc_act(n, dims).unwrap();
+    let act = e.alloc_act(n, dims, role(dims)).unwrap();
     e.write_act(n, act, values);
     act
 }
@@ -105,12 +109,12 @@ fn nt_xent_agrees_with_pytorch_and_its_closed_form() {
             let mut views = Vec::new();
             for (first, key) in ["a", "b"].into_iter().enumerate() {
                 let embedding = act(e, n, flat(d), &f.floats(&format!("{case}.{key}")));
-                let grad = e.alloc_act(n, flat(d)).unwrap();
+                let grad = e.alloc_act(n, flat(d), Role::Vector).unwrap();
                 views.push(loss::View { embedding, grad, n, rows: Rows { first, step: 2 } });
             }
-            let images: [Range<usize>; 1] = [0..n];
+            let images = 0..n;
             let temperature = spec["temperature"].as_f64().unwrap() as f32;
-            let got = f64::from(loss.forward_backward(e, &views, &images, temperature, &Single).unwrap());
+            let got = f64::from(loss.forward_backward(e, &views, from_ref(&images), temperature, &Single).unwrap());
             let expected = spec["loss"].as_f64().unwrap();
             assert!((got - expected).abs() <= 1e-5 * expected.abs().max(1.0), "{case}: {got} instead of {expected}");
             if case == "identical" {
@@ -214,7 +218,7 @@ fn batch_norm_agrees_with_pytorch_over_batches_of_different_sizes() {
                 let shape = f.shape(&format!("{case}.x{i}"));
                 let (n, dims) = (shape[0], Dims { h: shape[1], w: shape[2], c });
                 let values = f.floats(&format!("{case}.x{i}"));
-                let (x, y) = (act(e, n, dims, &values), e.alloc_act(n, dims).unwrap());
+                let (x, y) = (act(e, n, dims, &values), e.alloc_act(n, dims, role(dims)).unwrap());
                 let mut totals = vec![0.0f64; 2 * c];
                 for (k, &v) in values.iter().enumerate() {
                     totals[k % c] += f64::from(v);
@@ -241,7 +245,7 @@ fn batch_norm_agrees_with_pytorch_over_batches_of_different_sizes() {
             }
             let (n, dims, x, count) = last.unwrap();
             let dy = act(e, n, dims, &f.floats(&format!("{case}.grad_y")));
-            let dx = e.alloc_act(n, dims).unwrap();
+            let dx = e.alloc_act(n, dims, role(dims)).unwrap();
             let (dgamma, dbeta) = (span(e, &vec![0.0; c]), span(e, &vec![0.0; c]));
             let back = NormBackward { dy, gate: None, x, coef, sums };
             e.norm_backward_sums(n, back);
@@ -254,7 +258,7 @@ fn batch_norm_agrees_with_pytorch_over_batches_of_different_sizes() {
                 assert_close("three.grad_x", &read_act(e, n, dx, dims), &f.floats("three.grad_x"), 2e-3);
             }
             e.norm_eval(NormEval { gamma, beta, running, eps: 1e-5, coef });
-            let y = e.alloc_act(n, dims).unwrap();
+            let y = e.alloc_act(n, dims, role(dims)).unwrap();
             e.norm_apply(n, NormApply { x, coef, residual: None, relu: false, y });
             let expected = f.floats(&format!("{case}.eval_y"));
             assert_close(&format!("{case}.eval_y"), &read_act(e, n, y, dims), &expected, 1e-4);

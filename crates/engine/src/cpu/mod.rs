@@ -15,7 +15,7 @@ use crate::host::{HostStore, memory_from_store, try_zeroed};
 use crate::scalar;
 use crate::types::{
     Act, AdamStep, ByteBuf, ByteSpan, Conv, ConvShape, ConvUse, Dims, EngineError, F32Buf, LarsStep, Normalization,
-    Rows, SgdStep, Span, Write,
+    Role, Rows, SgdStep, Span, Write,
 };
 use conv::{Context, PlannedConv};
 use dense::Mat;

@@ -8,11 +8,11 @@ mod plan;
 
 use crate::NnError;
 use crate::collective::Collective;
-use crate::graph::{Node, NormId, Op, ValueId};
+use crate::graph::{Node, NormId, Op, Value, ValueId};
 use crate::model::Model;
 use sdclr_engine::{
-    Act, ByteBuf, Conv, ConvUse, Dims, Engine, EngineError, IMAGENET, NormApply, NormBackward, NormEval, NormTrain,
-    Rows, Span, WeightGrad, Write,
+    Act, ByteBuf, Conv, ConvUse, Engine, EngineError, IMAGENET, NormApply, NormBackward, NormEval, NormTrain, Rows,
+    Span, WeightGrad, Write,
 };
 
 /// Batch norm's ε.
@@ -71,24 +71,24 @@ impl Batch {
 /// Gradient buffers, by dimensions, shared between passes that run one after the other.
 #[derive(Debug, Default)]
 pub struct GradPool {
-    slots: Vec<(Dims, usize, Act)>,
+    slots: Vec<(Value, usize, Act)>,
 }
 
 impl GradPool {
-    /// The `index`-th buffer of `dims` for `max_batch` images.
+    /// The `index`-th buffer like `value` for `max_batch` images.
     pub(crate) fn slot(
         &mut self,
         engine: &mut dyn Engine,
-        dims: Dims,
+        value: Value,
         max_batch: usize,
         index: usize,
     ) -> Result<Act, EngineError> {
-        let mut fitting = self.slots.iter().filter(|(d, batch, _)| *d == dims && *batch == max_batch);
+        let mut fitting = self.slots.iter().filter(|(v, batch, _)| *v == value && *batch == max_batch);
         if let Some(&(.., act)) = fitting.nth(index) {
             return Ok(act);
         }
-        let act = engine.alloc_act(max_batch, dims)?;
-        self.slots.push((dims, max_batch, act));
+        let act = engine.alloc_act(max_batch, value.dims, value.role)?;
+        self.slots.push((value, max_batch, act));
         Ok(act)
     }
 }

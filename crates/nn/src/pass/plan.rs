@@ -2,8 +2,8 @@
 
 use super::{GradPool, Mode, Pass};
 use crate::NnError;
-use crate::graph::{Network, Node, NormId, Op, ValueId};
-use sdclr_engine::{Act, Dims, Engine, Write};
+use crate::graph::{Network, Node, NormId, Op, Value, ValueId};
+use sdclr_engine::{Act, Engine, Write};
 
 impl Pass {
     /// One buffer per value; in evaluation, values that are not read any more lend theirs to later ones.
@@ -12,19 +12,21 @@ impl Pass {
             let reads = self.nodes.iter().rposition(|node| node.op.inputs().any(|v| v == value));
             if value == self.spec.until || value == net.feature { usize::MAX } else { reads.unwrap_or(usize::MAX) }
         };
-        let mut free: Vec<(Dims, Act)> = Vec::new();
+        let max_batch = self.spec.max_batch;
+        let alloc = |engine: &mut dyn Engine, value: Value| engine.alloc_act(max_batch, value.dims, value.role);
+        let mut free: Vec<(Value, Act)> = Vec::new();
         let mut acts = vec![None; net.values.len()];
-        acts[net.input.0] = Some(engine.alloc_act(self.spec.max_batch, net.dims(net.input))?);
+        acts[net.input.0] = Some(alloc(engine, net.values[net.input.0])?);
         for (i, node) in self.nodes.iter().enumerate() {
-            let dims = net.dims(node.y);
-            let reusable = free.iter().position(|(d, _)| *d == dims);
+            let value = net.values[node.y.0];
+            let reusable = free.iter().position(|(v, _)| *v == value);
             acts[node.y.0] = Some(match reusable {
                 Some(at) if self.spec.mode == Mode::Eval => free.swap_remove(at).1,
-                _ => engine.alloc_act(self.spec.max_batch, dims)?,
+                _ => alloc(engine, value)?,
             });
             for value in node.op.inputs().filter(|&v| last_read(v) == i) {
                 if let Some(act) = acts[value.0] {
-                    free.push((net.dims(value), act));
+                    free.push((net.values[value.0], act));
                 }
             }
         }
@@ -41,15 +43,16 @@ impl Pass {
     ) -> Result<(), NnError> {
         let mut in_use: Vec<(ValueId, usize)> = Vec::new();
         let mut take = |engine: &mut dyn Engine, value: ValueId, in_use: &mut Vec<(ValueId, usize)>| {
-            let dims = net.dims(value);
+            let like = net.values[value.0];
             let taken: Vec<usize> =
-                in_use.iter().filter(|(v, _)| net.dims(*v) == dims).map(|&(_, slot)| slot).collect();
+                in_use.iter().filter(|(v, _)| net.values[v.0] == like).map(|&(_, slot)| slot).collect();
             let slot = (0..).find(|slot| !taken.contains(slot)).expect("a free slot");
             in_use.push((value, slot));
-            pool.slot(engine, dims, self.spec.max_batch, slot)
+            pool.slot(engine, like, self.spec.max_batch, slot)
         };
+        let last = net.values[self.spec.until.0];
         // The loss fills every branch's last gradient before any branch runs backward, so this one is not shared.
-        self.grads[self.spec.until.0] = Some(engine.alloc_act(self.spec.max_batch, net.dims(self.spec.until))?);
+        self.grads[self.spec.until.0] = Some(engine.alloc_act(self.spec.max_batch, last.dims, last.role)?);
         for node in self.nodes.iter().rev().filter(|node| self.wanted[node.y.0]) {
             for value in node.op.inputs().filter(|v| self.wanted[v.0]) {
                 if self.grads[value.0].is_none() {
