@@ -1,5 +1,6 @@
 //! A data set: a source and the indices of its images that are in use. Cloning one copies two pointers.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,8 +14,15 @@ use crate::splits;
 pub struct Dataset {
     source: Arc<dyn Source>,
     indices: Arc<[u32]>,
-    /// Labels that a `.txt` split gave, by position; they replace the source's.
-    labels: Option<Arc<[u32]>>,
+    /// Labels that replace the source's.
+    labels: Option<Labels>,
+}
+
+/// Labels of a data set's own: a `.txt` split's, or the source's under another numbering of the classes.
+#[derive(Clone)]
+struct Labels {
+    by_position: Arc<[u32]>,
+    class_names: Option<Arc<[String]>>,
 }
 
 impl Dataset {
@@ -69,7 +77,7 @@ impl Dataset {
     /// If `position` is not below `len()`; so do the other functions of a position.
     pub fn label(&self, position: usize) -> Option<u32> {
         match &self.labels {
-            Some(labels) => Some(labels[position]),
+            Some(labels) => Some(labels.by_position[position]),
             None => self.source.label(self.source_index(position)),
         }
     }
@@ -113,13 +121,16 @@ impl Dataset {
             return Err(DataError::Setting(problem));
         }
         let indices = positions.iter().map(|position| self.indices[*position]).collect();
-        let labels = self.labels.as_ref().map(|labels| positions.iter().map(|p| labels[*p]).collect());
+        let labels = self.labels.as_ref().map(|labels| Labels {
+            by_position: positions.iter().map(|position| labels.by_position[*position]).collect(),
+            class_names: labels.class_names.clone(),
+        });
         Ok(Self { source: Arc::clone(&self.source), indices, labels })
     }
 
     /// Images per class, by label; `None` without labels.
     pub fn class_counts(&self) -> Option<Vec<usize>> {
-        let mut counts = vec![0; self.source_class_names().map_or(0, <[String]>::len)];
+        let mut counts = vec![0; self.class_names().map_or(0, <[String]>::len)];
         for position in 0..self.len() {
             let label = self.label(position)? as usize;
             // Labels of lists are free numbers; a count per possible class would be absurd past this.
@@ -134,12 +145,75 @@ impl Dataset {
     /// Number of classes: that of the class names, else the largest label plus one.
     pub fn n_classes(&self) -> Option<usize> {
         let largest = (0..self.len()).map(|position| self.label(position)).max().flatten()?;
-        Some(self.source_class_names().map_or(0, <[String]>::len).max(largest as usize + 1))
+        Some(self.class_names().map_or(0, <[String]>::len).max(largest as usize + 1))
     }
 
     /// Names of the classes, by label.
     pub fn class_names(&self) -> Option<&[String]> {
-        self.source_class_names()
+        match &self.labels {
+            // The labels of a split number classes their own way, so the source's names do not apply to them.
+            Some(labels) => labels.class_names.as_deref(),
+            None => self.source.class_names(),
+        }
+    }
+
+    /// The same images with the classes of another data set: labels are matched by class name.
+    ///
+    /// Without names on either side the labels stay as they are.
+    ///
+    /// # Errors
+    /// The names of the classes that have images here and are not among the other's.
+    pub fn with_classes_of(&self, other: &Self) -> Result<Self, Vec<String>> {
+        let (Some(own), Some(names)) = (self.class_names(), other.class_names()) else { return Ok(self.clone()) };
+        if own == names {
+            return Ok(self.clone());
+        }
+        let counts = self.class_counts().unwrap_or_default();
+        let place = |name: &String| names.iter().position(|other| other == name).map(|place| place as u32);
+        let places: Vec<Option<u32>> = own.iter().map(place).collect();
+        let used = own.iter().enumerate().filter(|(label, _)| counts.get(*label).is_some_and(|&count| count > 0));
+        let unknown: Vec<String> = used.filter(|(label, _)| places[*label].is_none()).map(|(_, n)| n.clone()).collect();
+        let by_position: Option<Arc<[u32]>> =
+            (0..self.len()).map(|position| places.get(self.label(position)? as usize).copied().flatten()).collect();
+        match by_position {
+            Some(by_position) => {
+                let labels = Labels { by_position, class_names: Some(names.into()) };
+                Ok(Self { labels: Some(labels), ..self.clone() })
+            }
+            None => Err(unknown),
+        }
+    }
+
+    /// Number of images that another selection from the same source has too.
+    pub fn n_shared_with(&self, other: &Self) -> usize {
+        let theirs: HashSet<u32> = other.indices.iter().copied().collect();
+        self.indices.iter().filter(|index| theirs.contains(index)).count()
+    }
+
+    /// A CRC-32 that tells these images, in this order, from others without reading all of them: over their indices and
+    /// names, and over the pixels of a few where they lie in memory. Where the data lies does not matter, nor do labels.
+    pub fn fingerprint(&self) -> u32 {
+        const N_SAMPLED: usize = 16;
+        let mut hasher = crc32fast::Hasher::new();
+        for position in 0..self.len() {
+            hasher.update(&self.indices[position].to_le_bytes());
+            hasher.update(self.name(position).as_bytes());
+        }
+        let n_sampled = if self.in_memory() { N_SAMPLED.min(self.len()) } else { 0 };
+        for n in 0..n_sampled {
+            // A broken image adds nothing, which is the same every time.
+            if let Ok(image) = self.decode(spread(n, n_sampled, self.len())) {
+                hasher.update(&image.pixels);
+            }
+        }
+        hasher.finalize()
+    }
+
+    /// Decodes up to `n_wanted` images that are not broken, spread over the data set, giving up after four times as many.
+    pub fn sample(&self, n_wanted: usize) -> Vec<RgbImage> {
+        let n_tried = (4 * n_wanted).min(self.len());
+        let positions = (0..n_tried).map(|n| spread(n, n_tried, self.len()));
+        positions.filter_map(|position| self.decode(position).ok()).take(n_wanted).collect()
     }
 
     /// What this is, for people: the source's description and the number of images.
@@ -152,11 +226,6 @@ impl Dataset {
     /// Whether decoding is a copy from memory.
     pub fn in_memory(&self) -> bool {
         self.source.in_memory()
-    }
-
-    /// The labels of a split number classes their own way, so the source's names do not apply to them.
-    fn source_class_names(&self) -> Option<&[String]> {
-        if self.labels.is_none() { self.source.class_names() } else { None }
     }
 
     fn narrowed_by(&self, split: &Path) -> Result<Self, DataError> {
@@ -172,7 +241,8 @@ impl Dataset {
                 let same = labels.as_ref().is_none_or(|labels| {
                     labels.iter().enumerate().all(|(position, label)| narrowed.label(position) == Some(*label))
                 });
-                Ok(if same { narrowed } else { Self { labels: labels.map(Into::into), ..narrowed } })
+                let own = |labels: Vec<u32>| Labels { by_position: labels.into(), class_names: None };
+                Ok(if same { narrowed } else { Self { labels: labels.map(own), ..narrowed } })
             }
             _ => {
                 let problem = "a split is a .npy file of indices or a .txt list of paths";
@@ -180,6 +250,11 @@ impl Dataset {
             }
         }
     }
+}
+
+/// The `n`-th of `n_spread` positions spread evenly over `len`.
+pub(crate) fn spread(n: usize, n_spread: usize, len: usize) -> usize {
+    (n as u128 * len as u128 / n_spread as u128) as usize
 }
 
 impl std::fmt::Debug for Dataset {

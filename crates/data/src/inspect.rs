@@ -1,6 +1,6 @@
 //! A look at a data set without training on it: counts, sizes, broken files.
 
-use crate::dataset::Dataset;
+use crate::dataset::{Dataset, spread};
 use crate::loader::Skipped;
 use crate::source::RgbImage;
 
@@ -41,7 +41,7 @@ pub fn inspect(dataset: &Dataset, limit: usize) -> Inspection {
         broken: Vec::new(),
     };
     for n in 0..n_decoded {
-        let position = (n as u128 * n_images as u128 / n_decoded as u128) as usize;
+        let position = spread(n, n_decoded, n_images);
         match dataset.decode_into(position, &mut image) {
             Ok(()) => {
                 widen(&mut inspection.width_range, image.width);

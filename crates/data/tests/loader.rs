@@ -76,6 +76,18 @@ fn ranks_share_each_global_batch() {
 }
 
 #[test]
+fn a_loader_knows_roughly_what_it_will_hold() {
+    let folder = tempdir().unwrap();
+    for n in 0..10 {
+        write(&folder.path().join(format!("{n}.png")), encoded(ImageFormat::Png, 30, 20, [0; 3]));
+    }
+    let views = |n_images: usize| 4 * n_images * 2 * 3 * 16 * 16;
+    let files = Dataset::open(folder.path(), &OpenOptions::default()).unwrap();
+    assert_eq!(Loader::new(files, spec()).unwrap().memory_bytes(), 10 * 30 * 20 * 3 + views(10));
+    assert_eq!(Loader::new(images(101), spec()).unwrap().memory_bytes(), views(40), "nothing is kept twice");
+}
+
+#[test]
 fn resumed_epoch_continues_where_it_stopped() {
     let dataset = images(101);
     let whole = run(&dataset, spec(), 5..6);

@@ -295,3 +295,76 @@ fn inspection_counts_sizes_and_broken_images() {
     assert_eq!(inspection.broken.iter().map(|skipped| skipped.name.as_str()).collect::<Vec<_>>(), ["dog/3.png"]);
     assert_eq!(inspect(&open(folder.path()).unwrap(), 1).n_decoded, 1);
 }
+
+fn folder_of(root: &Path, files: &[&str]) {
+    files.iter().for_each(|file| drop(write(&root.join(file), encoded(ImageFormat::Png, 2, 2, [1, 2, 3]))));
+}
+
+#[test]
+fn sources_with_a_test_part_are_told_from_those_without() {
+    let folder = tempdir().unwrap();
+    let has_parts = |name: &str| sdclr_data::source::has_parts(&folder.path().join(name)).unwrap();
+    cifar10_binary(&folder.path().join("cifar"));
+    folder_of(folder.path(), &["plain/a/1.png", "parts/train/a/1.png", "parts/val/a/1.png", "lone/train/a/1.png"]);
+    write(&folder.path().join("list.txt"), "plain/a/1.png 0");
+    write(&folder.path().join("idx/train-images-idx3-ubyte"), idx(&[1, 1, 1], &[1]));
+    for (name, expected) in
+        [("cifar", true), ("plain", false), ("parts", true), ("lone", false), ("list.txt", false), ("idx", false)]
+    {
+        assert_eq!(has_parts(name), expected, "{name}");
+    }
+    write(&folder.path().join("idx/t10k-images-idx3-ubyte"), idx(&[1, 1, 1], &[1]));
+    assert!(has_parts("idx"));
+    assert!(!has_parts("idx/train-images-idx3-ubyte"), "one file is one part");
+}
+
+#[test]
+fn classes_are_matched_by_name() {
+    let folder = tempdir().unwrap();
+    let root = folder.path();
+    folder_of(root, &["train/ant/1.png", "train/bee/1.png", "train/cat/1.png", "test/bee/1.png", "test/cat/2.png"]);
+    folder_of(root, &["other/bee/1.png", "other/dog/1.png"]);
+    std::fs::create_dir(root.join("test/elk")).unwrap();
+    let [train, test, other] = ["train", "test", "other"].map(|name| open(&root.join(name)).unwrap());
+    assert_eq!(labels(&test), [Some(0), Some(1)]);
+    let matched = test.with_classes_of(&train).unwrap();
+    assert_eq!((labels(&matched), matched.class_names()), (vec![Some(1), Some(2)], train.class_names()));
+    assert_eq!(matched.class_counts(), Some(vec![0, 1, 1]));
+    assert_eq!(labels(&matched.select(&[1]).unwrap()), [Some(2)]);
+    assert_eq!(other.with_classes_of(&train).unwrap_err(), ["dog"], "elk is empty, dog is not");
+    let unnamed = Dataset::from_memory(vec![test.decode(0).unwrap()], Some(vec![7]));
+    assert_eq!(labels(&unnamed.with_classes_of(&train).unwrap()), [Some(7)], "nothing to match by");
+}
+
+#[test]
+fn a_fingerprint_knows_the_images_wherever_they_lie() {
+    let folder = tempdir().unwrap();
+    for name in ["here", "there"] {
+        folder_of(folder.path(), &[&format!("{name}/a/1.png"), &format!("{name}/b/2.png")]);
+    }
+    let [here, there] = ["here", "there"].map(|name| open(&folder.path().join(name)).unwrap());
+    assert_eq!(here.fingerprint(), there.fingerprint());
+    assert_ne!(here.fingerprint(), here.select(&[0]).unwrap().fingerprint());
+    assert_ne!(here.fingerprint(), here.select(&[1, 0]).unwrap().fingerprint(), "the order counts");
+    let table = |values: &[u8]| {
+        let path = write(&folder.path().join("images-idx3-ubyte"), idx(&[2, 1, 1], values));
+        open(&path).unwrap().fingerprint()
+    };
+    assert_ne!(table(&[1, 2]), table(&[1, 3]), "numbered images are known by their pixels");
+    assert_eq!(here.n_shared_with(&here.select(&[1]).unwrap()), 1);
+}
+
+#[test]
+fn looking_at_a_sample_gives_up_on_a_broken_set() {
+    let folder = tempdir().unwrap();
+    for n in 0..20 {
+        write(
+            &folder.path().join(format!("{n:02}.png")),
+            if n == 5 { encoded(ImageFormat::Png, 4, 4, [0; 3]) } else { vec![] },
+        );
+    }
+    let dataset = open(folder.path()).unwrap();
+    // 4 positions are tried for one image: 0, 5, 10 and 15.
+    assert_eq!(dataset.sample(1).len(), 1);
+    assert_eq!(dataset.select(&[0, 1, 2]).unwrap().sample(1).len(), 0);
+}

@@ -231,6 +231,20 @@ impl Loader {
         self.shared.lock().broken.values().cloned().collect()
     }
 
+    /// Number of broken images met so far.
+    pub fn n_skipped(&self) -> usize {
+        self.shared.lock().broken.len()
+    }
+
+    /// Bytes that the loader will come to hold, roughly: decoded images that are kept, and views in the making.
+    pub fn memory_bytes(&self) -> usize {
+        let Shared { spec, dataset, .. } = &*self.shared;
+        let per_image = spec.n_views * 3 * (spec.image_size as usize).pow(2);
+        // Two batches ahead in chunks, and two put together: the one in use and a spare.
+        let views = 4 * per_image * spec.batch_size.min(dataset.len());
+        self.shared.cache_bytes() + views
+    }
+
     fn next_chunk(&mut self) -> Result<Chunk, DataError> {
         let mut state = self.shared.lock();
         let slot = self.next_chunk % state.finished.len();

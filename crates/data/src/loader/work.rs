@@ -88,6 +88,17 @@ impl Shared {
         })
     }
 
+    /// Bytes that the decoded images will take, by the sizes of a few.
+    pub fn cache_bytes(&self) -> usize {
+        const N_SAMPLED: usize = 4;
+        if self.cache.is_empty() {
+            return 0;
+        }
+        let sizes: Vec<usize> = self.dataset.sample(N_SAMPLED).iter().map(|image| image.pixels.len()).collect();
+        let mean = sizes.iter().sum::<usize>() / sizes.len().max(1);
+        mean.saturating_mul(self.cache.len()).min(CACHE_BYTES)
+    }
+
     pub fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing that can panic runs under the lock, so a poisoned state is still a whole one.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

@@ -29,14 +29,13 @@ impl FolderSource {
     /// # Errors
     /// If a folder cannot be listed or holds no image.
     pub fn open(root: &Path, part: Part) -> Result<Self, DataError> {
-        let held_out = ["test", "val"].map(|name| root.join(name)).into_iter().find(|path| path.is_dir());
-        match (root.join("train"), held_out) {
-            (train, Some(held_out)) if train.is_dir() => match part {
+        match parts(root) {
+            Some((train, held_out)) => match part {
                 Part::Train => Self::open_part(&train),
                 Part::Test => Self::open_part(&held_out),
                 Part::All => Self::open_part(&train)?.followed_by(Self::open_part(&held_out)?, root),
             },
-            _ => Self::open_part(root),
+            None => Self::open_part(root),
         }
     }
 
@@ -70,6 +69,12 @@ impl FolderSource {
         }
         Ok(Self { root: root.to_owned(), files, ..self })
     }
+}
+
+/// The training and the held-out folder of a root that has both.
+pub(crate) fn parts(root: &Path) -> Option<(PathBuf, PathBuf)> {
+    let held_out = ["test", "val"].map(|name| root.join(name)).into_iter().find(|path| path.is_dir())?;
+    Some((root.join("train"), held_out)).filter(|(train, _)| train.is_dir())
 }
 
 impl Source for FolderSource {

@@ -10,6 +10,10 @@ use super::Part;
 use super::memory::Table;
 use crate::error::DataError;
 
+/// How the names of the training and of the test files begin.
+const TRAIN: &[&str] = &["train"];
+const TEST: &[&str] = &["t10k", "test"];
+
 /// The type code of unsigned bytes.
 const UNSIGNED_BYTE: u8 = 8;
 
@@ -50,15 +54,29 @@ pub fn open_file(images_path: &Path) -> Result<Table, DataError> {
     })
 }
 
+/// Whether a folder of IDX files has a training and a test file, `None` if it has no file that is named like one.
+///
+/// # Errors
+/// If it cannot be listed.
+pub fn has_parts(folder: &Path) -> Result<Option<bool>, DataError> {
+    let files = folder_files(folder)?;
+    let any = |prefixes: &[&str]| files.iter().any(|f| prefixes.iter().any(|prefix| file_name(f).starts_with(prefix)));
+    Ok(if files.is_empty() { None } else { Some(any(TRAIN) && any(TEST)) })
+}
+
+/// The IDX image files of a folder or of the `raw` below it.
+fn folder_files(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
+    let files = image_files(folder)?;
+    let raw = folder.join("raw");
+    if files.is_empty() && raw.is_dir() { image_files(&raw) } else { Ok(files) }
+}
+
 /// Opens a folder of IDX files, `None` if it has no file that is named like one.
 ///
 /// # Errors
 /// If the wanted part is missing, has no labels file, or has a defect.
 pub fn open_folder(folder: &Path, part: Part) -> Result<Option<Table>, DataError> {
-    let mut files = image_files(folder)?;
-    if files.is_empty() && folder.join("raw").is_dir() {
-        files = image_files(&folder.join("raw"))?;
-    }
+    let files = folder_files(folder)?;
     if files.is_empty() {
         return Ok(None);
     }
@@ -72,11 +90,11 @@ pub fn open_folder(folder: &Path, part: Part) -> Result<Option<Table>, DataError
         open_file(path)
     };
     Ok(Some(match part {
-        Part::Train => open(&["train"])?,
-        Part::Test => open(&["t10k", "test"])?,
+        Part::Train => open(TRAIN)?,
+        Part::Test => open(TEST)?,
         Part::All => {
-            let mut all = open(&["train"])?;
-            let test = open(&["t10k", "test"])?;
+            let mut all = open(TRAIN)?;
+            let test = open(TEST)?;
             all.append(test).map_err(|problem| DataError::format(folder, problem))?;
             all
         }

@@ -116,6 +116,21 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Box<dyn Source>, DataE
     if metadata.is_dir() { open_folder(path, options) } else { open_file(path, options) }
 }
 
+/// Whether the data at `path` comes in a training and a test part, so that [`Part`] chooses between them.
+///
+/// # Errors
+/// If the path cannot be read.
+pub fn has_parts(path: &Path) -> Result<bool, DataError> {
+    let metadata = std::fs::metadata(path).map_err(|source| DataError::read(path, source))?;
+    if !metadata.is_dir() {
+        return Ok(false);
+    }
+    if cifar::find(path)?.is_some() {
+        return Ok(true);
+    }
+    Ok(idx::has_parts(path)?.unwrap_or_else(|| folder::parts(path).is_some()))
+}
+
 fn open_folder(path: &Path, options: &OpenOptions) -> Result<Box<dyn Source>, DataError> {
     if let Some(archive) = cifar::find(path)? {
         return Ok(Box::new(cifar::open(&archive, options.part)?));
