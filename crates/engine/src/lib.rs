@@ -6,12 +6,15 @@
 //! - [`cpu`]: the fast f32 path: direct convolutions on AVX-512, AVX2 or portable vectors, several threads.
 
 pub mod cpu;
+mod element;
 pub mod engine;
 mod host;
 pub mod oracle;
 mod scalar;
 pub mod types;
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub use cpu::CpuBf16;
 pub use cpu::{Cpu, CpuOptions, Level};
 pub use engine::{Engine, Memory, NormApply, NormBackward, NormEval, NormTrain, NtXent, WeightGrad};
 pub use oracle::Oracle;

@@ -13,7 +13,7 @@ use crate::{engine::Memory, scalar};
 /// The naive back end.
 #[derive(Default)]
 pub struct Oracle {
-    store: HostStore,
+    store: HostStore<f32>,
     convs: Vec<OracleConv>,
 }
 

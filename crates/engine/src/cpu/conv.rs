@@ -16,11 +16,43 @@ struct PackedSweep {
 }
 
 /// A convolution planned for a level and a maximum batch.
-pub(crate) struct PlannedConv {
+pub struct PlannedConv {
     pub shape: ConvShape,
     forward: PackedSweep,
     backward: Vec<PackedSweep>,
     trains: bool,
+}
+
+/// A planned convolution over feature maps of `E`: what an engine asks of it.
+pub trait Convolution<E>: Send + Sized {
+    /// Plans the passes and allocates packed weights.
+    fn new(shape: ConvShape, used: ConvUse, level: Level, held: &mut usize) -> Result<Self, EngineError>;
+
+    /// Floats of member scratch that any pass needs.
+    fn scratch_len(&self, level: Level, used: ConvUse) -> usize;
+
+    /// Floats of partial results: channel sums of every task, or every slice's weight gradient.
+    fn partial_len(&self, max_batch: usize, n_slices: usize, used: ConvUse) -> usize;
+
+    /// Packs master weights `[cout, kh, kw, cin]`, zeroed where the mask is 0.
+    fn pack(&mut self, team: &Team, level: Level, weights: &[f32], mask: Option<&[u8]>);
+
+    /// Forward pass over `n` images; `x` with slack.
+    fn forward(&self, ctx: &mut Context, n: usize, x: &[E], y: &mut [E], sums: Option<&mut [f32]>);
+
+    /// Gradient of the data over `n` images; `dy` with slack.
+    fn backward_data(&self, ctx: &mut Context, n: usize, dy: &[E], dx: &mut [E], write: Write);
+
+    /// Adds the gradient of the weights to `dw` `[cout, kh, kw, cin]`, where the mask keeps it.
+    fn backward_weight(
+        &self,
+        ctx: &mut Context,
+        n: usize,
+        x: &[E],
+        dy: &[E],
+        dw: &mut [f32],
+        mask: Option<&[u8]>,
+    );
 }
 
 /// Which channel of the master weights is a sweep's source and which its destination.
@@ -30,9 +62,8 @@ enum Direction {
     BackwardData,
 }
 
-impl PlannedConv {
-    /// Plans the sweeps and allocates their weights.
-    pub fn new(shape: ConvShape, used: ConvUse, level: Level, held: &mut usize) -> Result<Self, EngineError> {
+impl Convolution<f32> for PlannedConv {
+    fn new(shape: ConvShape, used: ConvUse, level: Level, held: &mut usize) -> Result<Self, EngineError> {
         let mut packed = |sweep: Sweep, taps| -> Result<PackedSweep, EngineError> {
             let len = correlate::packed_len(level, sweep.depth(), sweep.dst.c);
             Ok(PackedSweep { packed: try_zeroed(len, "packed weights", held)?, sweep, taps })
@@ -49,8 +80,7 @@ impl PlannedConv {
         Ok(Self { shape, forward, backward, trains: used == ConvUse::Train })
     }
 
-    /// Floats of member scratch that any pass needs.
-    pub fn scratch_len(&self, level: Level, used: ConvUse) -> usize {
+    fn scratch_len(&self, level: Level, used: ConvUse) -> usize {
         let sweeps = std::iter::once(&self.forward).chain(&self.backward);
         let source = sweeps.map(|s| s.sweep.scratch_len()).max().unwrap_or(0);
         let gather =
@@ -58,23 +88,20 @@ impl PlannedConv {
         source + gather
     }
 
-    /// Floats of partial results: channel sums of every task, or every slice's weight gradient.
-    pub fn partial_len(&self, max_batch: usize, n_slices: usize, used: ConvUse) -> usize {
+    fn partial_len(&self, max_batch: usize, n_slices: usize, used: ConvUse) -> usize {
         let sums = self.forward.sweep.n_tasks(max_batch) * 2 * self.shape.cout;
         let weights = if used == ConvUse::Forward { 0 } else { n_slices * self.forward.packed.len() };
         sums.max(weights)
     }
 
-    /// Packs master weights `[cout, kh, kw, cin]`, zeroed where the mask is 0.
-    pub fn pack(&mut self, team: &Team, level: Level, weights: &[f32], mask: Option<&[u8]>) {
+    fn pack(&mut self, team: &Team, level: Level, weights: &[f32], mask: Option<&[u8]>) {
         self.forward.pack(team, level, &self.shape, Direction::Forward, weights, mask);
         for sweep in &mut self.backward {
             sweep.pack(team, level, &self.shape, Direction::BackwardData, weights, mask);
         }
     }
 
-    /// Forward pass over `n` images; `x` with slack.
-    pub fn forward(&self, ctx: &mut Context, n: usize, x: &[f32], y: &mut [f32], sums: Option<&mut [f32]>) {
+    fn forward(&self, ctx: &mut Context, n: usize, x: &[f32], y: &mut [f32], sums: Option<&mut [f32]>) {
         let sweep = &self.forward.sweep;
         let (n_tasks, width) = (sweep.n_tasks(n), 2 * self.shape.cout);
         let partial = Shards::new(&mut ctx.partial[..if sums.is_some() { n_tasks * width } else { 0 }]);
@@ -87,8 +114,7 @@ impl PlannedConv {
         }
     }
 
-    /// Gradient of the data over `n` images; `dy` with slack.
-    pub fn backward_data(&self, ctx: &mut Context, n: usize, dy: &[f32], dx: &mut [f32], write: Write) {
+    fn backward_data(&self, ctx: &mut Context, n: usize, dy: &[f32], dx: &mut [f32], write: Write) {
         assert!(self.trains, "a convolution planned without backward-data was asked for it");
         let covered: usize = self.backward.iter().map(|s| s.sweep.grid.0 * s.sweep.grid.1).sum();
         if write == Write::Set && covered < self.shape.input.pixels() {
@@ -99,11 +125,9 @@ impl PlannedConv {
         }
     }
 
-    /// Adds the gradient of the weights to `dw` `[cout, kh, kw, cin]`, where the mask keeps it.
-    ///
     /// Each of as many slices as there are members sums its own tasks; slices are added in order, so the result depends
     /// on the number of threads but not on who ran what.
-    pub fn backward_weight(
+    fn backward_weight(
         &self,
         ctx: &mut Context,
         n: usize,
@@ -140,7 +164,7 @@ impl PlannedConv {
 }
 
 /// What a pass borrows from the engine.
-pub(crate) struct Context<'a> {
+pub struct Context<'a> {
     pub team: &'a Team,
     pub level: Level,
     pub scratch: &'a mut [Vec<f32>],
@@ -180,7 +204,7 @@ fn assert_source(sweep: &Sweep, n: usize, x: &[f32]) {
     assert!(x.len() >= needed, "source of {} floats where {n} images and slack are {needed}", x.len());
 }
 
-fn forward_sweep(shape: &ConvShape) -> Sweep {
+pub(crate) fn forward_sweep(shape: &ConvShape) -> Sweep {
     let dst = shape.output();
     Sweep {
         src: shape.input,
@@ -206,9 +230,10 @@ fn phase_taps(shape: &ConvShape, phase: usize) -> (Vec<usize>, isize) {
     (taps, pad)
 }
 
-type Taps = (Vec<usize>, Vec<usize>);
+/// Filter rows and columns of the master weights that a sweep's taps are.
+pub(crate) type Taps = (Vec<usize>, Vec<usize>);
 
-fn backward_sweeps(shape: &ConvShape) -> Vec<(Sweep, Taps)> {
+pub(crate) fn backward_sweeps(shape: &ConvShape) -> Vec<(Sweep, Taps)> {
     let s = shape.stride;
     let mut sweeps = Vec::new();
     for (pr, pc) in (0..s).flat_map(|r| (0..s).map(move |c| (r, c))) {

@@ -71,9 +71,19 @@ impl Sweep {
         images * rows * self.grid.1
     }
 
+    /// Images and rows of tasks of at most `limit` pixels, at least a row.
+    pub fn task_shape_within(&self, limit: usize) -> (usize, usize) {
+        let (rows, cols) = self.grid;
+        if rows * cols <= limit { (limit / (rows * cols), rows) } else { (1, (limit / cols).clamp(1, rows)) }
+    }
+
     /// Number of tasks for `n` images: fixed by the shape, whatever the number of threads.
     pub fn n_tasks(&self, n: usize) -> usize {
-        let (images, rows) = self.task_shape();
+        self.n_tasks_of(self.task_shape(), n)
+    }
+
+    /// Number of tasks of `(images, rows)` for `n` images.
+    pub fn n_tasks_of(&self, (images, rows): (usize, usize), n: usize) -> usize {
         n.div_ceil(images) * self.grid.0.div_ceil(rows)
     }
 
@@ -97,7 +107,11 @@ impl Sweep {
 
     /// The images and grid rows of task `index`.
     fn task(&self, n: usize, index: usize) -> Task {
-        let (images, rows) = self.task_shape();
+        self.task_of(self.task_shape(), n, index)
+    }
+
+    /// The images and grid rows of task `index` of `(images, rows)` each.
+    pub fn task_of(&self, (images, rows): (usize, usize), n: usize, index: usize) -> Task {
         let bands = self.grid.0.div_ceil(rows);
         let (image, row) = (index / bands * images, index % bands * rows);
         Task { image, n_images: images.min(n - image), row, n_rows: rows.min(self.grid.0 - row) }
@@ -141,11 +155,12 @@ fn pad_image(source: &[f32], src: Dims, target: &mut [f32], dst: Dims, origin: (
     }
 }
 
-struct Task {
-    image: usize,
-    n_images: usize,
-    row: usize,
-    n_rows: usize,
+/// Images and grid rows that are computed together.
+pub(crate) struct Task {
+    pub image: usize,
+    pub n_images: usize,
+    pub row: usize,
+    pub n_rows: usize,
 }
 
 /// A task's source: `data` begins at its first window; strides in floats.

@@ -5,6 +5,7 @@
 //! in order in f64: the result does not depend on the number of threads.
 
 use super::simd::dispatch;
+use crate::element::Element;
 use crate::scalar::relu;
 use crate::types::{Dims, Write};
 
@@ -40,22 +41,22 @@ dispatch! {
 
 dispatch! {
     /// `y = relu?(x · scale + shift + residual?)` over rows of `c` channels.
-    pub(crate) fn norm_apply(x: &[f32], coef: &[f32], residual: Option<&[f32]>, gated: bool, y: &mut [f32]) {
+    pub(crate) fn norm_apply[T: Element](x: &[T], coef: &[f32], residual: Option<&[T]>, gated: bool, y: &mut [T]) {
         let c = coef.len() / 4;
         let (scale, shift) = (&coef[2 * c..3 * c], &coef[3 * c..]);
-        let gate = |v: f32| if gated { relu(v) } else { v };
+        let gate = |v: f32| T::of(if gated { relu(v) } else { v });
         match residual {
             None => {
                 for (y, x) in y.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
                     for k in 0..c {
-                        y[k] = gate(x[k] * scale[k] + shift[k]);
+                        y[k] = gate(x[k].get() * scale[k] + shift[k]);
                     }
                 }
             }
             Some(r) => {
                 for ((y, x), r) in y.chunks_exact_mut(c).zip(x.chunks_exact(c)).zip(r.chunks_exact(c)) {
                     for k in 0..c {
-                        y[k] = gate(x[k] * scale[k] + shift[k] + r[k]);
+                        y[k] = gate(x[k].get() * scale[k] + shift[k] + r[k].get());
                     }
                 }
             }
@@ -65,7 +66,7 @@ dispatch! {
 
 dispatch! {
     /// Σg and Σg·x̂ per channel of one chunk, `[2, c]`; g is `dy` where `gate` is positive.
-    pub(crate) fn norm_backward_sums(dy: &[f32], gate: Option<&[f32]>, x: &[f32], coef: &[f32], sums: &mut [f32]) {
+    pub(crate) fn norm_backward_sums[T: Element](dy: &[T], gate: Option<&[T]>, x: &[T], coef: &[f32], sums: &mut [f32]) {
         let c = coef.len() / 4;
         let (mean, inv_std) = (&coef[..c], &coef[c..2 * c]);
         sums.fill(0.0);
@@ -74,15 +75,16 @@ dispatch! {
         for (i, (dy, x)) in dy.chunks_exact(c).zip(x.chunks_exact(c)).enumerate() {
             if gate.is_empty() {
                 for k in 0..c {
-                    sum[k] += dy[k];
-                    dot[k] += dy[k] * (x[k] - mean[k]);
+                    let g = dy[k].get();
+                    sum[k] += g;
+                    dot[k] += g * (x[k].get() - mean[k]);
                 }
             } else {
                 let y = &gate[i * c..(i + 1) * c];
                 for k in 0..c {
-                    let g = if y[k] > 0.0 { dy[k] } else { 0.0 };
+                    let g = if y[k].get() > 0.0 { dy[k].get() } else { 0.0 };
                     sum[k] += g;
-                    dot[k] += g * (x[k] - mean[k]);
+                    dot[k] += g * (x[k].get() - mean[k]);
                 }
             }
         }
@@ -113,22 +115,22 @@ pub(crate) fn norm_backward_constants(coef: &[f32], sums: &[f32], count: Option<
 
 dispatch! {
     /// `dx = a·g + b·x + d` and `dr (+)= g` over one chunk; empty outputs are skipped.
-    pub(crate) fn norm_backward_apply(dy: &[f32], gate: Option<&[f32]>, x: &[f32], constants: &[f32], dx: &mut [f32],
-                                      dr: &mut [f32], write: Write) {
+    pub(crate) fn norm_backward_apply[T: Element](dy: &[T], gate: Option<&[T]>, x: &[T], constants: &[f32], dx: &mut [T],
+                                                  dr: &mut [T], write: Write) {
         let c = constants.len() / 3;
         let (a, b, d) = (&constants[..c], &constants[c..2 * c], &constants[2 * c..]);
-        let gated = |g: f32, y: f32| if y > 0.0 { g } else { 0.0 };
+        let gated = |g: T, y: T| if y.get() > 0.0 { g.get() } else { 0.0 };
         let gate = gate.unwrap_or(&[]);
         if !dx.is_empty() {
             for (i, (dx, (dy, x))) in dx.chunks_exact_mut(c).zip(dy.chunks_exact(c).zip(x.chunks_exact(c))).enumerate() {
                 if gate.is_empty() {
                     for k in 0..c {
-                        dx[k] = a[k] * dy[k] + b[k] * x[k] + d[k];
+                        dx[k] = T::of(a[k] * dy[k].get() + b[k] * x[k].get() + d[k]);
                     }
                 } else {
                     let y = &gate[i * c..(i + 1) * c];
                     for k in 0..c {
-                        dx[k] = a[k] * gated(dy[k], y[k]) + b[k] * x[k] + d[k];
+                        dx[k] = T::of(a[k] * gated(dy[k], y[k]) + b[k] * x[k].get() + d[k]);
                     }
                 }
             }
@@ -136,11 +138,12 @@ dispatch! {
         if dr.is_empty() {
             return;
         }
+        let pairs = dr.iter_mut().zip(dy);
         match (write, gate.is_empty()) {
             (Write::Set, true) => dr.copy_from_slice(dy),
-            (Write::Add, true) => dr.iter_mut().zip(dy).for_each(|(r, &g)| *r += g),
-            (Write::Set, false) => dr.iter_mut().zip(dy.iter().zip(gate)).for_each(|(r, (&g, &y))| *r = gated(g, y)),
-            (Write::Add, false) => dr.iter_mut().zip(dy.iter().zip(gate)).for_each(|(r, (&g, &y))| *r += gated(g, y)),
+            (Write::Add, true) => pairs.for_each(|(r, &g)| *r = T::of(r.get() + g.get())),
+            (Write::Set, false) => pairs.zip(gate).for_each(|((r, &g), &y)| *r = T::of(gated(g, y))),
+            (Write::Add, false) => pairs.zip(gate).for_each(|((r, &g), &y)| *r = T::of(r.get() + gated(g, y))),
         }
     }
 }
@@ -167,15 +170,15 @@ fn window(o: usize, size: usize) -> std::ops::Range<usize> {
 
 dispatch! {
     /// 3×3 maximum with stride 2 and padding 1 of one image.
-    pub(crate) fn max_pool(x: &[f32], i: Dims, y: &mut [f32], o: Dims) {
+    pub(crate) fn max_pool[T: Element](x: &[T], i: Dims, y: &mut [T], o: Dims) {
         for (at, y) in y.chunks_exact_mut(o.c).enumerate() {
-            y.fill(f32::NEG_INFINITY);
+            y.fill(T::of(f32::NEG_INFINITY));
             for row in window(at / o.w, i.h) {
                 for col in window(at % o.w, i.w) {
                     let x = &x[(row * i.w + col) * i.c..][..i.c];
                     for k in 0..o.c {
                         // Written so that not-a-number wins, as in PyTorch.
-                        y[k] = if y[k] >= x[k] { y[k] } else { x[k] };
+                        y[k] = if y[k].get() >= x[k].get() { y[k] } else { x[k] };
                     }
                 }
             }
@@ -185,16 +188,16 @@ dispatch! {
 
 dispatch! {
     /// Gradient of the maximum of one image; `left` `[o.c]` is scratch that says which outputs still look for their source.
-    pub(crate) fn max_pool_backward(x: &[f32], i: Dims, y: &[f32], dy: &[f32], o: Dims, dx: &mut [f32], left: &mut [f32]) {
+    pub(crate) fn max_pool_backward[T: Element](x: &[T], i: Dims, y: &[T], dy: &[T], o: Dims, dx: &mut [T], left: &mut [f32]) {
         for (at, (y, dy)) in y.chunks_exact(o.c).zip(dy.chunks_exact(o.c)).enumerate() {
-            left.copy_from_slice(dy);
+            left.iter_mut().zip(dy).for_each(|(left, dy)| *left = dy.get());
             for row in window(at / o.w, i.h) {
                 for col in window(at % o.w, i.w) {
                     let from = (row * i.w + col) * i.c;
                     let (x, dx) = (&x[from..][..i.c], &mut dx[from..][..i.c]);
                     for k in 0..o.c {
-                        let hit = x[k] == y[k];
-                        dx[k] += if hit { left[k] } else { 0.0 };
+                        let hit = x[k].get() == y[k].get();
+                        dx[k] = T::of(dx[k].get() + if hit { left[k] } else { 0.0 });
                         left[k] = if hit { 0.0 } else { left[k] };
                     }
                 }
@@ -205,12 +208,12 @@ dispatch! {
 
 dispatch! {
     /// Mean over the pixels of one image.
-    pub(crate) fn avg_pool(x: &[f32], y: &mut [f32]) {
+    pub(crate) fn avg_pool[T: Element](x: &[T], y: &mut [f32]) {
         let (c, pixels) = (y.len(), x.len() / y.len());
         y.fill(0.0);
         for x in x.chunks_exact(c) {
             for k in 0..c {
-                y[k] += x[k];
+                y[k] += x[k].get();
             }
         }
         for y in y.iter_mut() {
@@ -221,34 +224,34 @@ dispatch! {
 
 dispatch! {
     /// Gradient of the mean of one image.
-    pub(crate) fn avg_pool_backward(dy: &[f32], dx: &mut [f32], write: Write) {
+    pub(crate) fn avg_pool_backward[T: Element](dy: &[f32], dx: &mut [T], write: Write) {
         let (c, pixels) = (dy.len(), dx.len() / dy.len());
         let share = 1.0 / pixels as f32;
         for dx in dx.chunks_exact_mut(c) {
             for k in 0..c {
-                dx[k] = dy[k] * share + if write == Write::Add { dx[k] } else { 0.0 };
+                dx[k] = T::of(dy[k] * share + if write == Write::Add { dx[k].get() } else { 0.0 });
             }
         }
     }
 }
 
 /// Shortcut A of one image: every second pixel, zero channels on both sides.
-pub(crate) fn shortcut(x: &[f32], i: Dims, y: &mut [f32], o: Dims) {
+pub(crate) fn shortcut<T: Element>(x: &[T], i: Dims, y: &mut [T], o: Dims) {
     let pad = (o.c - i.c) / 2;
     for (at, y) in y.chunks_exact_mut(o.c).enumerate() {
         let from = ((at / o.w * 2) * i.w + at % o.w * 2) * i.c;
-        y.fill(0.0);
+        y.fill(T::default());
         y[pad..pad + i.c].copy_from_slice(&x[from..from + i.c]);
     }
 }
 
 /// Gradient of shortcut A of one image, added; the caller cleared `dx` if it should be set.
-pub(crate) fn shortcut_backward(dy: &[f32], o: Dims, dx: &mut [f32], i: Dims) {
+pub(crate) fn shortcut_backward<T: Element>(dy: &[T], o: Dims, dx: &mut [T], i: Dims) {
     let pad = (o.c - i.c) / 2;
     for (at, dy) in dy.chunks_exact(o.c).enumerate() {
         let to = ((at / o.w * 2) * i.w + at % o.w * 2) * i.c;
         for (dx, &g) in dx[to..to + i.c].iter_mut().zip(&dy[pad..]) {
-            *dx += g;
+            *dx = T::of(dx.get() + g.get());
         }
     }
 }

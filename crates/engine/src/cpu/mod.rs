@@ -3,7 +3,11 @@
 //! [`Cpu`] holds the buffers, a [`team::Team`] of threads and planned convolutions, and cuts every operation into chunks.
 //! The kernels are in `correlate` (convolutions), `elementwise` (all that moves memory) and `dense` (matrix products).
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
 mod conv;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod conv_bf16;
 mod correlate;
 mod dense;
 mod elementwise;
@@ -11,13 +15,14 @@ mod simd;
 mod team;
 
 use crate::engine::{Engine, NormApply, NormBackward, NormEval, NormTrain, NtXent, WeightGrad};
-use crate::host::{HostStore, memory_from_store, try_zeroed};
+use crate::element::Bf16;
+use crate::host::{HostStore, MapElement, Maps, Select, Vectors, memory_from_store, try_zeroed};
 use crate::scalar;
 use crate::types::{
     Act, AdamStep, ByteBuf, ByteSpan, Conv, ConvShape, ConvUse, Dims, EngineError, F32Buf, LarsStep, Normalization,
     Role, Rows, SgdStep, Span, Write,
 };
-use conv::{Context, PlannedConv};
+use conv::{Context, Convolution};
 use dense::Mat;
 pub use simd::Level;
 use team::{Shards, Team};
@@ -32,18 +37,52 @@ pub struct CpuOptions {
 }
 
 /// The fast f32 engine.
-pub struct Cpu {
-    store: HostStore,
+pub type Cpu = HostEngine<f32>;
+
+/// The bf16 engine, on AMX: feature maps in bfloat16; products, sums, statistics, vectors and master weights in f32.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub type CpuBf16 = HostEngine<Bf16>;
+
+/// A CPU engine whose feature maps hold `E`.
+pub struct HostEngine<E: Compute> {
+    store: HostStore<E>,
     team: Team,
     level: Level,
-    convs: Vec<PlannedConv>,
+    convs: Vec<E::Conv>,
     /// One padded-source buffer per member.
     scratch: Vec<Vec<f32>>,
     /// Partial sums and gradients, and NT-Xent's logits.
     partial: Vec<f32>,
 }
 
-memory_from_store!(Cpu, store);
+memory_from_store!(HostEngine<E>, store, E: Compute);
+
+/// A number that this crate has convolutions for.
+pub trait Compute: MapElement {
+    /// Its planned convolution.
+    type Conv: Convolution<Self>;
+    /// Name in logs.
+    const NAME: &'static str;
+    /// Whether this CPU has what it takes.
+    fn is_available() -> bool;
+}
+
+impl Compute for f32 {
+    type Conv = conv::PlannedConv;
+    const NAME: &'static str = "f32";
+    fn is_available() -> bool {
+        true
+    }
+}
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+impl Compute for Bf16 {
+    type Conv = conv_bf16::AmxConv;
+    const NAME: &'static str = "bf16 (AMX)";
+    fn is_available() -> bool {
+        amx::available()
+    }
+}
 
 /// Floats per chunk of a memory-bound loop: large enough to outweigh a wake-up, small enough to balance.
 const CHUNK: usize = 1 << 15;
@@ -53,12 +92,16 @@ fn rows_per_chunk(rows: usize, c: usize) -> usize {
     rows.div_ceil(64).max((CHUNK / c / 4).max(1))
 }
 
-impl Cpu {
+impl<E: Compute> HostEngine<E> {
     /// An engine without buffers. A level that the CPU does not have is lowered to the best that it has.
     ///
     /// # Errors
     /// [`EngineError::Device`] if the operating system does not start the threads.
     pub fn new(options: CpuOptions) -> Result<Self, EngineError> {
+        if !E::is_available() {
+            let message = format!("no {} on this processor or system; use --precision f32", E::NAME);
+            return Err(EngineError::Device { device: "CPU".into(), message });
+        }
         let n_threads = options.n_threads.max(1);
         let best = Level::detect();
         let team = Team::new(n_threads).map_err(|e| EngineError::Device {
@@ -99,9 +142,9 @@ impl Cpu {
     }
 
     /// Runs `f(image, out)` for the first `n` images of `to`, in parallel.
-    fn per_image(&mut self, n: usize, to: Act, f: impl Fn(&HostStore, usize, &mut [f32]) + Sync) {
+    fn per_image<S: Select<E>>(&mut self, n: usize, to: Act, f: impl Fn(&HostStore<E>, usize, &mut [S::T]) + Sync) {
         let team = &self.team;
-        self.store.with_act(to, |store, out| {
+        self.store.with::<S, _>(to, |store, out| {
             let len = out.dims().len();
             let per_chunk = (CHUNK / 4 / len).max(1);
             team.for_parts(out.images_mut(n), per_chunk * len, |chunk, part| {
@@ -113,7 +156,7 @@ impl Cpu {
     }
 
     /// Σ over chunks of rows: `f(first float, floats, partial sums)` in parallel, then added in order into `sums` `[2, c]`.
-    fn summed(&mut self, len: usize, c: usize, sums: Span, f: impl Fn(&HostStore, usize, usize, &mut [f32]) + Sync) {
+    fn summed(&mut self, len: usize, c: usize, sums: Span, f: impl Fn(&HostStore<E>, usize, usize, &mut [f32]) + Sync) {
         let per_chunk = rows_per_chunk(len / c, c) * c;
         let n_chunks = len.div_ceil(per_chunk);
         self.need_partial(n_chunks * 2 * c);
@@ -125,33 +168,90 @@ impl Cpu {
         elementwise::add_partials(partial, self.store.span_mut(sums));
     }
 
-    fn image(store: &HostStore, act: Act, image: usize) -> &[f32] {
-        let buf = store.act(act);
-        let len = buf.dims().len();
-        &buf.data[image * len..][..len]
+    fn norm_apply_in<S: Select<E>>(&mut self, n: usize, norm: NormApply) {
+        let (team, level) = (&self.team, self.level);
+        self.store.with::<S, _>(norm.y, |store, y| {
+            let c = y.dims().c;
+            let (x, coef) = (S::get(store, norm.x).images(n), store.span(norm.coef));
+            let residual = norm.residual.map(|r| S::get(store, r).images(n));
+            let per_chunk = (CHUNK / c).max(1) * c;
+            team.for_parts(y.images_mut(n), per_chunk, |chunk, y| {
+                let range = chunk * per_chunk..chunk * per_chunk + y.len();
+                let residual = residual.map(|r| &r[range.clone()]);
+                elementwise::norm_apply(level, &x[range], coef, residual, norm.relu, y);
+            });
+        });
+    }
+
+    fn norm_backward_sums_in<S: Select<E>>(&mut self, n: usize, norm: NormBackward) {
+        let (level, dims) = (self.level, self.store.dims(norm.x));
+        self.summed(n * dims.len(), dims.c, norm.sums, |store, at, len, sums| {
+            let part = |act: Act| &S::get(store, act).data[at..at + len];
+            let gate = norm.gate.map(part);
+            elementwise::norm_backward_sums(level, part(norm.dy), gate, part(norm.x), store.span(norm.coef), sums);
+        });
+    }
+
+    fn norm_backward_apply_in<S: Select<E>>(
+        &mut self,
+        n: usize,
+        norm: NormBackward,
+        count: Option<usize>,
+        dx: Option<Act>,
+        dresidual: Option<(Act, Write)>,
+    ) {
+        let dims = self.store.dims(norm.x);
+        self.need_partial(3 * dims.c);
+        let Self { store, team, level, partial, .. } = self;
+        let constants = &mut partial[..3 * dims.c];
+        elementwise::norm_backward_constants(store.span(norm.coef), store.span(norm.sums), count, constants);
+        let (constants, level, len) = (&*constants, *level, n * dims.len());
+        let mut dx_buf = dx.map(|dx| S::take(store, dx)).unwrap_or_default();
+        let mut dr_buf = dresidual.map(|(dr, _)| S::take(store, dr)).unwrap_or_default();
+        let (has_dx, has_dr) = (dx.is_some(), dresidual.is_some());
+        let (dx_shards, dr_shards) = (Shards::new(&mut dx_buf.data), Shards::new(&mut dr_buf.data));
+        let write = dresidual.map_or(Write::Set, |(_, write)| write);
+        let per_chunk = (CHUNK / dims.c).max(1) * dims.c;
+        team.for_chunks(len.div_ceil(per_chunk), |chunk, _| {
+            let at = chunk * per_chunk;
+            let size = per_chunk.min(len - at);
+            let part = |act: Act| &S::get(store, act).data[at..at + size];
+            let wanted = |has: bool| if has { (at, size) } else { (0, 0) };
+            let ((dx_at, dx_len), (dr_at, dr_len)) = (wanted(has_dx), wanted(has_dr));
+            // SAFETY: chunks are disjoint and each runs once; an empty part stands for an output that is not wanted.
+            let (dx, dr) = unsafe { (dx_shards.part(dx_at, dx_len), dr_shards.part(dr_at, dr_len)) };
+            let gate = norm.gate.map(part);
+            elementwise::norm_backward_apply(level, part(norm.dy), gate, part(norm.x), constants, dx, dr, write);
+        });
+        if let Some(dx) = dx {
+            S::put(store, dx, dx_buf);
+        }
+        if let Some((dr, _)) = dresidual {
+            S::put(store, dr, dr_buf);
+        }
     }
 }
 
-impl Engine for Cpu {
+impl<E: Compute> Engine for HostEngine<E> {
     fn name(&self) -> String {
-        format!("CPU, f32, {}, {} threads", self.level.name(), self.team.n_members())
+        format!("CPU, {}, {}, {} threads", E::NAME, self.level.name(), self.team.n_members())
     }
 
     fn input_normalize(&mut self, n: usize, images: ByteBuf, rows: Rows, norm: &Normalization, y: Act) {
         let table: [[f32; 256]; 3] =
             std::array::from_fn(|c| std::array::from_fn(|byte| (byte as f32 / 255.0 - norm.mean[c]) / norm.std[c]));
-        self.per_image(n, y, |store, i, out| {
+        self.per_image::<Maps>(n, y, |store, i, out| {
             let source = &store.byte_buf(images)[rows.at(i) * out.len()..][..out.len()];
             for (out, byte) in out.chunks_exact_mut(3).zip(source.chunks_exact(3)) {
                 for c in 0..3 {
-                    out[c] = table[c][usize::from(byte[c])];
+                    out[c] = E::of(table[c][usize::from(byte[c])]);
                 }
             }
         });
     }
 
     fn alloc_conv(&mut self, shape: ConvShape, max_batch: usize, used: ConvUse) -> Result<Conv, EngineError> {
-        let conv = PlannedConv::new(shape, used, self.level, self.store.held_mut())?;
+        let conv = E::Conv::new(shape, used, self.level, self.store.held_mut())?;
         self.grow_partial(conv.partial_len(max_batch, self.team.n_members(), used))?;
         let scratch_len = conv.scratch_len(self.level, used);
         for scratch in self.scratch.iter_mut().filter(|s| s.len() < scratch_len) {
@@ -170,13 +270,13 @@ impl Engine for Cpu {
     fn conv_forward(&mut self, n: usize, conv: Conv, x: Act, y: Act, sums: Option<Span>) {
         let Self { store, team, level, convs, scratch, partial } = self;
         let mut ctx = Context { team, level: *level, scratch, partial };
-        store.with_act(y, |store, y| {
+        store.with_map(y, |store, y| {
             let y = y.images_mut(n);
             let planned = &convs[conv.0];
             match sums {
-                None => planned.forward(&mut ctx, n, &store.act(x).data, y, None),
+                None => planned.forward(&mut ctx, n, &store.map(x).data, y, None),
                 Some(span) => store.with_span(span, |store, sums| {
-                    planned.forward(&mut ctx, n, &store.act(x).data, y, Some(sums));
+                    planned.forward(&mut ctx, n, &store.map(x).data, y, Some(sums));
                 }),
             }
         });
@@ -185,8 +285,8 @@ impl Engine for Cpu {
     fn conv_backward_data(&mut self, n: usize, conv: Conv, dy: Act, dx: Act, write: Write) {
         let Self { store, team, level, convs, scratch, partial } = self;
         let mut ctx = Context { team, level: *level, scratch, partial };
-        store.with_act(dx, |store, dx| {
-            convs[conv.0].backward_data(&mut ctx, n, &store.act(dy).data, dx.images_mut(n), write);
+        store.with_map(dx, |store, dx| {
+            convs[conv.0].backward_data(&mut ctx, n, &store.map(dy).data, dx.images_mut(n), write);
         });
     }
 
@@ -195,7 +295,7 @@ impl Engine for Cpu {
         let mut ctx = Context { team, level: *level, scratch, partial };
         store.with_span(grad.dw, |store, dw| {
             let mask = grad.mask.map(|mask| store.byte_span(mask));
-            let (x, dy) = (&store.act(grad.x).data, store.act(grad.dy).images(n));
+            let (x, dy) = (&store.map(grad.x).data, store.map(grad.dy).images(n));
             convs[conv.0].backward_weight(&mut ctx, n, x, dy, dw, mask);
         });
     }
@@ -217,27 +317,17 @@ impl Engine for Cpu {
     }
 
     fn norm_apply(&mut self, n: usize, norm: NormApply) {
-        let (team, level) = (&self.team, self.level);
-        self.store.with_act(norm.y, |store, y| {
-            let c = y.dims().c;
-            let (x, coef) = (store.act(norm.x).images(n), store.span(norm.coef));
-            let residual = norm.residual.map(|r| store.act(r).images(n));
-            let per_chunk = (CHUNK / c).max(1) * c;
-            team.for_parts(y.images_mut(n), per_chunk, |chunk, y| {
-                let range = chunk * per_chunk..chunk * per_chunk + y.len();
-                let residual = residual.map(|r| &r[range.clone()]);
-                elementwise::norm_apply(level, &x[range], coef, residual, norm.relu, y);
-            });
-        });
+        match self.store.role(norm.x) {
+            Role::Map => self.norm_apply_in::<Maps>(n, norm),
+            Role::Vector => self.norm_apply_in::<Vectors>(n, norm),
+        }
     }
 
     fn norm_backward_sums(&mut self, n: usize, norm: NormBackward) {
-        let (level, dims) = (self.level, self.store.act(norm.x).dims());
-        self.summed(n * dims.len(), dims.c, norm.sums, |store, at, len, sums| {
-            let part = |act: Act| &store.act(act).data[at..at + len];
-            let gate = norm.gate.map(part);
-            elementwise::norm_backward_sums(level, part(norm.dy), gate, part(norm.x), store.span(norm.coef), sums);
-        });
+        match self.store.role(norm.x) {
+            Role::Map => self.norm_backward_sums_in::<Maps>(n, norm),
+            Role::Vector => self.norm_backward_sums_in::<Vectors>(n, norm),
+        }
     }
 
     fn norm_backward_apply(
@@ -248,45 +338,9 @@ impl Engine for Cpu {
         dx: Option<Act>,
         dresidual: Option<(Act, Write)>,
     ) {
-        let dims = self.store.act(norm.x).dims();
-        self.need_partial(3 * dims.c);
-        let Self { store, team, level, partial, .. } = self;
-        let constants = &mut partial[..3 * dims.c];
-        elementwise::norm_backward_constants(store.span(norm.coef), store.span(norm.sums), count, constants);
-        let (constants, level, len) = (&*constants, *level, n * dims.len());
-        let mut dx_buf = dx.map(|dx| store.take_act(dx)).unwrap_or_default();
-        let mut dr_buf = dresidual.map(|(dr, _)| store.take_act(dr)).unwrap_or_default();
-        let (has_dx, has_dr) = (dx.is_some(), dresidual.is_some());
-        let (dx_shards, dr_shards) = (Shards::new(&mut dx_buf.data), Shards::new(&mut dr_buf.data));
-        let write = dresidual.map_or(Write::Set, |(_, write)| write);
-        let per_chunk = (CHUNK / dims.c).max(1) * dims.c;
-        team.for_chunks(len.div_ceil(per_chunk), |chunk, _| {
-            let at = chunk * per_chunk;
-            let size = per_chunk.min(len - at);
-            let part = |act: Act| &store.act(act).data[at..at + size];
-            // SAFETY: chunks are disjoint and each runs once; an empty part stands for an output that is not wanted.
-            let (dx, dr) = unsafe {
-                (
-                    dx_shards.part(if has_dx { at } else { 0 }, if has_dx { size } else { 0 }),
-                    dr_shards.part(if has_dr { at } else { 0 }, if has_dr { size } else { 0 }),
-                )
-            };
-            elementwise::norm_backward_apply(
-                level,
-                part(norm.dy),
-                norm.gate.map(part),
-                part(norm.x),
-                constants,
-                dx,
-                dr,
-                write,
-            );
-        });
-        if let Some(dx) = dx {
-            store.put_act(dx, dx_buf);
-        }
-        if let Some((dr, _)) = dresidual {
-            store.put_act(dr, dr_buf);
+        match self.store.role(norm.x) {
+            Role::Map => self.norm_backward_apply_in::<Maps>(n, norm, count, dx, dresidual),
+            Role::Vector => self.norm_backward_apply_in::<Vectors>(n, norm, count, dx, dresidual),
         }
     }
 
@@ -300,22 +354,22 @@ impl Engine for Cpu {
     }
 
     fn max_pool_forward(&mut self, n: usize, x: Act, y: Act) {
-        let (level, i, o) = (self.level, self.store.act(x).dims(), self.store.act(y).dims());
-        self.per_image(n, y, |store, image, y| elementwise::max_pool(level, Self::image(store, x, image), i, y, o));
+        let (level, i, o) = (self.level, self.store.dims(x), self.store.dims(y));
+        self.per_image::<Maps>(n, y, |store, image, y| elementwise::max_pool(level, store.map(x).image(image), i, y, o));
     }
 
     fn max_pool_backward(&mut self, n: usize, x: Act, y: Act, dy: Act, dx: Act, write: Write) {
-        let (level, i, o) = (self.level, self.store.act(x).dims(), self.store.act(y).dims());
+        let (level, i, o) = (self.level, self.store.dims(x), self.store.dims(y));
         self.need_partial(n * o.c);
         let mut partial = std::mem::take(&mut self.partial);
         let left = Shards::new(&mut partial);
-        self.per_image(n, dx, |store, image, dx| {
+        self.per_image::<Maps>(n, dx, |store, image, dx| {
             if write == Write::Set {
-                dx.fill(0.0);
+                dx.fill(E::default());
             }
             // SAFETY: one part per image, and each image runs once.
             let left = unsafe { left.part(image * o.c, o.c) };
-            let [x, y, dy] = [x, y, dy].map(|act| Self::image(store, act, image));
+            let [x, y, dy] = [x, y, dy].map(|act| store.map(act).image(image));
             elementwise::max_pool_backward(level, x, i, y, dy, o, dx, left);
         });
         self.partial = partial;
@@ -323,54 +377,54 @@ impl Engine for Cpu {
 
     fn avg_pool_forward(&mut self, n: usize, x: Act, y: Act) {
         let level = self.level;
-        self.per_image(n, y, |store, image, y| elementwise::avg_pool(level, Self::image(store, x, image), y));
+        self.per_image::<Vectors>(n, y, |store, image, y| elementwise::avg_pool(level, store.map(x).image(image), y));
     }
 
     fn avg_pool_backward(&mut self, n: usize, dy: Act, dx: Act, write: Write) {
         let level = self.level;
-        self.per_image(n, dx, |store, image, dx| {
-            elementwise::avg_pool_backward(level, Self::image(store, dy, image), dx, write);
+        self.per_image::<Maps>(n, dx, |store, image, dx| {
+            elementwise::avg_pool_backward(level, store.vector(dy).image(image), dx, write);
         });
     }
 
     fn shortcut_forward(&mut self, n: usize, x: Act, y: Act) {
-        let (i, o) = (self.store.act(x).dims(), self.store.act(y).dims());
-        self.per_image(n, y, |store, image, y| elementwise::shortcut(Self::image(store, x, image), i, y, o));
+        let (i, o) = (self.store.dims(x), self.store.dims(y));
+        self.per_image::<Maps>(n, y, |store, image, y| elementwise::shortcut(store.map(x).image(image), i, y, o));
     }
 
     fn shortcut_backward(&mut self, n: usize, dy: Act, dx: Act, write: Write) {
-        let (i, o) = (self.store.act(dx).dims(), self.store.act(dy).dims());
-        self.per_image(n, dx, |store, image, dx| {
+        let (i, o) = (self.store.dims(dx), self.store.dims(dy));
+        self.per_image::<Maps>(n, dx, |store, image, dx| {
             if write == Write::Set {
-                dx.fill(0.0);
+                dx.fill(E::default());
             }
-            elementwise::shortcut_backward(Self::image(store, dy, image), o, dx, i);
+            elementwise::shortcut_backward(store.map(dy).image(image), o, dx, i);
         });
     }
 
     fn linear_forward(&mut self, n: usize, x: Act, w: Span, bias: Option<Span>, y: Act, sums: Option<Span>) {
-        let (cin, cout) = (self.store.act(x).dims().len(), self.store.act(y).dims().len());
+        let (cin, cout) = (self.store.dims(x).len(), self.store.dims(y).len());
         let team = &self.team;
-        self.store.with_act(y, |store, y| {
+        self.store.with_vector(y, |store, y| {
             let y = y.images_mut(n);
             if let Some(bias) = bias {
                 y.chunks_exact_mut(cout).for_each(|y| y.copy_from_slice(store.span(bias)));
             }
-            let (x, w) = (Mat::new(store.act(x).images(n), n, cin), Mat::new(store.span(w), cout, cin));
+            let (x, w) = (Mat::new(store.vector(x).images(n), n, cin), Mat::new(store.span(w), cout, cin));
             dense::multiply(team, y, x, w.t(), 1.0, bias.is_some());
         });
         if let Some(sums) = sums {
             let level = self.level;
             self.summed(n * cout, cout, sums, |store, at, len, sums| {
-                elementwise::channel_sums(level, &store.act(y).data[at..at + len], sums);
+                elementwise::channel_sums(level, &store.vector(y).data[at..at + len], sums);
             });
         }
     }
 
     fn linear_backward_data(&mut self, n: usize, dy: Act, w: Span, dx: Act, write: Write) {
         let team = &self.team;
-        self.store.with_act(dx, |store, dx| {
-            let (cin, dy) = (dx.dims().len(), store.act(dy));
+        self.store.with_vector(dx, |store, dx| {
+            let (cin, dy) = (dx.dims().len(), store.vector(dy));
             let cout = dy.dims().len();
             let (dy, w) = (Mat::new(dy.images(n), n, cout), Mat::new(store.span(w), cout, cin));
             dense::multiply(team, dx.images_mut(n), dy, w, 1.0, write == Write::Add);
@@ -380,14 +434,14 @@ impl Engine for Cpu {
     fn linear_backward_weight(&mut self, n: usize, x: Act, dy: Act, dw: Span, dbias: Option<Span>) {
         let team = &self.team;
         self.store.with_span(dw, |store, dw| {
-            let (x, dy) = (store.act(x), store.act(dy));
+            let (x, dy) = (store.vector(x), store.vector(dy));
             let (cin, cout) = (x.dims().len(), dy.dims().len());
             let (x, dy) = (Mat::new(x.images(n), n, cin), Mat::new(dy.images(n), n, cout));
             dense::multiply(team, dw, dy.t(), x, 1.0, true);
         });
         if let Some(dbias) = dbias {
             self.store.with_span(dbias, |store, dbias| {
-                for row in store.act(dy).images(n).chunks_exact(dbias.len()) {
+                for row in store.vector(dy).images(n).chunks_exact(dbias.len()) {
                     dbias.iter_mut().zip(row).for_each(|(b, &g)| *b += g);
                 }
             });
@@ -395,10 +449,10 @@ impl Engine for Cpu {
     }
 
     fn l2_normalize(&mut self, n: usize, x: Act, rows: Rows, z: Span, norms: Span) {
-        let d = self.store.act(x).dims().len();
+        let d = self.store.dims(x).len();
         self.store.with_span(z, |store, z| {
             store.with_span(norms, |store, norms| {
-                for (i, x) in store.act(x).images(n).chunks_exact(d).enumerate() {
+                for (i, x) in store.vector(x).images(n).chunks_exact(d).enumerate() {
                     let norm = scalar::norm(x).max(1e-12) as f32;
                     let row = &mut z[rows.at(i) * d..][..d];
                     row.iter_mut().zip(x).for_each(|(z, &x)| *z = x / norm);
@@ -409,7 +463,7 @@ impl Engine for Cpu {
     }
 
     fn l2_normalize_backward(&mut self, n: usize, rows: Rows, z: Span, norms: Span, dz: Span, dx: Act) {
-        self.store.with_act(dx, |store, dx| {
+        self.store.with_vector(dx, |store, dx| {
             let d = dx.dims().len();
             for (i, dx) in dx.images_mut(n).chunks_exact_mut(d).enumerate() {
                 let r = rows.at(i);
@@ -451,10 +505,10 @@ impl Engine for Cpu {
     }
 
     fn cross_entropy(&mut self, n: usize, logits: Act, labels: &[u32], loss: Span, dlogits: Act) {
-        self.store.with_act(dlogits, |store, dlogits| {
+        self.store.with_vector(dlogits, |store, dlogits| {
             store.with_span(loss, |store, loss| {
                 let c = dlogits.dims().len();
-                let rows = store.act(logits).images(n).chunks_exact(c).zip(dlogits.images_mut(n).chunks_exact_mut(c));
+                let rows = store.vector(logits).images(n).chunks_exact(c).zip(dlogits.images_mut(n).chunks_exact_mut(c));
                 for (i, (x, grad)) in rows.enumerate() {
                     loss[i] = dense::cross_entropy_row(x, labels[i] as usize, 1.0 / n as f32, grad);
                 }

@@ -32,7 +32,7 @@ struct JobPtr(Job);
 unsafe impl Send for JobPtr {}
 
 /// The calling thread and `n - 1` helpers.
-pub(crate) struct Team {
+pub struct Team {
     shared: Arc<Shared>,
     helpers: Vec<JoinHandle<()>>,
 }

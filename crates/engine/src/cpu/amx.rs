@@ -1,0 +1,156 @@
+//! AMX: permission, tile configuration and the one block of instructions that all bf16 convolutions run.
+//!
+//! Eight tiles of 16 rows × 64 bytes. `tdpbf16ps` multiplies 16 × 32 by 32 × 16 bf16 values into 16 × 16 floats; the 2 × 2
+//! block here keeps four accumulators and loads two tiles of each side per 4 multiplications, which is the peak even when
+//! all loads come from L2. Written in assembly because the intrinsics are not stable.
+//!
+//! Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18.
+
+use std::sync::OnceLock;
+
+/// bf16 values in a tile row, and the depth of one multiplication.
+pub(crate) const DEPTH: usize = 32;
+/// Rows of a tile.
+pub(crate) const ROWS: usize = 16;
+/// Columns of an accumulator pair: the width of a weight panel.
+pub(crate) const PANEL: usize = 32;
+/// Floats of the four accumulators.
+pub(crate) const BLOCK: usize = 4 * ROWS * ROWS;
+
+/// Whether this process may use AMX with bf16; asks the operating system the first time.
+pub(crate) fn available() -> bool {
+    static AVAILABLE: OnceLock<bool> = OnceLock::new();
+    *AVAILABLE.get_or_init(|| super::simd::Level::detect() == super::simd::Level::Avx512 && present() && permitted())
+}
+
+/// Amx-bf16 and amx-tile (CPUID leaf 7), tile state enabled by the system (XCR0 bits 17 and 18).
+fn present() -> bool {
+    use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
+    #[target_feature(enable = "xsave")]
+    fn tile_state_enabled() -> bool {
+        // SAFETY: register 0 exists wherever OSXSAVE is set, which the caller checked.
+        unsafe { _xgetbv(0) >> 17 & 3 == 3 }
+    }
+    let (leaf1, leaf7) = (__cpuid(1), __cpuid_count(7, 0));
+    let has_xgetbv = leaf1.ecx >> 27 & 1 == 1;
+    // SAFETY: OSXSAVE says that the instruction exists.
+    leaf7.edx >> 22 & 1 == 1 && leaf7.edx >> 24 & 1 == 1 && has_xgetbv && unsafe { tile_state_enabled() }
+}
+
+/// Linux hands out tile state on request: `arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)`.
+fn permitted() -> bool {
+    const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+    const XFEATURE_XTILEDATA: libc::c_long = 18;
+    // SAFETY: changes nothing but this process's permission, and reports failure by its result.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
+}
+
+/// Tiles configured on this thread; released when dropped, so that idle threads carry no tile state.
+pub(crate) struct Tiles(());
+
+#[repr(C, align(64))]
+struct Config {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+impl Tiles {
+    /// All eight tiles at their full size.
+    ///
+    /// # Panics
+    /// Where [`available`] is false.
+    pub fn configure() -> Self {
+        assert!(available(), "AMX was asked for where there is none");
+        let mut config = Config { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
+        config.row_bytes[..8].fill(64);
+        config.rows[..8].fill(ROWS as u8);
+        // SAFETY: AMX is available by the assertion; the operand is a valid 64-byte configuration.
+        unsafe { std::arch::asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly)) };
+        Self(())
+    }
+
+    /// `c = a · b`, or `c += a · b`, for 32 rows and 32 columns over `depth` steps of 32.
+    ///
+    /// Row `r` of `a` begins `r · a_row` bytes after `a.0` (rows 0–15) or `a.1` (rows 16–31); step `k` is 64 bytes further
+    /// along each row. `b` is `depth` steps of two tiles `[16, 16, 2]`: for a pair of depths, 16 columns' two values.
+    /// `c` is four tiles (rows 0–15 and columns 0–15; columns 16–31; rows 16–31 likewise), `tile` floats from one to the
+    /// next column's and `tile_down` to the next rows', each with `c_row` bytes between its rows.
+    ///
+    /// # Safety
+    /// All these addresses must be readable, and those of `c` writable.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
+    pub unsafe fn multiply(
+        &self,
+        a: (*const u16, *const u16),
+        a_row: usize,
+        b: *const u16,
+        depth: usize,
+        c: *mut f32,
+        c_row: usize,
+        tile: usize,
+        tile_down: usize,
+        accumulate: bool,
+    ) {
+        // SAFETY: the caller vouches for the addresses; a `Tiles` exists only on a configured thread.
+        unsafe {
+            let (c0, c1) = (c, c.add(tile));
+            let (c2, c3) = (c.add(tile_down), c.add(tile_down + tile));
+            if accumulate {
+                std::arch::asm!(
+                    "tileloadd tmm0, [{c0} + {row}*1]",
+                    "tileloadd tmm1, [{c1} + {row}*1]",
+                    "tileloadd tmm2, [{c2} + {row}*1]",
+                    "tileloadd tmm3, [{c3} + {row}*1]",
+                    c0 = in(reg) c0, c1 = in(reg) c1, c2 = in(reg) c2, c3 = in(reg) c3, row = in(reg) c_row,
+                    options(nostack)
+                );
+            } else {
+                std::arch::asm!(
+                    "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, nomem)
+                );
+            }
+            std::arch::asm!(
+                "2:",
+                "tileloadd tmm4, [{a0} + {row}*1]",
+                "tileloadd tmm6, [{b} + {sixty_four}*1]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm7, [{b} + {sixty_four}*1 + 1024]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tileloadd tmm5, [{a1} + {row}*1]",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "add {a0}, 64",
+                "add {a1}, 64",
+                "add {b}, 2048",
+                "dec {depth}",
+                "jnz 2b",
+                a0 = inout(reg) a.0 => _,
+                a1 = inout(reg) a.1 => _,
+                b = inout(reg) b => _,
+                depth = inout(reg) depth => _,
+                row = in(reg) a_row,
+                sixty_four = in(reg) 64usize,
+                options(nostack)
+            );
+            std::arch::asm!(
+                "tilestored [{c0} + {row}*1], tmm0",
+                "tilestored [{c1} + {row}*1], tmm1",
+                "tilestored [{c2} + {row}*1], tmm2",
+                "tilestored [{c3} + {row}*1], tmm3",
+                c0 = in(reg) c0, c1 = in(reg) c1, c2 = in(reg) c2, c3 = in(reg) c3, row = in(reg) c_row,
+                options(nostack)
+            );
+        }
+    }
+}
+
+impl Drop for Tiles {
+    fn drop(&mut self) {
+        // SAFETY: AMX is available, or there were no `Tiles`.
+        unsafe { std::arch::asm!("tilerelease", options(nostack, nomem)) };
+    }
+}

@@ -1,0 +1,153 @@
+//! The bf16 engine against the oracle: same operations, inputs rounded to bf16 first, so that only sums and the rounding of
+//! results differ. Skipped, with a word, where the processor has no AMX.
+#![cfg(all(target_arch = "x86_64", target_os = "linux"))]
+
+use proptest::prelude::*;
+use sdclr_engine::*;
+
+/// Numbers in [-1, 1) with 8 significant bits: exact in bf16.
+fn numbers(seed: u64, len: usize) -> Vec<f32> {
+    let mut state = seed;
+    (0..len)
+        .map(|_| {
+            state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+            let mut z = state;
+            z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+            ((z ^ (z >> 31)) >> 56) as f32 / 128.0 - 1.0
+        })
+        .collect()
+}
+
+struct Bench {
+    engine: Box<dyn Engine>,
+    seed: u64,
+}
+
+impl Bench {
+    fn map(&mut self, n: usize, dims: Dims) -> Act {
+        let act = self.engine.alloc_act(n, dims, Role::Map).unwrap();
+        self.seed += 1;
+        self.engine.write_act(n, act, &numbers(self.seed, n * dims.len()));
+        act
+    }
+
+    fn span(&mut self, len: usize) -> Span {
+        let buf = self.engine.alloc_f32(len).unwrap();
+        let span = self.engine.whole(buf);
+        self.seed += 1;
+        self.engine.write_f32(span, &numbers(self.seed, len));
+        span
+    }
+
+    fn read(&mut self, n: usize, act: Act, dims: Dims) -> Vec<f32> {
+        let mut values = vec![0.0; n * dims.len()];
+        self.engine.read_act(n, act, &mut values).unwrap();
+        values
+    }
+
+    fn floats(&mut self, span: Span) -> Vec<f32> {
+        let mut values = vec![0.0; span.len];
+        self.engine.read_f32(span, &mut values).unwrap();
+        values
+    }
+}
+
+fn engines(n_threads: usize) -> Option<[Bench; 2]> {
+    match CpuBf16::new(CpuOptions { n_threads, level: None }) {
+        Ok(fast) => {
+            let bench = |engine: Box<dyn Engine>| Bench { engine, seed: 0 };
+            Some([bench(Box::new(Oracle::new())), bench(Box::new(fast))])
+        }
+        Err(error) => {
+            assert!(error.to_string().contains("--precision f32"), "{error}");
+            None
+        }
+    }
+}
+
+/// bf16 keeps 8 bits: a result is off by at most 2⁻⁸ of itself, and sums of products by f32's rounding.
+fn compare(what: &str, got: &[f32], expected: &[f32], relative: f32) -> Result<(), TestCaseError> {
+    let largest = expected.iter().fold(1e-3f32, |m, v| m.max(v.abs()));
+    for (i, (g, e)) in got.iter().zip(expected).enumerate() {
+        let allowed = relative * e.abs() + 1e-5 * largest;
+        prop_assert!((g - e).abs() <= allowed, "{what}[{i}]: {g} instead of {e}");
+    }
+    Ok(())
+}
+
+const ROUNDING: f32 = 1.0 / 256.0;
+
+fn check_conv(shape: ConvShape, n: usize, n_threads: usize) -> Result<(), TestCaseError> {
+    let Some(mut benches) = engines(n_threads) else { return Ok(()) };
+    let max = n + 1;
+    let mut all = Vec::new();
+    for b in &mut benches {
+        let conv = b.engine.alloc_conv(shape, max, ConvUse::Train).unwrap();
+        let w = b.span(shape.n_weights());
+        let buf = b.engine.alloc_bytes(shape.n_weights()).unwrap();
+        b.engine.write_bytes(buf, &(0..shape.n_weights()).map(|i| u8::from(i % 3 != 1)).collect::<Vec<_>>());
+        let mask = ByteSpan { buf, offset: 0, len: shape.n_weights() };
+        let (x, dy) = (b.map(max, shape.input), b.map(max, shape.output()));
+        let (y, dx) = (b.map(max, shape.output()), b.map(max, shape.input));
+        let (sums, dw) = (b.span(2 * shape.cout), b.span(shape.n_weights()));
+        let mut results = Vec::new();
+        for mask in [None, Some(mask)] {
+            b.engine.pack_conv(conv, w, mask);
+            b.engine.conv_forward(n, conv, x, y, Some(sums));
+            results.push(("forward", ROUNDING, b.read(n, y, shape.output())));
+            results.push(("sums", 1e-4, b.floats(sums)));
+            b.engine.conv_backward_data(n, conv, dy, dx, Write::Set);
+            results.push(("backward data", ROUNDING, b.read(n, dx, shape.input)));
+            b.engine.conv_backward_weight(n, conv, WeightGrad { x, dy, dw, mask });
+            results.push(("backward weight", 1e-4, b.floats(dw)));
+        }
+        // What is there was rounded already: added to afresh, it may round once more.
+        b.engine.conv_backward_data(n, conv, dy, dx, Write::Add);
+        results.push(("added", 3.0 * ROUNDING, b.read(n, dx, shape.input)));
+        all.push(results);
+    }
+    for ((what, relative, expected), (.., got)) in all[0].iter().zip(&all[1]) {
+        // Σy² is of unrounded values here and there; Σy may cancel.
+        compare(&format!("{what} of {shape:?}, n = {n}"), got, expected, *relative)?;
+    }
+    Ok(())
+}
+
+fn conv_shape() -> impl Strategy<Value = (ConvShape, usize)> {
+    let kernel = prop_oneof![Just(1usize), Just(3), Just(7)];
+    let channels = || prop_oneof![1usize..80, Just(32usize), Just(64)];
+    (channels(), channels(), kernel, 1usize..3, 1usize..24, 1usize..24, 1usize..6).prop_map(
+        |(cin, cout, kernel, stride, h, w, n)| {
+            (ConvShape { input: Dims { h, w, c: cin }, cout, kernel, stride, pad: kernel / 2 }, n)
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn convolutions_agree((shape, n) in conv_shape(), n_threads in 1usize..4) {
+        check_conv(shape, n, n_threads)?;
+    }
+}
+
+#[test]
+fn convolutions_of_real_networks_agree() {
+    let shapes = [
+        (3, 64, 3, 1, 32, 3),
+        (64, 64, 3, 1, 32, 2),
+        (64, 128, 3, 2, 32, 2),
+        (64, 128, 1, 2, 32, 2),
+        (128, 128, 3, 1, 16, 3),
+        (256, 256, 3, 1, 8, 5),
+        (256, 512, 3, 2, 8, 5),
+        (3, 64, 7, 2, 64, 1),
+        (64, 256, 1, 1, 28, 2),
+    ];
+    for (cin, cout, kernel, stride, size, n) in shapes {
+        let input = Dims { h: size, w: size, c: cin };
+        check_conv(ConvShape { input, cout, kernel, stride, pad: kernel / 2 }, n, 2).unwrap();
+    }
+}
