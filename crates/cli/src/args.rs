@@ -145,7 +145,7 @@ pub struct ProbeArgs {
     pub run: PathBuf,
     #[command(flatten)]
     pub data: ProbeDataArgs,
-    /// Name of the result, written to RUN/results/NAME.json [default: the probe's]
+    /// Name of the result, written to RUN/results/NAME.json [default: the probe's, and the checkpoint's if not the last]
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
     /// Everything random derives from it
@@ -168,7 +168,7 @@ pub struct ProbeDataArgs {
     /// Choose the best epoch on these images of --data [default: none, the last epoch counts]
     #[arg(long, value_name = "FILE")]
     pub val_split: Option<PathBuf>,
-    /// Labelled images to test on [default: the test part of --data]
+    /// Labelled images to test on [default: the test part of --data, if it has one]
     #[arg(long, value_name = "SRC")]
     pub test: Option<PathBuf>,
     /// Test on only these

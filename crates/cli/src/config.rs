@@ -2,21 +2,20 @@
 
 use crate::args::PretrainArgs;
 use crate::context::Context;
-use crate::exit::UsageError;
 use anyhow::Context as _;
 use sdclr::run_dir::RunDir;
 use sdclr_data::{Dataset, OpenOptions};
 use sdclr_records::RunConfig;
-use sdclr_records::layers::{Layer, resolve};
+use sdclr_records::layers::{Layer, ignored, resolve};
 use sdclr_records::names::Part;
 use std::path::{Path, PathBuf};
 
 /// Merges every layer of a pre-training command, lowest precedence first: the resumed run's own config, preset, config
-/// file, environment, `--set`, flags.
+/// file, environment, `--set`, flags. Also opens the images, whose size decides the model's where nobody gave one.
 ///
 /// # Errors
-/// Whatever a layer has wrong, and images that cannot be opened where their size decides the model's.
-pub fn resolve_run(args: &PretrainArgs, context: &Context) -> anyhow::Result<RunConfig> {
+/// Whatever a layer has wrong, and images that cannot be opened.
+pub fn resolve_run(args: &PretrainArgs, context: &Context) -> anyhow::Result<(RunConfig, Dataset)> {
     let mut layers = Vec::new();
     let stored = args.out.join("config.toml");
     if args.resume && stored.is_file() {
@@ -39,13 +38,17 @@ pub fn resolve_run(args: &PretrainArgs, context: &Context) -> anyhow::Result<Run
     let sized = layers.iter().any(|layer| layer.has("data.image_size"));
     let mut config = resolve(&layers)?;
     make_absolute(&mut config)?;
+    let dataset = open_training_images(&config)?;
     if !sized {
-        let size = natural_image_size(&open_training_images(&config)?)?;
+        let size = natural_image_size(&dataset)?;
         layers.insert(0, Layer::from_flags(&[("image-size".to_owned(), size.to_string())])?);
         config = resolve(&layers)?;
         make_absolute(&mut config)?;
     }
-    Ok(config)
+    // What was typed: environment, --set, flags.
+    let typed: Vec<&Layer> = layers.iter().rev().take(3).collect();
+    ignored(&config, &typed).iter().for_each(|text| context.note(&format!("note: {text}")));
+    Ok((config, dataset))
 }
 
 /// The images that a run trains on.
@@ -74,20 +77,6 @@ pub fn open_images(
         Part::All => sdclr_data::Part::All,
     };
     Ok(Dataset::open(source, &OpenOptions { part, split, root })?)
-}
-
-/// Checks what a run needs of its images beyond being there.
-///
-/// # Errors
-/// A batch larger than the data set.
-pub fn check_batch_size(config: &RunConfig, dataset: &Dataset) -> anyhow::Result<()> {
-    let (batch_size, n_images) = (config.train.batch_size, dataset.len());
-    if batch_size > n_images {
-        let text =
-            format!("--batch-size {batch_size}: the data set has only {n_images} images; give at most that many");
-        return Err(UsageError(text).into());
-    }
-    Ok(())
 }
 
 /// A run directory and one of its checkpoints, from either's path.
@@ -125,13 +114,11 @@ fn make_absolute(config: &mut RunConfig) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// 32, 64 or 224 pixels, the one that suits the first images that can be decoded.
+/// 32, 64 or 224 pixels, the one that suits a few images spread over the data set.
 fn natural_image_size(dataset: &Dataset) -> anyhow::Result<usize> {
-    const N_LOOKED_AT: usize = 16;
-    let sides = (0..dataset.len()).filter_map(|position| dataset.decode(position).ok());
-    let mut sides: Vec<u32> = sides.take(N_LOOKED_AT).map(|image| image.width.min(image.height)).collect();
+    let mut sides: Vec<u32> = dataset.sample(16).iter().map(|image| image.width.min(image.height)).collect();
     sides.sort_unstable();
-    let median = sides.get(sides.len() / 2).context("none of the images can be decoded")?;
+    let median = sides.get(sides.len() / 2).context("none of the images that were looked at can be decoded")?;
     // CIFAR and the MNIST family are 28 and 32 pixels, Tiny ImageNet 64; photographs are trained at 224.
     Ok(match median {
         0..=40 => 32,

@@ -53,22 +53,31 @@ fn code_of(error: &anyhow::Error) -> u8 {
     let is_usage = error.chain().any(|cause| {
         let unfit = matches!(cause.downcast_ref(), Some(sdclr::Error::Unfit(_)));
         let record_is_wrong = record_error(cause).is_some_and(|record| !matches!(record, RecordError::Read { .. }));
-        cause.is::<UsageError>() || unfit || record_is_wrong
+        cause.is::<UsageError>() || unfit || record_is_wrong || run_dir_error(cause).is_some_and(is_wrong_out)
     });
     if is_usage { USAGE } else { FAILED }
 }
 
 /// The config error that this is; transparent wrappers do not show it in the chain.
 fn record_error<'a>(cause: &'a (dyn std::error::Error + 'static)) -> Option<&'a RecordError> {
-    let run_dir = match cause.downcast_ref() {
-        Some(sdclr::Error::Config(record)) => return Some(record),
-        Some(sdclr::Error::RunDir(run_dir)) => Some(run_dir),
-        _ => cause.downcast_ref(),
-    };
-    match run_dir {
-        Some(RunDirError::Config(record)) => Some(record),
+    match (cause.downcast_ref(), run_dir_error(cause)) {
+        (Some(sdclr::Error::Config(record)), _) | (_, Some(RunDirError::Config(record))) => Some(record),
         _ => cause.downcast_ref(),
     }
+}
+
+/// The error of a run directory that this is.
+fn run_dir_error<'a>(cause: &'a (dyn std::error::Error + 'static)) -> Option<&'a RunDirError> {
+    match cause.downcast_ref() {
+        Some(sdclr::Error::RunDir(error)) => Some(error),
+        _ => cause.downcast_ref(),
+    }
+}
+
+/// Whether another --out, --resume, --overwrite or --name is all that is needed.
+fn is_wrong_out(error: &RunDirError) -> bool {
+    use RunDirError::{BadName, Foreign, NotAFolder, NotEmpty};
+    matches!(error, NotEmpty { .. } | Foreign { .. } | NotAFolder { .. } | BadName { .. })
 }
 
 /// The error and its causes, each said once, without line breaks.
@@ -116,7 +125,11 @@ mod tests {
         let in_run = sdclr::run_dir::RunDirError::from(sdclr_records::Error::BadAssignment { text: "x".to_owned() });
         let unreadable = sdclr_records::Error::Read { path: "a".into(), source: io::Error::other("gone") };
         let deep = sdclr::Error::from(RunDirError::from(RecordError::BadAssignment { text: "x".to_owned() }));
-        let cases: [(anyhow::Error, u8); 6] = [
+        let not_empty = || RunDirError::NotEmpty { path: "a".into() };
+        let cases: [(anyhow::Error, u8); 9] = [
+            (not_empty().into(), USAGE),
+            (sdclr::Error::from(not_empty()).into(), USAGE),
+            (RunDirError::NotARun { path: "a".into() }.into(), FAILED),
             (deep.into(), USAGE),
             (sdclr::Error::Unfit("x".to_owned()).into(), USAGE),
             (bad.into(), USAGE),

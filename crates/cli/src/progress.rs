@@ -14,6 +14,7 @@ pub struct Progress {
     /// When this sitting began, and at which step.
     began: Option<(Instant, u64)>,
     last_line: Option<Instant>,
+    started: Instant,
 }
 
 /// Between plain lines; an epoch's end always gets one, unless epochs are shorter than this.
@@ -22,7 +23,7 @@ const LINE_INTERVAL: Duration = Duration::from_secs(5);
 impl Progress {
     /// An observer that speaks as asked.
     pub fn new(context: Context, label: &str) -> Self {
-        Self { context, label: label.to_owned(), bar: None, began: None, last_line: None }
+        Self { context, label: label.to_owned(), bar: None, began: None, last_line: None, started: Instant::now() }
     }
 
     /// Removes the bar.
@@ -30,6 +31,10 @@ impl Progress {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
         }
+    }
+
+    fn prefix(&self) -> String {
+        if self.label.is_empty() { String::new() } else { format!("{}: ", self.label) }
     }
 
     fn time_left(&mut self, report: &StepReport) -> Option<Duration> {
@@ -52,8 +57,7 @@ impl Progress {
         let due = self.last_line.is_none_or(|last| last.elapsed() >= LINE_INTERVAL);
         if due || (is_last && is_epoch_end) {
             self.last_line = Some(Instant::now());
-            let label = if self.label.is_empty() { String::new() } else { format!("{}: ", self.label) };
-            self.context.note(&format!("{label}{text}"));
+            self.context.note(&format!("{}{text}", self.prefix()));
         }
     }
 }
@@ -67,10 +71,33 @@ impl Observer for Progress {
         self.show(report, true);
     }
 
+    fn on_features(&mut self, done: usize, total: usize) {
+        let text = format!("features of {done}/{total} images");
+        if self.context.bar {
+            let total = total as u64;
+            // The bar is of one length; another one begins for other images.
+            if self.bar.as_ref().is_none_or(|bar| bar.length() != Some(total) || bar.position() >= total) {
+                self.finish();
+                self.bar = Some(new_bar(total, &self.label));
+            }
+            if let Some(bar) = &self.bar {
+                bar.set_position(done as u64);
+                bar.set_message(text);
+            }
+            if done == total as usize {
+                self.finish();
+            }
+        } else if self.last_line.unwrap_or(self.started).elapsed() >= LINE_INTERVAL {
+            self.last_line = Some(Instant::now());
+            self.context.note(&format!("{}{text}", self.prefix()));
+        }
+    }
+
     fn message(&mut self, text: &str) {
+        let text = format!("{}{text}", self.prefix());
         match &self.bar {
-            Some(bar) => bar.suspend(|| self.context.note(text)),
-            None => self.context.note(text),
+            Some(bar) => bar.suspend(|| self.context.note(&text)),
+            None => self.context.note(&text),
         }
     }
 }

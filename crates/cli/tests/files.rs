@@ -3,14 +3,12 @@
 use assert_cmd::Command;
 use sdclr::checkpoint::{Checkpoint, Tensor};
 use sdclr::run_dir::{CheckpointName, Existing, RunDir};
-use sdclr_records::checkpoint::CHECKPOINT_VERSION;
 use sdclr_records::names::{Method, OptimizerKind};
 use sdclr_records::{CheckpointState, RunConfig};
 use std::path::{Path, PathBuf};
 
 fn state() -> CheckpointState {
     CheckpointState {
-        version: CHECKPOINT_VERSION,
         model: "resnet18".to_owned(),
         method: Method::SdClr,
         epoch: 3,
@@ -27,7 +25,7 @@ fn state() -> CheckpointState {
         elapsed_s: 1.0,
         n_skipped: 0,
         mask_threshold: None,
-        notes: Default::default(),
+        data: None,
     }
 }
 

@@ -59,7 +59,10 @@ fn wrong_usage_exits_with_2_and_says_what_to_do() {
         (pretrain(&["--preset", "cifar10"]), "cifar10-lt"),
         (pretrain(&["--set", "trian.epochs=3"]), "did you mean `train.epochs`?"),
         (pretrain(&["--resume", "--overwrite"]), "cannot be used with"),
+        (pretrain(&["--warmup-epochs", "300"]), "--warmup-epochs (schedule.warmup_epochs) = 300"),
         (vec!["eval", "few-shot", "r", "--data", "x"], "--per-class"),
+        (vec!["eval", "knn", "r", "--data", "x", "--name", "a/b"], "must be a file name"),
+        (vec!["demo", "--epochs", "0"], "--epochs (train.epochs) = 0"),
     ];
     for (arguments, expected) in cases {
         check_error(dir.path(), arguments, 2, expected);
@@ -92,9 +95,10 @@ fn a_folder_that_is_not_empty_is_left_alone() {
     let dir = folder();
     std::fs::write(dir.path().join("holiday.jpg"), "").expect("writes");
     let arguments = ["pretrain", "--out", ".", "--data", TRAIN_IMAGES];
-    check_error(dir.path(), &arguments, 1, "the folder is not empty");
-    check_error(dir.path(), &[&arguments[..], &["--overwrite"]].concat(), 1, "not a run directory");
-    check_error(dir.path(), &["pretrain", "--out", "holiday.jpg", "--data", TRAIN_IMAGES], 1, "not a folder");
+    check_error(dir.path(), &arguments, 2, "the folder is not empty");
+    check_error(dir.path(), &[&arguments[..], &["--overwrite"]].concat(), 2, "not a run directory");
+    check_error(dir.path(), &["pretrain", "--out", "holiday.jpg", "--data", TRAIN_IMAGES], 2, "not a folder");
+    check_error(dir.path(), &["demo", "--out", "."], 2, "the folder is not empty");
     assert_eq!(std::fs::read_dir(dir.path()).expect("there").count(), 1);
 }
 
@@ -103,6 +107,11 @@ fn bad_files_are_named_before_anything_is_written() {
     let dir = folder();
     let write = |name: &str, bytes: &[u8]| std::fs::write(dir.path().join(name), bytes).expect("writes");
     write("images-idx3-ubyte", b"not an IDX file at all");
+    let cifar = dir.path().join("cifar-10-batches-bin");
+    std::fs::create_dir(&cifar).expect("makes a folder");
+    for n in 1..=5 {
+        std::fs::write(cifar.join(format!("data_batch_{n}.bin")), vec![0; 3073 - n / 5]).expect("writes");
+    }
     // Version 1.0 headers as NumPy writes them; one float64, one index past the end.
     let npy = |descr: &str, data: &[u8]| {
         let mut header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': (1,), }}");
@@ -121,6 +130,7 @@ fn bad_files_are_named_before_anything_is_written() {
     };
     for (arguments, expected) in [
         (train("images-idx3-ubyte", ""), "images-idx3-ubyte"),
+        (train("cifar-10-batches-bin", ""), "data_batch_5.bin: cut short"),
         (train(TRAIN_IMAGES, "floats.npy"), "floats.npy"),
         (train(TRAIN_IMAGES, "beyond.npy"), "index 2478"),
         (train(TRAIN_IMAGES, "short.npy"), "short.npy"),

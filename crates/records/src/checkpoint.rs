@@ -2,7 +2,6 @@
 
 use crate::names::{Method, OptimizerKind};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 
 /// The version of the checkpoint layout that this program writes and reads.
 pub const CHECKPOINT_VERSION: u32 = 1;
@@ -14,8 +13,6 @@ pub enum TensorData {
     F32(Vec<f32>),
     /// Masks: 0 or 1.
     U8(Vec<u8>),
-    /// Counters.
-    U64(Vec<u64>),
 }
 
 impl TensorData {
@@ -24,7 +21,6 @@ impl TensorData {
         match self {
             Self::F32(values) => values.len(),
             Self::U8(values) => values.len(),
-            Self::U64(values) => values.len(),
         }
     }
 
@@ -86,8 +82,6 @@ impl Tensor {
 /// Where training stood.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CheckpointState {
-    /// [`CHECKPOINT_VERSION`] of the program that wrote it.
-    pub version: u32,
     /// The model in words, for example `resnet18 small stem, width 64, dual BN, 3-layer head to 128`.
     pub model: String,
     /// SimCLR or SDCLR.
@@ -121,7 +115,16 @@ pub struct CheckpointState {
     /// The threshold of the epoch's mask, if one is inside.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mask_threshold: Option<f64>,
-    /// Anything else worth keeping that no reader depends on.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub notes: BTreeMap<String, String>,
+    /// Which images it is trained on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<DataMark>,
+}
+
+/// What tells one set of images from another without reading all of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataMark {
+    /// Number of images.
+    pub n_images: usize,
+    /// CRC-32 over their indices and names, and over some pixels where reading them costs nothing; in hexadecimal.
+    pub crc32: String,
 }

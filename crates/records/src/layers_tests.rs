@@ -52,7 +52,7 @@ fn higher_layers_win() {
     let config = resolve(&[preset, file, env, set, source()]).expect("runs");
     assert_eq!((config.train.epochs, config.train.batch_size), (3, 32));
     assert_eq!(config.train.temperature, 0.5);
-    assert_eq!(config.schedule.warmup_epochs, 10.0, "the preset's own");
+    assert_eq!(config.schedule.warmup_epochs, 0.3, "a tenth of the epochs");
 }
 
 #[test]
@@ -150,4 +150,25 @@ fn an_unknown_environment_name_is_warned_about() {
     let (layer, warnings) = Layer::from_env(vars, &["SDCLR_OTHER"]).expect("no bad value");
     assert!(layer.values.is_empty());
     assert_eq!(warnings, ["environment variable SDCLR_EPOCS means nothing here; did you mean `SDCLR_EPOCHS`?"]);
+}
+
+#[test]
+fn what_was_typed_and_has_no_effect_is_named() {
+    let check = |text: &str, expected: &[&str]| {
+        let layers = [source(), toml(text)];
+        let config = resolve(&layers).expect("runs");
+        assert_eq!(ignored(&config, &[&layers[1]]), expected, "{text}");
+    };
+    check("method = \"simclr\"\n[prune]\nrate = 0.5", &["--prune-rate has no effect with --method simclr"]);
+    check("[prune]\nrate = 0.5", &[]);
+    check(
+        "[optimizer]\nkind = \"adam\"\nmomentum = 0.5\nweight_decay = 0.1\nlars_eta = 0.1",
+        &[
+            "--momentum has no effect with --optimizer adam",
+            "--weight-decay has no effect with --optimizer adam",
+            "optimizer.lars_eta has no effect with --optimizer adam",
+        ],
+    );
+    check("[schedule]\ngamma = 0.2", &["--gamma has no effect with --schedule cosine"]);
+    check("[schedule]\nkind = \"constant\"\nmin_lr = 0.0", &["--min-lr has no effect with --schedule constant"]);
 }

@@ -53,6 +53,16 @@ named_enum! {
     }
 }
 
+impl Method {
+    /// The name as papers write it.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::SimClr => "SimCLR",
+            Self::SdClr => "SDCLR",
+        }
+    }
+}
+
 named_enum! {
     /// The backbone.
     ModelName ("model") {

@@ -110,9 +110,33 @@ impl ProbeConfig {
         check(self.epochs >= 1, "--epochs", self.epochs.to_string(), "must be at least 1");
         check(self.batch_size >= 1, "--batch-size", self.batch_size.to_string(), "must be at least 1");
         check(self.lr > 0.0 && self.lr.is_finite(), "--lr", self.lr.to_string(), "must be a number above 0");
+        let momentum = (0.0..1.0).contains(&self.momentum);
+        check(momentum, "momentum", self.momentum.to_string(), "must be at least 0 and below 1");
+        let decay = self.weight_decay >= 0.0 && self.weight_decay.is_finite();
+        check(decay, "weight_decay", self.weight_decay.to_string(), "must be a number, 0 or above");
+        let gamma = self.gamma > 0.0 && self.gamma.is_finite();
+        check(gamma, "gamma", self.gamma.to_string(), "must be a number above 0");
+        let init = self.init_std >= 0.0 && self.init_std.is_finite();
+        check(init, "init_std", self.init_std.to_string(), "must be a number, 0 or above");
+        let milestones = format!("{:?}", self.milestones);
+        check(self.milestones.is_sorted(), "milestones", milestones, "must be ascending epochs");
+        let every = self.select_every_epochs;
+        check(every >= 1, "select_every_epochs", every.to_string(), "must be at least 1");
+        for (key, recipe) in [("augment_train", &self.augment_train), ("augment_test", &self.augment_test)] {
+            let found = recipe.validate();
+            check(found.is_ok(), key, String::new(), found.as_ref().err().map_or("", String::as_str));
+        }
         check(self.neighbours >= 1, "--neighbours", self.neighbours.to_string(), "must be at least 1");
         check(i64::try_from(self.seed).is_ok(), "--seed", self.seed.to_string(), "must be below 2^63");
         if problems.is_empty() { Ok(()) } else { Err(Error::Invalid(problems)) }
+    }
+
+    /// Another number of epochs: the rate falls at the same parts of a shorter or longer training.
+    pub fn set_epochs(&mut self, epochs: usize) {
+        // Rounded up, so that a rate never falls before the first epoch.
+        let (old, new) = (self.epochs.max(1), epochs);
+        self.milestones.iter_mut().for_each(|epoch| *epoch = (*epoch * new).div_ceil(old).max(1));
+        self.epochs = epochs;
     }
 
     /// The settings as [`crate::ProbeResult::settings`] holds them.
@@ -157,5 +181,38 @@ mod tests {
         config.neighbours = 0;
         let message = config.validate().expect_err("bad").to_string();
         assert_eq!(message, "--neighbours = 0: must be at least 1");
+    }
+
+    #[test]
+    fn every_bad_value_is_named() {
+        type Change = fn(&mut ProbeConfig);
+        let cases: &[(Change, &str)] = &[
+            (|c| c.epochs = 0, "--epochs"),
+            (|c| c.batch_size = 0, "--batch-size"),
+            (|c| c.lr = f64::NAN, "--lr"),
+            (|c| c.momentum = 1.0, "momentum"),
+            (|c| c.weight_decay = -1.0, "weight_decay"),
+            (|c| c.gamma = 0.0, "gamma"),
+            (|c| c.init_std = f64::INFINITY, "init_std"),
+            (|c| c.milestones = vec![9, 3], "milestones"),
+            (|c| c.select_every_epochs = 0, "select_every_epochs"),
+            (|c| c.seed = u64::MAX, "--seed"),
+        ];
+        for (change, key) in cases {
+            let mut config = ProbeConfig::new(Protocol::LinearPaper, 32, 1);
+            change(&mut config);
+            let message = config.validate().expect_err(key).to_string();
+            assert!(message.starts_with(key), "{message}");
+        }
+    }
+
+    #[test]
+    fn shorter_probes_lower_the_rate_at_the_same_parts_and_never_before_the_first_epoch() {
+        for (epochs, expected) in [(60, vec![18, 38]), (3, vec![1, 2]), (1, vec![1, 1])] {
+            let mut config = ProbeConfig::new(Protocol::LinearPaper, 32, 1);
+            config.set_epochs(epochs);
+            assert_eq!((config.epochs, config.milestones.clone()), (epochs, expected));
+            config.validate().expect("runs");
+        }
     }
 }

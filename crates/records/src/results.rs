@@ -3,9 +3,10 @@
 //! Definitions follow the SDCLR paper's evaluation: All is the mean of class accuracies, Std ("balancedness") the
 //! population standard deviation of the three group means. All accuracies are percentages.
 
-use crate::names::Protocol;
+use crate::names::{Method, Part, Protocol};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 /// The version written into every result.
 pub const RESULT_VERSION: u32 = 1;
@@ -19,6 +20,9 @@ pub struct ProbeResult {
     pub protocol: Protocol,
     /// What was examined, as a row of a table calls it: `SDCLR`, `untrained`, …
     pub subject: String,
+    /// The weights that were examined; absent for raw pixels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<WeightsRecord>,
     /// Share of test images classified rightly, in percent.
     pub top1: f64,
     /// Accuracy on each class's test images, in percent; null for a class without any. `[C]`
@@ -33,15 +37,74 @@ pub struct ProbeResult {
     /// Class names where the data has them, else empty. `[C]`
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub class_names: Vec<String>,
-    /// Images that the probe learned from.
+    /// Images that the probe learned from, broken ones not counted.
     pub n_train: usize,
-    /// Images that it was tested on.
+    /// Images that it was tested on, broken ones not counted.
     pub n_test: usize,
+    /// Broken images that were left out, in training, validation and test images together.
+    #[serde(default)]
+    pub n_skipped: usize,
     /// The epoch of the probe that was reported, from 1; absent where nothing was selected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub best_epoch: Option<usize>,
-    /// The probe's settings (learning rate, epochs, neighbours, …) and the data it used.
+    /// The probe's settings (learning rate, epochs, neighbours, …).
     pub settings: BTreeMap<String, serde_json::Value>,
+    /// The images that it used.
+    #[serde(default)]
+    pub data: ProbeData,
+}
+
+/// Which weights a probe examined.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WeightsRecord {
+    /// How they were trained, or would have been.
+    pub method: Method,
+    /// The model in words.
+    pub model: String,
+    /// The file they are from; absent for an untrained network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<PathBuf>,
+    /// Epochs of training behind them.
+    pub epoch: usize,
+    /// Optimizer steps behind them.
+    pub step: u64,
+    /// The run's seed, from which an untrained network is drawn.
+    pub seed: u64,
+}
+
+/// Where a probe's images came from; a part is absent where it was not used, or handed over by a program.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbeData {
+    /// Images to learn from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub train: Option<ImagesRecord>,
+    /// Images to choose the best epoch on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation: Option<ImagesRecord>,
+    /// Images to test on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test: Option<ImagesRecord>,
+    /// The long tail whose class counts make the groups.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tail: Option<ImagesRecord>,
+}
+
+/// A set of images by its paths.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImagesRecord {
+    /// The folder, list or data set.
+    pub source: PathBuf,
+    /// Which part of one that comes in parts.
+    pub part: Part,
+    /// The split that narrows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split: Option<PathBuf>,
+    /// The folder that the paths of a list are relative to, if not the list's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<PathBuf>,
+    /// Images drawn from each class by the probe's seed; absent where all were used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per_class: Option<usize>,
 }
 
 /// Accuracies of the three groups of classes, in percent; null where a group has no class.

@@ -134,6 +134,12 @@ impl RunConfig {
             "must not be above the learning rate, which falls to it",
         );
         check.not_negative("schedule.warmup_epochs", schedule.warmup_epochs);
+        check.that(
+            schedule.warmup_epochs.is_nan() || schedule.warmup_epochs <= self.train.epochs as f64,
+            "schedule.warmup_epochs",
+            schedule.warmup_epochs,
+            "must not be above the epochs, or the full rate is never reached",
+        );
         check.positive("schedule.gamma", schedule.gamma);
         let ascending = schedule.milestones.windows(2).all(|pair| pair[0] < pair[1]);
         let listed = format!("{:?}", schedule.milestones);
@@ -201,6 +207,7 @@ mod tests {
             (|c| c.method = Method::SimClr, "model.dual_bn"),
             (|c| c.augment.flip_p = 1.5, "augment: flip_p is 1.5"),
             (|c| c.seed = u64::MAX, "seed"),
+            (|c| c.schedule.warmup_epochs = 201.0, "--warmup-epochs (schedule.warmup_epochs) = 201"),
             (|c| c.schedule.milestones = vec![5, 5], "schedule.milestones"),
         ];
         for (change, expected) in cases {

@@ -95,6 +95,9 @@ mod tests {
             class_names: Vec::new(),
             n_train: 3,
             n_test: 3,
+            n_skipped: 0,
+            weights: None,
+            data: Default::default(),
             best_epoch: None,
             settings: Default::default(),
         };

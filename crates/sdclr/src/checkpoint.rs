@@ -45,14 +45,20 @@ pub enum CheckpointError {
         reason: String,
     },
     /// A checkpoint that was damaged after it was written.
-    #[error(
-        "{path}: the checkpoint is damaged ({reason}); use an earlier one (checkpoints/epoch-N.safetensors) or start over"
-    )]
+    #[error("{path}: the checkpoint is damaged ({reason}); {}", instead_of(.path))]
     Corrupt {
         /// The file.
         path: PathBuf,
         /// What does not fit.
         reason: String,
+    },
+    /// Weights that are infinite or not numbers, which nobody can go on from.
+    #[error("{path}: not written: `{tensor}` holds values that are infinite or not numbers")]
+    NonFinite {
+        /// The file.
+        path: PathBuf,
+        /// The first such tensor.
+        tensor: String,
     },
     /// A checkpoint of a program with another layout.
     #[error(
@@ -101,8 +107,12 @@ impl Checkpoint {
     /// Writes the file so that at any moment, a kill or a full disk included, either the old or the new one is there.
     ///
     /// # Errors
-    /// [`CheckpointError::Write`].
+    /// [`CheckpointError::Write`], and [`CheckpointError::NonFinite`] before anything is written.
     pub fn save(&self, path: &Path) -> Result<(), CheckpointError> {
+        let is_bad = |tensor: &Tensor| tensor.as_f32().is_some_and(|values| !values.iter().all(|v| v.is_finite()));
+        if let Some((name, _)) = self.tensors.iter().find(|(_, tensor)| is_bad(tensor)) {
+            return Err(CheckpointError::NonFinite { path: path.to_owned(), tensor: name.clone() });
+        }
         let failed = |source| CheckpointError::Write { path: path.to_owned(), source };
         let bytes = self.to_bytes().map_err(|e| failed(std::io::Error::other(e)))?;
         write_atomic(path, |file| file.write_all(&bytes)).map_err(failed)
@@ -238,7 +248,6 @@ impl View for TensorView<'_> {
         match self.0.data {
             TensorData::F32(_) => Dtype::F32,
             TensorData::U8(_) => Dtype::U8,
-            TensorData::U64(_) => Dtype::U64,
         }
     }
 
@@ -263,7 +272,6 @@ fn bytes_of(data: &TensorData) -> &[u8] {
     match data {
         TensorData::F32(values) => bytemuck::cast_slice(values),
         TensorData::U8(values) => values,
-        TensorData::U64(values) => bytemuck::cast_slice(values),
     }
 }
 
@@ -273,10 +281,26 @@ fn read_tensor(dtype: Dtype, shape: &[usize], bytes: &[u8]) -> Option<Tensor> {
     let data = match dtype {
         Dtype::F32 => TensorData::F32(bytemuck::pod_collect_to_vec(bytes)),
         Dtype::U8 => TensorData::U8(bytes.to_vec()),
-        Dtype::U64 => TensorData::U64(bytemuck::pod_collect_to_vec(bytes)),
         _ => return None,
     };
     Some(Tensor { shape: shape.to_vec(), data })
+}
+
+/// What to do about a damaged checkpoint: the newest kept one beside it, if there is one, can take its place.
+fn instead_of(path: &Path) -> String {
+    let epoch_of = |other: &Path| {
+        let stem = other.file_name()?.to_str()?.strip_suffix(".safetensors")?;
+        stem.strip_prefix("epoch-")?.parse::<usize>().ok()
+    };
+    let others = path.parent().and_then(|folder| std::fs::read_dir(folder).ok()).into_iter().flatten().flatten();
+    let kept = others.map(|entry| entry.path()).filter(|other| other != path);
+    match kept.filter_map(|other| Some((epoch_of(&other)?, other))).max() {
+        Some((_, kept)) if path.file_name().is_some_and(|name| name == "last.safetensors") => {
+            format!("copy {} over it and resume from there", kept.display())
+        }
+        Some((_, kept)) => format!("{} is another", kept.display()),
+        None => "no other is beside it: start over with --overwrite".to_owned(),
+    }
 }
 
 /// The first few of a list, and how many more there are.

@@ -1,11 +1,11 @@
 //! Tests of the checkpoint file: what goes in comes out, and every kind of damage is noticed.
 
 use super::*;
+use sdclr_records::checkpoint::DataMark;
 use sdclr_records::names::{Method, OptimizerKind};
 
 fn state() -> CheckpointState {
     CheckpointState {
-        version: CHECKPOINT_VERSION,
         model: "resnet18, small stem".to_owned(),
         method: Method::SdClr,
         epoch: 3,
@@ -22,7 +22,7 @@ fn state() -> CheckpointState {
         elapsed_s: 12.25,
         n_skipped: 0,
         mask_threshold: Some(f64::from(0.012_345_678_f32)),
-        notes: BTreeMap::new(),
+        data: Some(DataMark { n_images: 2478, crc32: "00c0ffee".to_owned() }),
     }
 }
 
@@ -30,7 +30,7 @@ fn sample() -> Checkpoint {
     let mut checkpoint = Checkpoint::new(state());
     checkpoint.insert("conv1.weight", Tensor::f32(&[2, 1, 1, 1], vec![f32::MIN_POSITIVE / 2.0, -0.0]));
     checkpoint.insert("conv1.mask", Tensor::u8(&[2, 1, 1, 1], vec![0, 1]));
-    checkpoint.insert("scalar", Tensor { shape: vec![], data: TensorData::U64(vec![u64::MAX]) });
+    checkpoint.insert("scalar", Tensor::f32(&[], vec![1.0]));
     checkpoint
 }
 
@@ -133,4 +133,29 @@ fn a_failed_save_keeps_the_old_file() {
     let message = sample().save(&missing).expect_err("no folder").to_string();
     assert!(message.contains("cannot write the checkpoint"), "{message}");
     assert!(Checkpoint::load(&path).is_ok());
+}
+
+#[test]
+fn weights_that_are_not_numbers_never_replace_a_good_checkpoint() {
+    let (_dir, path) = saved();
+    for value in [f32::NAN, f32::INFINITY] {
+        let mut bad = sample();
+        bad.insert("layer1.weight", Tensor::f32(&[2], vec![1.0, value]));
+        let message = bad.save(&path).expect_err("refused").to_string();
+        assert!(message.contains("`layer1.weight` holds values that are infinite or not numbers"), "{message}");
+    }
+    assert!(Checkpoint::load(&path).is_ok());
+}
+
+#[test]
+fn a_damaged_checkpoint_names_the_one_that_can_take_its_place() {
+    let (dir, path) = saved();
+    std::fs::write(&path, "x").expect("writes");
+    assert!(load_error(&path).contains("start over with --overwrite"), "{}", load_error(&path));
+    for epoch in [9, 10] {
+        std::fs::write(dir.path().join(format!("epoch-{epoch}.safetensors")), "x").expect("writes");
+    }
+    let message = load_error(&path);
+    let expected = format!("copy {} over it", dir.path().join("epoch-10.safetensors").display());
+    assert!(message.contains(&expected), "{message}");
 }

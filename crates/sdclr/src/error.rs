@@ -11,10 +11,7 @@ use sdclr_nn::{CollectiveError, NnError};
 #[non_exhaustive]
 pub enum Error {
     /// The loss became infinite or not a number; nothing was updated with it.
-    #[error(
-        "the loss is {loss} at step {step} (learning rate {lr:.3e}); lower --lr or raise --temperature, \
-         and resume from the last checkpoint"
-    )]
+    #[error("the loss is {loss} at step {step} (learning rate {lr:.3e}); lower --lr")]
     NonFiniteLoss {
         /// The loss.
         loss: f32,
@@ -22,6 +19,30 @@ pub enum Error {
         step: u64,
         /// Learning rate of the step.
         lr: f64,
+    },
+    /// Pre-training diverged. Resuming would do the same again: the learning rate belongs to the run.
+    #[error(
+        "training diverged: {what} at step {step} (learning rate {lr:.3e}); {}; start a new run in another --out with a \
+         lower --lr, a longer --warmup-epochs or a higher --temperature", 
+        describe_good(.last_good)
+    )]
+    Diverged {
+        /// What is not finite.
+        what: String,
+        /// Optimizer step, from 1.
+        step: u64,
+        /// Learning rate of the step.
+        lr: f64,
+        /// The newest checkpoint, whose weights are finite, and its step.
+        last_good: Option<(std::path::PathBuf, u64)>,
+    },
+    /// Not one image of a set can be decoded.
+    #[error("none of the {n} images {what} can be decoded")]
+    NoImages {
+        /// How many there are.
+        n: usize,
+        /// What they are for.
+        what: String,
     },
     /// What was asked for does not fit the data.
     #[error("{0}")]
@@ -57,5 +78,12 @@ pub enum Error {
 impl From<CollectiveError> for Error {
     fn from(error: CollectiveError) -> Self {
         Self::Nn(error.into())
+    }
+}
+
+fn describe_good(last_good: &Option<(std::path::PathBuf, u64)>) -> String {
+    match last_good {
+        Some((path, step)) => format!("the last good checkpoint is {} (step {step})", path.display()),
+        None => "no checkpoint was written yet".to_owned(),
     }
 }

@@ -3,22 +3,24 @@
 //! Everything random is a function of (seed, epoch, image, view), so where a run stands is a few numbers: epoch, batch and
 //! step. A checkpoint holds them beside the tensors, and a resumed run repeats an uninterrupted one bit for bit.
 
-use crate::backend::{self, Machine};
-use crate::checkpoint::Checkpoint;
+mod prepare;
+
+use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::error::Error;
-use crate::learner::{Learner, LearnerSpec};
+use crate::learner::Learner;
 use crate::progress::{Observer, StepReport};
-use crate::run_dir::{CheckpointName, RunWriter};
+use crate::run_dir::{CheckpointName, Claim, RunWriter};
 use crate::signals::{StopFlag, StopSignal};
 use crate::snapshot;
-use sdclr_data::{Batch, Dataset, Loader, LoaderSpec, Order, Shard};
+use prepare::Prepared;
+use sdclr_data::{Batch, Dataset, Loader};
 use sdclr_engine::Level;
+use sdclr_nn::Schedule;
 use sdclr_nn::mask::MaskStats;
-use sdclr_nn::{Schedule, Single};
-use sdclr_records::augment::Augmentation;
-use sdclr_records::checkpoint::{CHECKPOINT_VERSION, CheckpointState};
+use sdclr_records::RunConfig;
+use sdclr_records::checkpoint::{CheckpointState, DataMark};
 use sdclr_records::metrics::{EpochMetrics, MetricLine, StepMetrics};
-use sdclr_records::{Error as ConfigError, RunConfig};
+use std::path::PathBuf;
 use std::time::Instant;
 
 /// How a long job ended.
@@ -41,10 +43,9 @@ pub struct PretrainJob<'a> {
     pub config: &'a RunConfig,
     /// The images.
     pub dataset: Dataset,
-    /// Where to write; a resumed run has its checkpoints there.
-    pub writer: RunWriter,
-    /// Whether to go on from `checkpoints/last.safetensors` if it is there.
-    pub resume: bool,
+    /// Where to write; nothing there changes before everything that can fail is prepared. A claim that resumes goes on
+    /// from `checkpoints/last.safetensors` if it is there.
+    pub claim: Claim,
     /// Instruction set of the CPU to use at most.
     pub level: Option<Level>,
     /// Bytes of memory that the run may take; `None` does not look.
@@ -61,8 +62,8 @@ pub struct PretrainJob<'a> {
 /// A config that does not fit the images, memory, a checkpoint that does not fit, a disk that is full, too many broken
 /// images, a loss that is not finite.
 pub fn pretrain(job: PretrainJob<'_>) -> Result<Outcome, Error> {
-    job.config.validate().map_err(|e: ConfigError| e)?;
-    Run::new(job)?.go()
+    let prepared = Prepared::new(&job)?;
+    Run::begin(job, prepared)?.go()
 }
 
 /// Where a run stands.
@@ -83,18 +84,25 @@ struct Position {
 }
 
 struct Run<'a> {
-    job: PretrainJob<'a>,
+    config: &'a RunConfig,
+    stop: &'a StopFlag,
+    observer: &'a mut dyn Observer,
+    writer: RunWriter,
     learner: Learner,
     loader: Loader,
     schedule: Schedule,
     n_steps: u64,
+    data: DataMark,
     at: Position,
     mask: Option<MaskStats>,
     began: Instant,
     /// Speed of the current epoch and of the current metric interval.
     epoch_speed: Speed,
     interval_speed: Speed,
-    n_skipped_written: usize,
+    /// Broken images of this sitting that are noted.
+    n_noted: usize,
+    /// The newest checkpoint and its step.
+    last_good: Option<(PathBuf, u64)>,
 }
 
 /// Images and waiting since a moment.
@@ -118,103 +126,52 @@ impl Speed {
 }
 
 impl<'a> Run<'a> {
-    fn new(job: PretrainJob<'a>) -> Result<Self, Error> {
-        let config = job.config;
-        if config.train.batch_size > job.dataset.len() {
-            return Err(Error::Unfit(format!(
-                "--batch-size {} is larger than the data set ({} images); give a smaller one",
-                config.train.batch_size,
-                job.dataset.len()
-            )));
-        }
-        let machine = Machine::of(config, job.level);
-        let learner = Learner::new(
-            machine.engine()?,
-            Box::new(Single),
-            backend::run_network(config)?,
-            &LearnerSpec {
-                method: config.method,
-                max_batch: config.train.batch_size,
-                temperature: config.train.temperature as f32,
-                optimizer: backend::optimizer(&config.optimizer),
-            },
-        )?;
-        check_memory(config, learner.engine.bytes_held(), job.memory_limit)?;
-        let loader = Loader::new(job.dataset.clone(), loader_spec(config))?;
-        let steps_per_epoch = steps_per_epoch(job.dataset.len(), config.train.batch_size);
+    /// Opens the run directory for writing, which is the first that changes in it.
+    fn begin(job: PretrainJob<'a>, prepared: Prepared) -> Result<Self, Error> {
+        let resumes = job.claim.resumes();
+        let Prepared { learner, loader, schedule, n_steps, data, at, mask } = prepared;
+        let last = job.claim.dir().checkpoint_path(CheckpointName::Last);
+        let writer = job.claim.begin(job.config)?;
         let mut run = Self {
-            schedule: backend::schedule(config, steps_per_epoch),
-            n_steps: config.train.epochs as u64 * steps_per_epoch,
-            at: Position::default(),
-            mask: None,
+            config: job.config,
+            stop: job.stop,
+            observer: job.observer,
+            writer,
+            learner,
+            loader,
+            schedule,
+            n_steps,
+            data,
+            at: at.unwrap_or_default(),
+            mask,
             began: Instant::now(),
             epoch_speed: Speed::new(0.0),
             interval_speed: Speed::new(0.0),
-            n_skipped_written: 0,
-            job,
-            learner,
-            loader,
+            n_noted: 0,
+            last_good: at.map(|at| (last, at.step)),
         };
-        run.begin()?;
+        run.observer.message(&format!("training on {}", run.loader.dataset().description()));
+        match at {
+            Some(Position { epoch, batch, step, .. }) => {
+                run.observer.message(&format!("resuming after epoch {epoch}, batch {batch} (step {step})"));
+            }
+            None if resumes => run.observer.message("no checkpoint was written yet: starting from the beginning"),
+            None => {}
+        }
+        run.writer.truncate_metrics(run.at.step)?;
+        run.writer.log(&format!(
+            "{} of {} images on {}; {}; from step {}",
+            run.config.method,
+            run.data.n_images,
+            run.learner.engine.name(),
+            run.learner.model.network.name,
+            run.at.step
+        ))?;
         Ok(run)
     }
 
-    /// Draws the weights, or goes on from the last checkpoint.
-    fn begin(&mut self) -> Result<(), Error> {
-        let config = self.job.config;
-        let last = self.job.writer.dir().checkpoint_path(CheckpointName::Last);
-        if self.job.resume && last.is_file() {
-            let checkpoint = Checkpoint::load(&last)?;
-            self.check_length(&checkpoint.state)?;
-            snapshot::restore(&mut self.learner, &checkpoint)?;
-            self.at = position(&checkpoint.state);
-            self.mask = checkpoint.state.mask_threshold.map(|threshold| self.restored_mask(threshold as f32));
-            let done = self.at;
-            self.job
-                .observer
-                .message(&format!("resuming after epoch {}, batch {} (step {})", done.epoch, done.batch, done.step));
-        } else {
-            if self.job.resume {
-                self.job.observer.message("no checkpoint was written yet: starting from the beginning");
-            }
-            self.learner.model.init(&mut *self.learner.engine, config.seed);
-        }
-        self.job.writer.truncate_metrics(self.at.step)?;
-        self.job.writer.log(&format!(
-            "{} of {} images on {}; {}; from step {}",
-            config.method,
-            self.job.dataset.len(),
-            self.learner.engine.name(),
-            self.learner.model.network.name,
-            self.at.step
-        ))?;
-        Ok(())
-    }
-
-    /// A run goes on with as many images as it began with: the schedule and the order of the images depend on it.
-    fn check_length(&self, state: &CheckpointState) -> Result<(), Error> {
-        if state.total_steps == self.n_steps {
-            return Ok(());
-        }
-        Err(Error::Unfit(format!(
-            "{}: the run was planned for {} steps, these {} images make it {}; resume with the images it began with",
-            self.job.writer.dir().root().display(),
-            state.total_steps,
-            self.job.dataset.len(),
-            self.n_steps
-        )))
-    }
-
-    /// What the mask that a checkpoint holds kept.
-    fn restored_mask(&self, threshold: f32) -> MaskStats {
-        let masks = self.learner.model.masks();
-        let n_weights = masks.values().map(|(_, mask)| mask.len()).sum();
-        let n_kept = masks.values().flat_map(|(_, mask)| mask).map(|&kept| usize::from(kept)).sum();
-        MaskStats { threshold, n_weights, n_kept }
-    }
-
     fn go(mut self) -> Result<Outcome, Error> {
-        while self.at.epoch < self.job.config.train.epochs {
+        while self.at.epoch < self.config.train.epochs {
             if let Some(signal) = self.epoch()? {
                 return Ok(Outcome::Stopped(signal));
             }
@@ -226,7 +183,7 @@ impl<'a> Run<'a> {
 
     /// The rest of the current epoch; a signal if it was stopped.
     fn epoch(&mut self) -> Result<Option<StopSignal>, Error> {
-        let config = self.job.config;
+        let config = self.config;
         let epoch = self.at.epoch as u64;
         if self.at.batch == 0 {
             (self.at.epoch_loss, self.at.epoch_steps) = (0.0, 0);
@@ -239,8 +196,15 @@ impl<'a> Run<'a> {
         self.epoch_speed = Speed::new(self.loader.waited_s());
         self.interval_speed = self.epoch_speed;
         while let Some(batch) = self.loader.next_batch() {
-            self.batch(batch?)?;
-            if let Some(signal) = self.job.stop.raised() {
+            match batch {
+                Ok(batch) => self.batch(batch)?,
+                Err(error) => {
+                    // Which images are broken is what one wants to know now.
+                    self.write_skipped()?;
+                    return Err(error.into());
+                }
+            }
+            if let Some(signal) = self.stop.raised() {
                 self.save(CheckpointName::Last)?;
                 return Ok(Some(signal));
             }
@@ -254,17 +218,21 @@ impl<'a> Run<'a> {
     fn batch(&mut self, batch: Batch) -> Result<(), Error> {
         let n = batch.n_images();
         self.at.batch += 1;
-        self.write_skipped()?;
         if n < 2 {
             self.loader.recycle(batch);
             if self.at.epoch == 0 {
                 let text = format!("a batch of {n} image was skipped: batch norm needs two (the last of the epoch)");
-                self.job.observer.message(&text);
+                self.observer.message(&text);
             }
             return Ok(());
         }
         let lr = self.schedule.lr_at(self.at.step + 1);
-        let loss = f64::from(self.learner.step(&batch.views, n, lr)?);
+        let loss = match self.learner.step(&batch.views, n, lr) {
+            Err(Error::NonFiniteLoss { loss, step, lr }) => {
+                return Err(self.diverged(format!("the loss is {loss}"), step, lr));
+            }
+            loss => f64::from(loss?),
+        };
         self.loader.recycle(batch);
         let at = &mut self.at;
         at.step += 1;
@@ -274,11 +242,11 @@ impl<'a> Run<'a> {
         at.interval_loss += loss;
         self.epoch_speed.n_images += n;
         self.interval_speed.n_images += n;
-        if self.at.step % self.job.config.train.log_every_steps.max(1) as u64 == 0 {
+        if self.at.step.is_multiple_of(self.config.train.log_every_steps.max(1) as u64) {
             self.write_interval(lr)?;
         }
         let report = self.report(self.at.epoch + 1);
-        self.job.observer.on_step(&report);
+        self.observer.on_step(&report);
         Ok(())
     }
 
@@ -287,7 +255,7 @@ impl<'a> Run<'a> {
         let (images_per_s, wait_share) = self.epoch_speed.read(self.loader.waited_s());
         StepReport {
             epoch,
-            n_epochs: self.job.config.train.epochs,
+            n_epochs: self.config.train.epochs,
             step: self.at.step,
             n_steps: self.n_steps,
             loss: self.at.epoch_loss / self.at.epoch_steps.max(1) as f64,
@@ -302,6 +270,7 @@ impl<'a> Run<'a> {
     }
 
     fn write_interval(&mut self, lr: f64) -> Result<(), Error> {
+        self.note_skipped();
         let (images_per_s, wait_share) = self.interval_speed.read(self.loader.waited_s());
         let line = StepMetrics {
             epoch: self.at.epoch + 1,
@@ -311,16 +280,17 @@ impl<'a> Run<'a> {
             images_per_s,
             wait_share,
             elapsed_s: self.elapsed_s(),
-            n_skipped: self.loader.skipped().len(),
+            n_skipped: self.writer.n_skipped(),
         };
         (self.at.interval_loss, self.at.interval_steps) = (0.0, 0);
         self.interval_speed = Speed::new(self.loader.waited_s());
-        Ok(self.job.writer.append_metric(&MetricLine::Step(line))?)
+        Ok(self.writer.append_metric(&MetricLine::Step(line))?)
     }
 
     /// Metrics, checkpoints and masks at the end of an epoch.
     fn end_of_epoch(&mut self) -> Result<(), Error> {
-        let (config, epoch) = (self.job.config, self.at.epoch);
+        let (config, epoch) = (self.config, self.at.epoch);
+        self.write_skipped()?;
         if self.at.epoch_steps > 0 {
             let report = self.report(epoch);
             let line = EpochMetrics {
@@ -331,19 +301,19 @@ impl<'a> Run<'a> {
                 images_per_s: report.images_per_s,
                 wait_share: report.wait_share,
                 elapsed_s: self.elapsed_s(),
-                n_skipped: self.loader.skipped().len(),
+                n_skipped: self.writer.n_skipped(),
                 mask_threshold: self.mask.map(|mask| f64::from(mask.threshold)),
                 mask_kept_share: self.mask.map(|mask| mask.n_kept as f64 / mask.n_weights as f64),
             };
-            self.job.writer.append_metric(&MetricLine::Epoch(line))?;
-            self.job.observer.on_epoch(&report);
+            self.writer.append_metric(&MetricLine::Epoch(line))?;
+            self.observer.on_epoch(&report);
         }
         let is_last = epoch == config.train.epochs;
         let due = |every: usize| every > 0 && epoch % every == 0;
         if due(config.prune.mask_save_every_epochs) && config.has_pruned_branch() {
             let mut masks = Checkpoint::new(self.state());
             masks.tensors = snapshot::masks(&self.learner.model, true).into_iter().collect();
-            masks.save(&self.job.writer.dir().checkpoint_path(CheckpointName::Mask(epoch)))?;
+            masks.save(&self.writer.dir().checkpoint_path(CheckpointName::Mask(epoch)))?;
         }
         if due(config.train.keep_every_epochs) {
             self.save(CheckpointName::Epoch(epoch))?;
@@ -356,90 +326,60 @@ impl<'a> Run<'a> {
 
     fn state(&self) -> CheckpointState {
         CheckpointState {
-            version: CHECKPOINT_VERSION,
             model: self.learner.model.network.name.clone(),
-            method: self.job.config.method,
+            method: self.config.method,
             epoch: self.at.epoch,
             batch_in_epoch: self.at.batch,
             step: self.at.step,
             total_steps: self.n_steps,
-            seed: self.job.config.seed,
-            optimizer: self.job.config.optimizer.kind,
+            seed: self.config.seed,
+            optimizer: self.config.optimizer.kind,
             optimizer_steps: self.learner.optimizer.n_updates,
             epoch_loss_sum: self.at.epoch_loss,
             epoch_steps: self.at.epoch_steps,
             interval_loss_sum: self.at.interval_loss,
             interval_steps: self.at.interval_steps,
             elapsed_s: self.elapsed_s(),
-            n_skipped: self.loader.skipped().len(),
+            n_skipped: self.writer.n_skipped(),
             mask_threshold: self.mask.map(|mask| f64::from(mask.threshold)),
-            notes: std::collections::BTreeMap::new(),
+            data: Some(self.data.clone()),
         }
     }
 
     /// Writes a checkpoint; the metrics that lead up to it are on the disk first.
     fn save(&mut self, name: CheckpointName) -> Result<(), Error> {
-        self.job.writer.sync_metrics()?;
+        self.write_skipped()?;
+        self.writer.sync_metrics()?;
         let state = self.state();
-        let path = self.job.writer.dir().checkpoint_path(name);
-        Ok(snapshot::checkpoint(&mut self.learner, state)?.save(&path)?)
-    }
-
-    /// Rewrites `skipped.csv` when another broken image was found.
-    fn write_skipped(&mut self) -> Result<(), Error> {
-        let skipped = self.loader.skipped();
-        if skipped.len() > self.n_skipped_written {
-            self.n_skipped_written = skipped.len();
-            let rows: Vec<(String, String)> = skipped.into_iter().map(|s| (s.name, s.reason)).collect();
-            self.job.writer.write_skipped(&rows)?;
+        let path = self.writer.dir().checkpoint_path(name);
+        match snapshot::checkpoint(&mut self.learner, state)?.save(&path) {
+            Err(CheckpointError::NonFinite { tensor, .. }) => {
+                let (step, lr) = (self.at.step, self.schedule.lr_at(self.at.step));
+                Err(self.diverged(format!("`{tensor}` holds values that are not finite"), step, lr))
+            }
+            saved => {
+                saved?;
+                self.last_good = Some((path, self.at.step));
+                Ok(())
+            }
         }
-        Ok(())
     }
-}
 
-/// Planned buffers are known before their pages are taken; a run that cannot fit ends here and not in its first step.
-fn check_memory(config: &RunConfig, needed: usize, limit: Option<u64>) -> Result<(), Error> {
-    let Some(limit) = limit.filter(|limit| needed as u64 > *limit) else { return Ok(()) };
-    let batch_size = config.train.batch_size;
-    // Buffers grow with the batch but for the weights, so this is on the safe side.
-    let fitting = (batch_size as f64 * limit as f64 / needed as f64 * 0.9) as usize;
-    Err(Error::Unfit(format!(
-        "--batch-size {batch_size} needs {:.1} GB of memory and {:.1} GB are free; try --batch-size {}",
-        needed as f64 / 1e9,
-        limit as f64 / 1e9,
-        fitting.max(2)
-    )))
-}
-
-/// Optimizer steps of an epoch: a last batch of one image is no step.
-fn steps_per_epoch(n_images: usize, batch_size: usize) -> u64 {
-    (n_images / batch_size + usize::from(n_images % batch_size > 1)) as u64
-}
-
-fn position(state: &CheckpointState) -> Position {
-    Position {
-        epoch: state.epoch,
-        batch: state.batch_in_epoch,
-        step: state.step,
-        epoch_loss: state.epoch_loss_sum,
-        epoch_steps: state.epoch_steps,
-        interval_loss: state.interval_loss_sum,
-        interval_steps: state.interval_steps,
-        elapsed_s: state.elapsed_s,
+    fn diverged(&self, what: String, step: u64, lr: f64) -> Error {
+        Error::Diverged { what, step, lr, last_good: self.last_good.clone() }
     }
-}
 
-fn loader_spec(config: &RunConfig) -> LoaderSpec {
-    LoaderSpec {
-        recipe: Augmentation::Contrastive(config.augment.clone()),
-        image_size: config.data.image_size as u32,
-        n_views: 2,
-        batch_size: config.train.batch_size,
-        order: Order::Shuffled,
-        seed: config.seed,
-        workers: config.data.workers,
-        shard: Shard::default(),
-        max_broken_share: config.data.max_broken as f32,
-        strict: config.data.strict,
+    /// Notes the broken images that were met since the last look.
+    fn note_skipped(&mut self) {
+        if self.loader.n_skipped() > self.n_noted {
+            let skipped = self.loader.skipped();
+            self.n_noted = skipped.len();
+            self.writer.note_skipped(skipped.into_iter().map(|s| (s.name, s.reason)));
+        }
+    }
+
+    fn write_skipped(&mut self) -> Result<(), Error> {
+        self.note_skipped();
+        Ok(self.writer.write_skipped()?)
     }
 }

@@ -27,6 +27,8 @@ pub trait Observer {
     fn on_step(&mut self, report: &StepReport);
     /// An epoch is done; `report` is of its last step.
     fn on_epoch(&mut self, report: &StepReport);
+    /// Features of `done` of `total` images are computed.
+    fn on_features(&mut self, _done: usize, _total: usize) {}
     /// Something worth a line.
     fn message(&mut self, text: &str);
 }

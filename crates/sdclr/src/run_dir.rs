@@ -4,10 +4,12 @@
 //! `skipped.csv`. Files other than the appended ones are written beside their place and renamed into it.
 
 mod atomic;
+mod claim;
 mod error;
 mod writer;
 
-pub use atomic::{describe_io, write_atomic};
+pub use atomic::{describe_io, write_atomic, write_together};
+pub use claim::Claim;
 pub use error::RunDirError;
 pub use writer::RunWriter;
 
@@ -58,17 +60,24 @@ impl RunDir {
         if run.config_path().is_file() { Ok(run) } else { Err(RunDirError::NotARun { path: root.to_owned() }) }
     }
 
-    /// Opens a run for training, making it if need be, and keeps other writers out.
+    /// Checks that a run may begin or go on here and keeps other writers out, changing nothing else.
     ///
     /// With [`Existing::Resume`] the config must match the stored one but for values that cannot change the result
-    /// (threads, workers, device, intervals); the new ones are stored. Nothing is deleted before every check passed.
+    /// (threads, workers, device, intervals), and the source's path; the new ones are stored by [`Claim::begin`].
     ///
     /// # Errors
     /// [`RunDirError`]: an invalid config, a folder that is not empty or not a run, a second writer, a changed config,
-    /// no permission, a full disk.
+    /// no permission.
+    pub fn claim(root: &Path, existing: Existing, config: &RunConfig) -> Result<Claim, RunDirError> {
+        Claim::new(root, existing, config)
+    }
+
+    /// [`Self::claim`] and [`Claim::begin`] in one, for callers that have nothing left to prepare.
+    ///
+    /// # Errors
+    /// Those of both.
     pub fn create(root: &Path, existing: Existing, config: &RunConfig) -> Result<RunWriter, RunDirError> {
-        config.validate()?;
-        writer::create(root, existing, config)
+        Self::claim(root, existing, config)?.begin(config)
     }
 
     /// The folder.
@@ -105,11 +114,21 @@ impl RunDir {
         Ok(sdclr_records::layers::resolve(&[layer])?)
     }
 
+    /// Checks that a name can be a result's: it becomes a file name in `results/`.
+    ///
+    /// # Errors
+    /// [`RunDirError::BadName`].
+    pub fn check_result_name(name: &str) -> Result<(), RunDirError> {
+        let bad = name.is_empty() || name.starts_with('.') || name.contains(['/', '\\', '\0']);
+        if bad { Err(RunDirError::BadName { name: name.to_owned() }) } else { Ok(()) }
+    }
+
     /// Writes `results/NAME.json`, replacing an earlier one.
     ///
     /// # Errors
-    /// [`RunDirError::Write`].
+    /// [`RunDirError::Write`] or [`RunDirError::BadName`].
     pub fn write_result(&self, name: &str, result: &ProbeResult) -> Result<PathBuf, RunDirError> {
+        Self::check_result_name(name)?;
         let folder = self.root.join("results");
         std::fs::create_dir_all(&folder).map_err(|e| RunDirError::write(&folder, e))?;
         let path = folder.join(format!("{name}.json"));

@@ -62,13 +62,11 @@ fn config(method: Method) -> RunConfig {
 fn sitting(root: &Path, config: &RunConfig, existing: Existing, stop_at: Option<u64>) -> (Outcome, Vec<u64>) {
     let stop = StopFlag::new();
     let mut observer = Stopper { stop: stop.clone(), at: stop_at, steps: Vec::new() };
-    let writer = RunDir::create(root, existing, config).unwrap();
-    let resume = existing == Existing::Resume;
+    let claim = RunDir::claim(root, existing, config).unwrap();
     let job = PretrainJob {
         config,
         dataset: images(),
-        writer,
-        resume,
+        claim,
         level: None,
         memory_limit: None,
         stop: &stop,
@@ -168,18 +166,138 @@ fn a_checkpoint_of_another_architecture_is_refused() {
     sitting(&other, &wide, Existing::Refuse, Some(1));
     let path = |root| RunDir::open(root).unwrap().checkpoint_path(CheckpointName::Last);
     std::fs::copy(path(&other), path(&root)).unwrap();
-    let writer = RunDir::create(&root, Existing::Resume, &small).unwrap();
+    let error = refusal(&root, &small, Existing::Resume, images(), None);
+    assert!(error.contains("another network") && error.contains("width 8"), "{error}");
+}
+
+/// The message of a run that must be refused, which leaves every file as it was.
+#[track_caller]
+fn refusal(root: &Path, config: &RunConfig, existing: Existing, dataset: Dataset, memory_limit: Option<u64>) -> String {
+    let contents = || {
+        let files = ["config.toml", "metrics.jsonl", "checkpoints/last.safetensors"];
+        files.map(|file| std::fs::read(root.join(file)).ok())
+    };
+    let (before, existed) = (contents(), root.exists());
+    let claim = RunDir::claim(root, existing, config).unwrap();
     let (stop, mut observer) = (StopFlag::new(), sdclr::progress::Unobserved);
+    let job = PretrainJob { config, dataset, claim, level: None, memory_limit, stop: &stop, observer: &mut observer };
+    let message = pretrain(job).unwrap_err().to_string();
+    assert!(contents() == before, "something was written: {message}");
+    assert_eq!(root.exists(), existed, "{message}");
+    message
+}
+
+#[test]
+fn other_images_are_refused_on_resume_and_the_same_ones_elsewhere_are_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config(Method::SimClr);
+    let root = folder.path().join("run");
+    sitting(&root, &config, Existing::Refuse, Some(2));
+    config.train.log_every_steps = 1;
+    let resume = |images| refusal(&root, &config, Existing::Resume, images, None);
+    let fewer = resume(images().select(&(0..20).collect::<Vec<_>>()).unwrap());
+    assert!(fewer.contains("trained on 21 images, the data set now has 20"), "{fewer}");
+    let reversed = resume(images().select(&(0..21).rev().collect::<Vec<_>>()).unwrap());
+    assert!(reversed.contains("trained on 21 other images"), "{reversed}");
+    config.data.source = "moved".into();
+    let (outcome, _) = sitting(&root, &config, Existing::Resume, None);
+    assert!(matches!(outcome, Outcome::Finished { step: 16, .. }), "{outcome:?}");
+}
+
+#[test]
+fn a_run_that_cannot_begin_leaves_the_folder_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(Method::SimClr);
+    let (fresh, run) = (folder.path().join("a/fresh"), folder.path().join("run"));
+    sitting(&run, &config, Existing::Refuse, Some(1));
+    for (root, existing) in [(&fresh, Existing::Refuse), (&run, Existing::Overwrite), (&run, Existing::Resume)] {
+        let message = refusal(root, &config, existing, images(), Some(1000));
+        assert!(message.contains("GB of memory"), "{message}");
+        let mut large = config.clone();
+        large.train.batch_size = 22;
+        if existing != Existing::Resume {
+            let message = refusal(root, &large, existing, images(), None);
+            assert!(message.contains("only 21 images"), "{message}");
+        }
+    }
+    assert!(!folder.path().join("a").exists());
+}
+
+#[test]
+fn a_run_that_diverges_names_the_last_good_checkpoint() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config(Method::SimClr);
+    config.optimizer.lr = 1e30;
+    config.schedule.warmup_epochs = 0.0;
+    let root = folder.path().join("run");
+    let claim = RunDir::claim(&root, Existing::Refuse, &config).unwrap();
+    let (stop, mut observer) = (StopFlag::new(), sdclr::progress::Unobserved);
+    let dataset = images();
     let job = PretrainJob {
-        config: &small,
-        dataset: images(),
-        writer,
-        resume: true,
+        config: &config,
+        dataset,
+        claim,
         level: None,
         memory_limit: None,
         stop: &stop,
         observer: &mut observer,
     };
-    let error = pretrain(job).unwrap_err().to_string();
-    assert!(error.contains("another network") && error.contains("width 8"), "{error}");
+    let message = pretrain(job).unwrap_err().to_string();
+    assert!(message.contains("training diverged") && message.contains("lower --lr"), "{message}");
+    let last = root.join("checkpoints/last.safetensors");
+    assert_eq!(message.contains("the last good checkpoint is"), last.is_file(), "{message}");
+    if last.is_file() {
+        let checkpoint = sdclr::checkpoint::Checkpoint::load(&last).unwrap();
+        let finite = checkpoint.tensors.values().filter_map(|t| t.as_f32()).flatten().all(|v| v.is_finite());
+        assert!(finite, "weights that are not numbers were kept");
+    }
+}
+
+#[test]
+fn broken_images_are_listed_once_over_all_sittings() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config(Method::SimClr);
+    config.data.max_broken = 0.2;
+    let root = folder.path().join("run");
+    let broken = || {
+        let mut images: Vec<_> = (0..21).map(|i| images().decode(i).unwrap()).collect();
+        images[3].width = 0;
+        images[8].pixels.clear();
+        Dataset::from_memory(images, None)
+    };
+    let run = |existing, stop_at| {
+        let stop = StopFlag::new();
+        let mut observer = Stopper { stop: stop.clone(), at: stop_at, steps: Vec::new() };
+        let claim = RunDir::claim(&root, existing, &config).unwrap();
+        let job = PretrainJob {
+            config: &config,
+            dataset: broken(),
+            claim,
+            level: None,
+            memory_limit: None,
+            stop: &stop,
+            observer: &mut observer,
+        };
+        pretrain(job).unwrap()
+    };
+    run(Existing::Refuse, Some(5));
+    let listed = || std::fs::read_to_string(root.join("skipped.csv")).unwrap();
+    assert_eq!(listed().lines().count(), 3, "{}", listed());
+    run(Existing::Resume, None);
+    assert_eq!(listed().lines().count(), 3, "{}", listed());
+    config.data.max_broken = 0.05;
+    let other = folder.path().join("other");
+    let claim = RunDir::claim(&other, Existing::Refuse, &config).unwrap();
+    let (stop, mut observer) = (StopFlag::new(), sdclr::progress::Unobserved);
+    let job = PretrainJob {
+        config: &config,
+        dataset: broken(),
+        claim,
+        level: None,
+        memory_limit: None,
+        stop: &stop,
+        observer: &mut observer,
+    };
+    pretrain(job).unwrap_err();
+    assert!(other.join("skipped.csv").is_file(), "a run with too many says which they are");
 }

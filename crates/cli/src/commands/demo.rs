@@ -3,6 +3,7 @@
 use super::export::write_file;
 use crate::args::DemoArgs;
 use crate::context::Context;
+use crate::exit::UsageError;
 use crate::progress::Progress;
 use crate::{config, signals, system};
 use anyhow::Context as _;
@@ -15,6 +16,7 @@ use sdclr::signals::{StopFlag, StopSignal};
 use sdclr_data::Dataset;
 use sdclr_records::layers::{Layer, resolve};
 use sdclr_records::names::{Method, Part, Protocol};
+use sdclr_records::results::{ImagesRecord, ProbeData};
 use sdclr_records::{ProbeConfig, ProbeResult, RunConfig};
 use sdclr_report::{ResultRow, results_table, tail_line};
 use std::path::{Path, PathBuf};
@@ -41,6 +43,9 @@ const ASSETS: &[(&str, &[u8])] = &[
 const CLASS_NAMES: [&str; 10] =
     ["T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"];
 
+/// What is trained, in this order.
+const METHODS: [Method; 2] = [Method::SimClr, Method::SdClr];
+
 /// A row of the table: what was measured of one subject.
 struct Row {
     name: &'static str,
@@ -54,11 +59,18 @@ struct Row {
 /// A folder that cannot be written, or training that fails.
 pub fn run(args: &DemoArgs, context: Context) -> anyhow::Result<ExitCode> {
     let out = std::path::absolute(args.out.clone().unwrap_or_else(free_folder))?;
-    unpack(&out)?;
     let demo = Demo { args, context, stop: signals::install()?, out };
+    // What was typed is checked before anything is written.
+    for method in METHODS {
+        drop(Machine::of(&demo.config(method)?, system::level()?).engine()?);
+    }
+    unpack(&demo.out)?;
     match demo.rows()? {
         Ok(rows) => demo.show(&rows),
-        Err(signal) => Ok(ExitCode::from(signal.exit_code())),
+        Err(signal) => {
+            demo.say_how_to_go_on();
+            Ok(ExitCode::from(signal.exit_code()))
+        }
     }
 }
 
@@ -73,15 +85,14 @@ impl Demo<'_> {
     /// Every row, or the signal that ended the demo.
     fn rows(&self) -> anyhow::Result<Result<Vec<Row>, StopSignal>> {
         let mut rows = Vec::new();
-        let methods = [("SimCLR", Method::SimClr), ("SDCLR", Method::SdClr)];
-        for (name, method) in methods {
+        for method in METHODS {
             let run_config = self.config(method)?;
             let run = match self.pretrain(&run_config)? {
                 Ok(run) => run,
                 Err(signal) => return Ok(Err(signal)),
             };
             let weights = Weights::Trained(run.checkpoint_path(CheckpointName::Last));
-            match self.probe(name, Subject { config: run_config, weights })? {
+            match self.probe(Subject { config: run_config, weights })? {
                 Ok(row) => rows.push(row),
                 Err(signal) => return Ok(Err(signal)),
             }
@@ -89,8 +100,8 @@ impl Demo<'_> {
             run.write_result("linear", &row.linear)?;
             run.write_result("knn", &row.knn)?;
         }
-        for (name, weights) in [("untrained", Weights::Untrained), ("raw pixels", Weights::RawPixels)] {
-            match self.probe(name, Subject { config: self.config(Method::SdClr)?, weights })? {
+        for weights in [Weights::Untrained, Weights::RawPixels] {
+            match self.probe(Subject { config: self.config(Method::SdClr)?, weights })? {
                 Ok(row) => rows.push(row),
                 Err(signal) => return Ok(Err(signal)),
             }
@@ -113,14 +124,13 @@ impl Demo<'_> {
 
     fn pretrain(&self, run_config: &RunConfig) -> anyhow::Result<Result<RunDir, StopSignal>> {
         let dataset = config::open_training_images(run_config)?;
-        let writer = RunDir::create(&self.out.join(run_config.method.as_str()), Existing::Refuse, run_config)?;
-        let run = writer.dir().clone();
-        let mut progress = Progress::new(self.context, run_config.method.as_str());
+        let claim = RunDir::claim(&self.run_path(run_config.method), Existing::Refuse, run_config)?;
+        let run = claim.dir().clone();
+        let mut progress = Progress::new(self.context, run_config.method.title());
         let job = PretrainJob {
             config: run_config,
             dataset,
-            writer,
-            resume: false,
+            claim,
             level: system::level()?,
             memory_limit: Some(system::memory().1),
             stop: &self.stop,
@@ -134,26 +144,26 @@ impl Demo<'_> {
         })
     }
 
-    fn probe(&self, name: &'static str, subject: Subject) -> anyhow::Result<Result<Row, StopSignal>> {
+    fn probe(&self, subject: Subject) -> anyhow::Result<Result<Row, StopSignal>> {
+        let name = subject.title();
         let linear_protocol = match subject.weights {
             Weights::RawPixels => Protocol::RawPixels,
             _ => Protocol::LinearCached,
         };
-        let linear = match self.measure(name, &subject, linear_protocol)? {
+        let linear = match self.measure(&subject, linear_protocol)? {
             Ok(result) => result,
             Err(signal) => return Ok(Err(signal)),
         };
-        Ok(self.measure(name, &subject, Protocol::Knn)?.map(|knn| Row { name, linear, knn }))
+        Ok(self.measure(&subject, Protocol::Knn)?.map(|knn| Row { name, linear, knn }))
     }
 
-    fn measure(
-        &self,
-        name: &str,
-        subject: &Subject,
-        protocol: Protocol,
-    ) -> anyhow::Result<Result<ProbeResult, StopSignal>> {
+    fn measure(&self, subject: &Subject, protocol: Protocol) -> anyhow::Result<Result<ProbeResult, StopSignal>> {
         let counts = self.images("train")?.class_counts().context("the bundled images have labels")?;
-        let mut progress = Progress::new(self.context, name);
+        let mut progress = Progress::new(self.context, subject.title());
+        let record = |part: &str| {
+            let (source, part) = (self.images_path(part), Part::All);
+            Some(ImagesRecord { source, part, split: None, root: None, per_class: None })
+        };
         let job = ProbeJob {
             subject,
             probe: ProbeConfig::new(protocol, subject.config.data.image_size, subject.config.seed),
@@ -161,17 +171,15 @@ impl Demo<'_> {
             validation: None,
             test: self.images("test")?,
             tail: Some((counts, GroupRule::Thirds)),
+            data: ProbeData { train: record("probe"), validation: None, test: record("test"), tail: record("train") },
             machine: Machine::of(&subject.config, system::level()?),
             stop: &self.stop,
             observer: &mut progress,
         };
         let result = probe(job);
         progress.finish();
-        let named = |result: ProbeResult| ProbeResult {
-            subject: name.to_owned(),
-            class_names: CLASS_NAMES.map(str::to_owned).to_vec(),
-            ..result
-        };
+        let named =
+            |result: ProbeResult| ProbeResult { class_names: CLASS_NAMES.map(str::to_owned).to_vec(), ..result };
         Ok(result?.map(named))
     }
 
@@ -199,6 +207,23 @@ impl Demo<'_> {
         Ok(ExitCode::SUCCESS)
     }
 
+    /// After a stop: the demo itself begins anew, the run that it was training can go on alone.
+    fn say_how_to_go_on(&self) {
+        let mut text = "stopped; begin the demo anew with: sdclr demo".to_owned();
+        let begun = METHODS.into_iter().rev().map(|method| self.run_path(method));
+        if let Some(run) = begun.into_iter().find(|run| RunDir::open(run).is_ok()) {
+            text.push_str(&format!(
+                "; go on with the run it was at by: sdclr pretrain --out {} --resume",
+                run.display()
+            ));
+        }
+        self.context.note(&text);
+    }
+
+    fn run_path(&self, method: Method) -> PathBuf {
+        self.out.join(method.as_str())
+    }
+
     fn images(&self, part: &str) -> anyhow::Result<Dataset> {
         config::open_images(&self.images_path(part), Part::All, None, None)
     }
@@ -212,7 +237,7 @@ impl Demo<'_> {
 fn unpack(out: &Path) -> anyhow::Result<()> {
     let occupied = std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
     if occupied {
-        anyhow::bail!("{}: the folder is not empty; give another --out", out.display());
+        return Err(UsageError(format!("{}: the folder is not empty; give another --out", out.display())).into());
     }
     let data = out.join("data");
     std::fs::create_dir_all(&data)

@@ -1,6 +1,6 @@
 //! `sdclr eval linear|few-shot|knn`.
 
-use crate::args::{ClassifierArgs, EvalCommand, GroupsArg, LinearProtocol, MachineArgs, ProbeArgs, ProbeDataArgs};
+use crate::args::{ClassifierArgs, EvalCommand, GroupsArg, LinearProtocol, MachineArgs, ProbeDataArgs};
 use crate::context::Context;
 use crate::exit::UsageError;
 use crate::progress::Progress;
@@ -8,13 +8,16 @@ use crate::{config, signals, system};
 use anyhow::Context as _;
 use sdclr::Machine;
 use sdclr::metrics::GroupRule;
-use sdclr::probe::{ProbeJob, Subject, Weights};
+use sdclr::probe::{ProbeJob, Subject, Weights, matched};
 use sdclr::run_dir::RunDir;
 use sdclr_data::Dataset;
+use sdclr_data::source::has_parts;
 use sdclr_data::splits::SplitFamily;
 use sdclr_records::names::{Part, Precision, Protocol};
+use sdclr_records::results::{ImagesRecord, ProbeData};
 use sdclr_records::{ProbeConfig, ProbeResult, RunConfig};
 use sdclr_report::{result_table, tail_line};
+use std::path::Path;
 use std::process::ExitCode;
 
 /// Probes, writes the result into the run and prints it.
@@ -30,8 +33,12 @@ pub fn run(command: EvalCommand, context: Context) -> anyhow::Result<ExitCode> {
         EvalCommand::FewShot(args) => (Protocol::FewShot, &args.probe),
         EvalCommand::Knn(args) => (Protocol::Knn, &args.probe),
     };
+    if let Some(name) = &probe_args.name {
+        RunDir::check_result_name(name)?;
+    }
     let (run, checkpoint) = config::locate(&probe_args.run)?;
-    let subject = Subject { config: run.config()?, weights: Weights::Trained(checkpoint) };
+    let name = probe_args.name.clone().unwrap_or_else(|| result_name(protocol, &checkpoint));
+    let subject = Subject { config: run.config()?, weights: Weights::Trained(std::path::absolute(checkpoint)?) };
     let mut probe = ProbeConfig::new(protocol, subject.config.data.image_size, probe_args.seed);
     match &command {
         EvalCommand::Linear(args) => apply(&args.classifier, &mut probe),
@@ -39,21 +46,26 @@ pub fn run(command: EvalCommand, context: Context) -> anyhow::Result<ExitCode> {
         EvalCommand::Knn(args) => probe.neighbours = args.neighbours,
     }
     probe.validate()?;
-    let mut images = open(&probe_args.data)?;
+    let mut images = open(&probe_args.data, &context)?;
     if let EvalCommand::FewShot(args) = &command
         && let Some(per_class) = args.per_class
     {
         images.train = draw(&images.train, per_class, probe.seed)?;
+        images.data.train.iter_mut().for_each(|record| record.per_class = Some(per_class));
     }
+    let tail = tail(&probe_args.data, &subject.config, &images.train, &context)?;
+    let (tail, record) = tail.map_or((None, None), |(tail, record)| (Some(tail), Some(record)));
+    images.data.tail = record;
     let stop = signals::install()?;
     let mut progress = Progress::new(context, "");
     let job = ProbeJob {
-        tail: tail(&probe_args.data, &subject.config, &images.train, &context)?,
+        tail,
         subject: &subject,
         probe,
         train: images.train,
         validation: images.validation,
         test: images.test,
+        data: images.data,
         machine: machine(&probe_args.machine)?,
         stop: &stop,
         observer: &mut progress,
@@ -61,8 +73,19 @@ pub fn run(command: EvalCommand, context: Context) -> anyhow::Result<ExitCode> {
     let result = sdclr::probe::probe(job);
     progress.finish();
     match result? {
-        Ok(result) => show(&result, &run, probe_args, context),
-        Err(signal) => Ok(ExitCode::from(signal.exit_code())),
+        Ok(result) => show(&result, &run, &name, context),
+        Err(signal) => {
+            context.note("stopped; no result was written");
+            Ok(ExitCode::from(signal.exit_code()))
+        }
+    }
+}
+
+/// The probe's name, and the checkpoint's where it is not the last one: `knn`, `knn-epoch-100`.
+fn result_name(protocol: Protocol, checkpoint: &Path) -> String {
+    match checkpoint.file_stem().map(|stem| stem.to_string_lossy().into_owned()) {
+        Some(stem) if stem != "last" => format!("{protocol}-{stem}"),
+        _ => protocol.to_string(),
     }
 }
 
@@ -79,39 +102,54 @@ struct Images {
     train: Dataset,
     validation: Option<Dataset>,
     test: Dataset,
+    data: ProbeData,
 }
 
-fn open(args: &ProbeDataArgs) -> anyhow::Result<Images> {
-    let train = config::open_images(&args.data, Part::Train, args.split.clone(), None)?;
+fn open(args: &ProbeDataArgs, context: &Context) -> anyhow::Result<Images> {
+    let (train, train_record) = open_recorded(&args.data, Part::Train, args.split.as_deref())?;
+    let has_parts = has_parts(&args.data)?;
+    if args.test.is_none() && args.test_split.is_none() && !has_parts {
+        let text = format!(
+            "{}: there is no test part, and testing on the images to learn from would say nothing; \
+             give --test or --test-split",
+            args.data.display()
+        );
+        return Err(UsageError(text).into());
+    }
+    let test_source = args.test.as_ref().unwrap_or(&args.data);
+    let (test, test_record) = open_recorded(test_source, Part::Test, args.test_split.as_deref())?;
     let validation = match &args.val_split {
-        Some(split) => Some(config::open_images(&args.data, Part::Train, Some(split.clone()), None)?),
+        Some(split) => Some(open_recorded(&args.data, Part::Train, Some(split))?),
         None => None,
     };
-    let test_source = args.test.as_ref().unwrap_or(&args.data);
-    let test = config::open_images(test_source, Part::Test, args.test_split.clone(), None)?;
-    let n_classes = train.n_classes().ok_or_else(|| {
-        UsageError(format!(
-            "{}: a probe needs labelled images: class folders or a list with labels",
-            args.data.display()
-        ))
-    })?;
-    for (name, other) in [("validation", validation.as_ref()), ("test", Some(&test))] {
-        let Some(other) = other else { continue };
-        let n_other = other.n_classes().ok_or_else(|| UsageError(format!("the {name} images have no labels")))?;
-        if n_other > n_classes {
-            let text = format!("the {name} images have {n_other} classes, those to learn from {n_classes}");
-            return Err(UsageError(text).into());
+    let (validation, validation_record) = validation.unzip();
+    let same_test = !has_parts && same_file(&args.data, test_source);
+    for (name, other) in [("tested", same_test.then_some(&test)), ("validated", validation.as_ref())] {
+        let n_shared = other.map_or(0, |other| train.n_shared_with(other));
+        if n_shared > 0 {
+            context.warn(&format!("{n_shared} of the images that are learned from are {name} on too"));
         }
     }
-    Ok(Images { train, validation, test })
+    let (train_record, test_record) = (Some(train_record), Some(test_record));
+    let data = ProbeData { train: train_record, validation: validation_record, test: test_record, tail: None };
+    Ok(Images { train, validation, test, data })
+}
+
+/// Opens images and says where they are from.
+fn open_recorded(source: &Path, part: Part, split: Option<&Path>) -> anyhow::Result<(Dataset, ImagesRecord)> {
+    let images = config::open_images(source, part, split.map(Path::to_owned), None)?;
+    let split = split.map(std::path::absolute).transpose()?;
+    let part = if has_parts(source)? { part } else { Part::All };
+    Ok((images, ImagesRecord { source: std::path::absolute(source)?, part, split, root: None, per_class: None }))
+}
+
+fn same_file(a: &Path, b: &Path) -> bool {
+    a.canonicalize().ok().zip(b.canonicalize().ok()).is_some_and(|(a, b)| a == b)
 }
 
 fn apply(args: &ClassifierArgs, probe: &mut ProbeConfig) {
     if let Some(epochs) = args.epochs {
-        // The rate falls at the same parts of a shorter or longer training.
-        let rescale = |epoch: &mut usize| *epoch = *epoch * epochs / probe.epochs.max(1);
-        probe.milestones.iter_mut().for_each(rescale);
-        probe.epochs = epochs;
+        probe.set_epochs(epochs);
     }
     probe.batch_size = args.batch_size.unwrap_or(probe.batch_size);
     probe.lr = args.lr.unwrap_or(probe.lr);
@@ -119,31 +157,39 @@ fn apply(args: &ClassifierArgs, probe: &mut ProbeConfig) {
 
 fn draw(images: &Dataset, per_class: usize, seed: u64) -> anyhow::Result<Dataset> {
     let labels: Option<Vec<u32>> = (0..images.len()).map(|position| images.label(position)).collect();
-    let labels = labels.context("few-shot images need labels")?;
+    let labels = labels.context(
+        "the images to learn from have no labels: use class folders, a list with labels or a labelled data set",
+    )?;
     let positions = SplitFamily::new(&labels, seed).balanced(per_class)?;
     Ok(images.select(&positions)?)
 }
 
+/// Class counts of the long tail, the rule that groups by them, and where they are from.
+type Tail = ((Vec<usize>, GroupRule), ImagesRecord);
+
 /// The long tail by which classes are grouped: the given split's, else that of the images the run was trained on.
-fn tail(
-    args: &ProbeDataArgs,
-    run: &RunConfig,
-    train: &Dataset,
-    context: &Context,
-) -> anyhow::Result<Option<(Vec<usize>, GroupRule)>> {
+fn tail(args: &ProbeDataArgs, run: &RunConfig, train: &Dataset, context: &Context) -> anyhow::Result<Option<Tail>> {
     let n_classes = train.n_classes().unwrap_or(0);
-    let counts = match &args.tail {
+    let found = match &args.tail {
         Some(split) => {
-            let images = config::open_images(&args.data, Part::Train, Some(split.clone()), None)?;
-            images.class_counts()
+            let (images, record) = open_recorded(&args.data, Part::Train, Some(split))?;
+            match tail_counts(&images, train) {
+                Ok(counts) => Ok((counts, record)),
+                Err(problem) => return Err(UsageError(format!("--tail {}: {problem}", split.display())).into()),
+            }
         }
         // The training images may have moved since; that costs the groups, not the probe.
-        None => config::open_training_images(run).ok().and_then(|images| images.class_counts()),
+        None => config::open_training_images(run)
+            .map_err(|e| e.to_string())
+            .and_then(|images| Ok((tail_counts(&images, train)?, training_record(run)))),
     };
-    let counts = counts.filter(|counts| counts.len() == n_classes && counts.iter().min() != counts.iter().max());
-    let Some(counts) = counts else {
-        context.note("no Many, Medium and Few: the long tail is unknown (name its split with --tail)");
-        return Ok(None);
+    let (counts, record) = match found {
+        Ok(found) => found,
+        Err(problem) => {
+            let hint = "name its split with --tail";
+            context.note(&format!("no Many, Medium and Few by the run's training images: {problem} ({hint})"));
+            return Ok(None);
+        }
     };
     let rule = match args.groups {
         Some(GroupsArg::Thirds) => GroupRule::Thirds,
@@ -151,17 +197,40 @@ fn tail(
         None if n_classes <= 100 && run.data.image_size <= 64 => GroupRule::Thirds,
         None => GroupRule::IMAGENET,
     };
-    Ok(Some((counts, rule)))
+    Ok(Some(((counts, rule), record)))
 }
 
-fn show(result: &ProbeResult, run: &RunDir, args: &ProbeArgs, context: Context) -> anyhow::Result<ExitCode> {
-    let name = args.name.clone().unwrap_or_else(|| result.protocol.to_string());
-    let path = run.write_result(&name, result)?;
+/// Images of each class to learn from in a long tail, or why it is none.
+fn tail_counts(images: &Dataset, train: &Dataset) -> Result<Vec<usize>, String> {
+    let images = matched(images, train, "of the long tail").map_err(|e| e.to_string())?;
+    let counts = images.class_counts().unwrap_or_default();
+    let n_classes = train.n_classes().unwrap_or(0);
+    if counts.len() != n_classes {
+        return Err(format!("it has {} classes, the images to learn from {n_classes}", counts.len()));
+    }
+    match (counts.iter().min(), counts.iter().max()) {
+        (Some(least), Some(most)) if least == most => {
+            Err(format!("each class has {most} images, which is no long tail"))
+        }
+        _ => Ok(counts),
+    }
+}
+
+fn training_record(run: &RunConfig) -> ImagesRecord {
+    let data = run.data.clone();
+    ImagesRecord { source: data.source, part: data.part, split: data.split, root: data.root, per_class: None }
+}
+
+fn show(result: &ProbeResult, run: &RunDir, name: &str, context: Context) -> anyhow::Result<ExitCode> {
+    let path = run.write_result(name, result)?;
+    if result.n_skipped > 0 {
+        context.warn(&format!("{} broken images are left out", result.n_skipped));
+    }
     if context.json {
         context.print_json(&serde_json::to_value(result)?)?;
         return Ok(ExitCode::SUCCESS);
     }
-    context.print(&result_table(&name, result).to_text())?;
+    context.print(&result_table(name, result).to_text())?;
     if let Some(groups) = &result.groups {
         context.note(&tail_line(&groups.class_counts, &groups.class_groups, &result.class_names));
     }

@@ -4,7 +4,6 @@ use crate::args::PretrainArgs;
 use crate::context::Context;
 use crate::progress::Progress;
 use crate::{config, signals, system};
-use sdclr::Machine;
 use sdclr::pretrain::{Outcome, PretrainJob, pretrain};
 use sdclr::run_dir::{Existing, RunDir};
 use std::process::ExitCode;
@@ -14,26 +13,20 @@ use std::process::ExitCode;
 /// # Errors
 /// A setting, image or folder that does not do, or training that fails.
 pub fn run(args: &PretrainArgs, context: Context) -> anyhow::Result<ExitCode> {
-    let run_config = config::resolve_run(args, &context)?;
-    let dataset = config::open_training_images(&run_config)?;
-    config::check_batch_size(&run_config, &dataset)?;
+    let (run_config, dataset) = config::resolve_run(args, &context)?;
     let existing = match (args.resume, args.overwrite) {
         (true, _) => Existing::Resume,
         (_, true) => Existing::Overwrite,
         _ => Existing::Refuse,
     };
-    // A device that is not there must not cost the run that --overwrite would replace.
-    drop(Machine::of(&run_config, system::level()?).engine()?);
     system::check_disk(&run_config, &args.out)?;
-    let writer = RunDir::create(&args.out, existing, &run_config)?;
-    context.note(&format!("training on {}", dataset.description()));
+    let claim = RunDir::claim(&args.out, existing, &run_config)?;
     let stop = signals::install()?;
     let mut progress = Progress::new(context, "");
     let job = PretrainJob {
         config: &run_config,
         dataset,
-        writer,
-        resume: args.resume,
+        claim,
         level: system::level()?,
         memory_limit: Some(system::memory().1),
         stop: &stop,

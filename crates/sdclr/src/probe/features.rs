@@ -4,12 +4,14 @@ use super::{Halt, Subject, Weights};
 use crate::backend::{self, Machine};
 use crate::checkpoint::Checkpoint;
 use crate::error::Error;
-use crate::signals::StopFlag;
+use crate::progress::Observer;
+use crate::signals::{StopFlag, StopSignal};
 use crate::snapshot;
 use sdclr_data::{Dataset, Loader, LoaderSpec, Order, Shard};
 use sdclr_engine::{ByteBuf, Engine, Rows};
 use sdclr_nn::{Batch, Branch, GradPool, Mode, Model, Pass, PassSpec, Single};
 use sdclr_records::augment::Augmentation;
+use sdclr_records::results::WeightsRecord;
 
 /// Features of a data set, in its order; broken images are left out.
 pub struct Features {
@@ -46,6 +48,8 @@ pub struct Extractor {
     strict: bool,
     workers: usize,
     network: Option<Frozen>,
+    /// Which weights these are; `None` for raw pixels.
+    pub weights: Option<WeightsRecord>,
 }
 
 struct Frozen {
@@ -64,24 +68,36 @@ impl Extractor {
     /// A checkpoint that cannot be read or is of another network, out of memory.
     pub fn new(subject: &Subject, machine: &Machine) -> Result<Self, Error> {
         let (mut engine, data) = (machine.engine()?, &subject.config.data);
-        let network = match &subject.weights {
-            Weights::RawPixels => None,
+        let record = |frozen: &Frozen| WeightsRecord {
+            method: subject.config.method,
+            model: frozen.model.network.name.clone(),
+            checkpoint: None,
+            epoch: 0,
+            step: 0,
+            seed: subject.config.seed,
+        };
+        let (network, weights) = match &subject.weights {
+            Weights::RawPixels => (None, None),
             Weights::Untrained => {
                 let mut frozen = frozen(&mut *engine, subject)?;
                 frozen.model.init(&mut *engine, subject.config.seed);
-                Some(frozen)
+                let record = record(&frozen);
+                (Some(frozen), Some(record))
             }
             Weights::Trained(path) => {
                 let frozen = frozen(&mut *engine, subject)?;
-                snapshot::load_model(&mut *engine, &frozen.model, &Checkpoint::load(path)?)?;
-                Some(frozen)
+                let checkpoint = Checkpoint::load(path)?;
+                snapshot::load_model(&mut *engine, &frozen.model, &checkpoint)?;
+                let (epoch, step) = (checkpoint.state.epoch, checkpoint.state.step);
+                let record = WeightsRecord { checkpoint: Some(path.clone()), epoch, step, ..record(&frozen) };
+                (Some(frozen), Some(record))
             }
         };
         if let Some(frozen) = &network {
             frozen.pass.pack(&mut *engine, &frozen.model);
         }
         let (image_size, max_broken, strict) = (data.image_size, data.max_broken, data.strict);
-        Ok(Self { engine, image_size, max_broken, strict, workers: machine.workers, network })
+        Ok(Self { engine, image_size, max_broken, strict, workers: machine.workers, network, weights })
     }
 
     /// Length of a feature.
@@ -144,16 +160,24 @@ impl Extractor {
         Ok(())
     }
 
-    /// Features of a whole data set in its order.
+    /// Features of a whole data set in its order; `what` it is for stands in the message when it has no whole image.
     ///
     /// # Errors
-    /// Too many broken images, a failed device; a raised `stop`.
-    pub(crate) fn all(&mut self, images: &Dataset, recipe: &Augmentation, stop: &StopFlag) -> Result<Features, Halt> {
+    /// Too many broken images or only such, a failed device; a raised `stop`.
+    pub(crate) fn all(
+        &mut self,
+        images: &Dataset,
+        what: &str,
+        recipe: &Augmentation,
+        stop: &StopFlag,
+        observer: &mut dyn Observer,
+    ) -> Result<Features, Halt> {
         let batch_size = self.network.as_ref().map_or(256, |frozen| frozen.pass.max_batch());
         let mut loader = self.loader(images, recipe, Order::Sequential, 0, batch_size)?;
         let mut features =
             Features { values: Vec::new(), width: self.width(), labels: Vec::new(), positions: Vec::new() };
         features.values.reserve_exact(images.len() * self.width());
+        let mut n_done = 0;
         loader.start_epoch(0, 0);
         while let Some(batch) = loader.next_batch() {
             if let Some(signal) = stop.raised() {
@@ -164,6 +188,11 @@ impl Extractor {
             features.labels.extend_from_slice(&batch.labels);
             features.positions.extend_from_slice(&batch.indices);
             loader.recycle(batch);
+            n_done = (n_done + batch_size).min(images.len());
+            observer.on_features(n_done, images.len());
+        }
+        if features.is_empty() {
+            return Err(Error::NoImages { n: images.len(), what: what.to_owned() }.into());
         }
         Ok(features)
     }
@@ -171,14 +200,15 @@ impl Extractor {
     /// Features of a data set of a subject, as `sdclr embed` writes them; the inner error is the signal that ended it.
     ///
     /// # Errors
-    /// Too many broken images, a failed device.
+    /// Too many broken images or only such, a failed device.
     pub fn embed(
         &mut self,
         images: &Dataset,
         recipe: &Augmentation,
         stop: &StopFlag,
-    ) -> Result<Result<Features, crate::signals::StopSignal>, Error> {
-        match self.all(images, recipe, stop) {
+        observer: &mut dyn Observer,
+    ) -> Result<Result<Features, StopSignal>, Error> {
+        match self.all(images, "to embed", recipe, stop, observer) {
             Ok(features) => Ok(Ok(features)),
             Err(Halt::Stopped(signal)) => Ok(Err(signal)),
             Err(Halt::Failed(error)) => Err(error),
@@ -188,7 +218,7 @@ impl Extractor {
 
 fn frozen(engine: &mut dyn Engine, subject: &Subject) -> Result<Frozen, Error> {
     let network = backend::run_network(&subject.config)?;
-    let largest = network.values.iter().map(|dims| dims.len()).max().unwrap_or(1);
+    let largest = network.values.iter().map(|value| value.dims.len()).max().unwrap_or(1);
     let max_batch = (LARGEST_ACTIVATION / largest).clamp(1, 128);
     let model = Model::new(engine, network)?;
     let until = model.network.feature;

@@ -4,8 +4,8 @@
 //! nearest vote with weight exp(s / 0.07).
 
 use super::features::{Extractor, Features};
-use super::{Halt, ProbeJob, Verdict};
-use sdclr_engine::{Dims, Engine, Span};
+use super::{Halt, LEARN, ProbeJob, TEST, Verdict};
+use sdclr_engine::{Dims, Engine, Role, Span};
 
 /// Wu et al.'s temperature of the votes.
 const VOTE_TEMPERATURE: f32 = 0.07;
@@ -14,11 +14,10 @@ const TRAIN_BLOCK: usize = 8192;
 const TEST_BLOCK: usize = 256;
 
 /// Classifies the test images by votes.
-pub(super) fn vote(job: &mut ProbeJob, n_classes: usize) -> Result<Verdict, Halt> {
-    let mut extractor = Extractor::new(job.subject, &job.machine)?;
-    let recipe = job.probe.augment_test.clone();
-    let mut train = extractor.all(&job.train, &recipe, job.stop)?;
-    let mut test = extractor.all(&job.test, &recipe, job.stop)?;
+pub(super) fn vote(job: &mut ProbeJob, extractor: &mut Extractor, n_classes: usize) -> Result<Verdict, Halt> {
+    let recipe = &job.probe.augment_test;
+    let mut train = extractor.all(&job.train, LEARN, recipe, job.stop, job.observer)?;
+    let mut test = extractor.all(&job.test, TEST, recipe, job.stop, job.observer)?;
     normalise(&mut train);
     normalise(&mut test);
     let neighbours = nearest(&mut *extractor.engine, &train, &test, job.probe.neighbours, job)?;
@@ -33,7 +32,8 @@ pub(super) fn vote(job: &mut ProbeJob, n_classes: usize) -> Result<Verdict, Halt
         })
         .collect();
     let labels = test.labels.iter().map(|&label| label as usize).collect();
-    Ok(Verdict { labels, predictions, n_train: train.len(), best_epoch: None })
+    let n_skipped = job.train.len() - train.len() + job.test.len() - test.len();
+    Ok(Verdict { labels, predictions, n_train: train.len(), n_skipped, best_epoch: None })
 }
 
 fn normalise(features: &mut Features) {
@@ -55,13 +55,13 @@ fn nearest(
     let block = TRAIN_BLOCK.min(train.len());
     let buf = engine.alloc_f32(block * width)?;
     let weights = engine.whole(buf);
-    let x = engine.alloc_act(TEST_BLOCK, Dims { h: 1, w: 1, c: width })?;
+    let x = engine.alloc_act(TEST_BLOCK, Dims { h: 1, w: 1, c: width }, Role::Vector)?;
     let mut found: Vec<Vec<(f32, usize)>> = vec![Vec::new(); test.len()];
-    let mut y = engine.alloc_act(TEST_BLOCK, Dims { h: 1, w: 1, c: block })?;
+    let mut y = engine.alloc_act(TEST_BLOCK, Dims { h: 1, w: 1, c: block }, Role::Vector)?;
     for (i, rows) in train.values.chunks(block * width).enumerate() {
         let n_rows = rows.len() / width;
         if n_rows < block {
-            y = engine.alloc_act(TEST_BLOCK, Dims { h: 1, w: 1, c: n_rows })?;
+            y = engine.alloc_act(TEST_BLOCK, Dims { h: 1, w: 1, c: n_rows }, Role::Vector)?;
         }
         let part: Span = weights.slice(0..rows.len());
         engine.write_f32(part, rows);

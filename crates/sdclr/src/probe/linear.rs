@@ -5,22 +5,20 @@
 
 use super::classifier::Classifier;
 use super::features::{Extractor, Features};
-use super::{Halt, ProbeJob, Verdict};
+use super::{Halt, LEARN, ProbeJob, TEST, VALIDATION, Verdict};
 use crate::error::Error;
 use crate::progress::StepReport;
-use sdclr_data::Order;
+use sdclr_data::{Dataset, Order};
 use sdclr_engine::Engine;
 use sdclr_nn::rng;
 use sdclr_records::ProbeConfig;
 use std::time::Instant;
 
 /// Augmented images through the frozen network, every epoch anew.
-pub(super) fn on_images(job: &mut ProbeJob, n_classes: usize) -> Result<Verdict, Halt> {
-    let mut extractor = Extractor::new(job.subject, &job.machine)?;
+pub(super) fn on_images(job: &mut ProbeJob, extractor: &mut Extractor, n_classes: usize) -> Result<Verdict, Halt> {
     let probe = job.probe.clone();
-    let recipe = &probe.augment_test;
-    let validation = job.validation.as_ref().map(|v| extractor.all(v, recipe, job.stop)).transpose()?;
-    let test = extractor.all(&job.test, recipe, job.stop)?;
+    let validation = validation(job, extractor)?;
+    let test = extractor.all(&job.test, TEST, &probe.augment_test, job.stop, job.observer)?;
     let mut training = Training::new(&mut *extractor.engine, test.width, n_classes, &probe)?;
     let mut loader =
         extractor.loader(&job.train, &probe.augment_train, Order::Shuffled, probe.seed, probe.batch_size)?;
@@ -35,19 +33,27 @@ pub(super) fn on_images(job: &mut ProbeJob, n_classes: usize) -> Result<Verdict,
             training.step(job, &mut *extractor.engine, epoch, steps_per_epoch, &features, &batch.labels)?;
             loader.recycle(batch);
         }
+        if training.n_steps == 0 {
+            return Err(Error::NoImages { n: job.train.len(), what: LEARN.to_owned() }.into());
+        }
         training.look(&mut *extractor.engine, epoch, validation.as_ref())?;
     }
-    training.verdict(&mut *extractor.engine, &test, job.train.len())
+    let n_train = job.train.len() - loader.n_skipped();
+    training.verdict(&mut *extractor.engine, job, n_train, validation.as_ref(), &test)
+}
+
+/// Features of the validation images, if there are any.
+fn validation(job: &mut ProbeJob, extractor: &mut Extractor) -> Result<Option<Features>, Halt> {
+    let Some(images) = &job.validation else { return Ok(None) };
+    Ok(Some(extractor.all(images, VALIDATION, &job.probe.augment_test, job.stop, job.observer)?))
 }
 
 /// Features computed once, standardised by the training features' means and deviations.
-pub(super) fn on_features(job: &mut ProbeJob, n_classes: usize) -> Result<Verdict, Halt> {
-    let mut extractor = Extractor::new(job.subject, &job.machine)?;
+pub(super) fn on_features(job: &mut ProbeJob, extractor: &mut Extractor, n_classes: usize) -> Result<Verdict, Halt> {
     let probe = job.probe.clone();
-    let recipe = &probe.augment_test;
-    let mut train = extractor.all(&job.train, recipe, job.stop)?;
-    let mut validation = job.validation.as_ref().map(|v| extractor.all(v, recipe, job.stop)).transpose()?;
-    let mut test = extractor.all(&job.test, recipe, job.stop)?;
+    let mut train = extractor.all(&job.train, LEARN, &probe.augment_test, job.stop, job.observer)?;
+    let mut validation = validation(job, extractor)?;
+    let mut test = extractor.all(&job.test, TEST, &probe.augment_test, job.stop, job.observer)?;
     let scale = Standardiser::of(&train);
     for features in [Some(&mut train), validation.as_mut(), Some(&mut test)].into_iter().flatten() {
         scale.apply(&mut features.values);
@@ -70,7 +76,7 @@ pub(super) fn on_features(job: &mut ProbeJob, n_classes: usize) -> Result<Verdic
         }
         training.look(engine, epoch, validation.as_ref())?;
     }
-    training.verdict(engine, &test, train.len())
+    training.verdict(engine, job, train.len(), validation.as_ref(), &test)
 }
 
 /// A classifier in training and the best it was.
@@ -136,7 +142,7 @@ impl Training {
     fn look(&mut self, engine: &mut dyn Engine, epoch: usize, validation: Option<&Features>) -> Result<(), Error> {
         self.epoch_loss = (0.0, 0);
         let Some(validation) = validation else { return Ok(()) };
-        if epoch % self.probe.select_every_epochs.max(1) != 0 && epoch != self.probe.epochs {
+        if !epoch.is_multiple_of(self.probe.select_every_epochs.max(1)) && epoch != self.probe.epochs {
             return Ok(());
         }
         let logits = self.classifier.logits(engine, &validation.values)?;
@@ -154,14 +160,24 @@ impl Training {
     }
 
     /// The best epoch's predictions on the test images, or the last's without validation images.
-    fn verdict(self, engine: &mut dyn Engine, test: &Features, n_train: usize) -> Result<Verdict, Halt> {
+    fn verdict(
+        self,
+        engine: &mut dyn Engine,
+        job: &ProbeJob,
+        n_train: usize,
+        validation: Option<&Features>,
+        test: &Features,
+    ) -> Result<Verdict, Halt> {
         if let Some((.., weights)) = &self.best {
             self.classifier.set_weights(engine, weights);
         }
         let logits = self.classifier.logits(engine, &test.values)?;
         let predictions = logits.chunks_exact(self.n_classes).map(argmax).collect();
         let labels = test.labels.iter().map(|&label| label as usize).collect();
-        Ok(Verdict { labels, predictions, n_train, best_epoch: self.best.map(|(_, epoch, _)| epoch) })
+        let n_given = job.train.len() + job.validation.as_ref().map_or(0, Dataset::len) + job.test.len();
+        let n_skipped = n_given - n_train - validation.map_or(0, Features::len) - test.len();
+        let best_epoch = self.best.map(|(_, epoch, _)| epoch);
+        Ok(Verdict { labels, predictions, n_train, n_skipped, best_epoch })
     }
 }
 

@@ -18,7 +18,7 @@ use crate::progress::Observer;
 use crate::signals::{StopFlag, StopSignal};
 use sdclr_data::Dataset;
 use sdclr_records::names::Protocol;
-use sdclr_records::results::RESULT_VERSION;
+use sdclr_records::results::{ProbeData, RESULT_VERSION};
 use sdclr_records::{ProbeConfig, ProbeResult, RunConfig};
 use std::path::PathBuf;
 
@@ -28,6 +28,18 @@ pub struct Subject {
     pub config: RunConfig,
     /// Its weights.
     pub weights: Weights,
+}
+
+impl Subject {
+    /// What a row of a table calls it.
+    #[must_use]
+    pub fn title(&self) -> &'static str {
+        match self.weights {
+            Weights::Trained(_) => self.config.method.title(),
+            Weights::Untrained => "untrained",
+            Weights::RawPixels => "raw pixels",
+        }
+    }
 }
 
 /// Where a subject's weights come from.
@@ -54,6 +66,8 @@ pub struct ProbeJob<'a> {
     pub test: Dataset,
     /// Class counts of the long tail, `[C]`, and the rule that groups by them.
     pub tail: Option<(Vec<usize>, GroupRule)>,
+    /// Where all of these came from, for the record.
+    pub data: ProbeData,
     /// On what.
     pub machine: Machine,
     /// Looked at between batches.
@@ -79,50 +93,82 @@ pub(crate) struct Verdict {
     pub labels: Vec<usize>,
     pub predictions: Vec<usize>,
     pub n_train: usize,
+    pub n_skipped: usize,
     pub best_epoch: Option<usize>,
 }
 
+/// What images are for, as messages say it.
+const LEARN: &str = "to learn from";
+const VALIDATION: &str = "to choose the best epoch on";
+const TEST: &str = "to test on";
+
 /// Examines a subject; the inner error is the signal that ended it early.
 ///
+/// Classes are matched by name where both the images to learn from and the others have names.
+///
 /// # Errors
-/// Images without labels, a checkpoint that does not fit, a failed device.
+/// Bad settings, images without labels or with other classes, a checkpoint that does not fit, a failed device.
 pub fn probe(mut job: ProbeJob<'_>) -> Result<Result<ProbeResult, StopSignal>, Error> {
-    let n_classes = labelled(&job.train, "to learn from")?;
-    for (name, images) in [("validation", job.validation.as_ref()), ("test", Some(&job.test))] {
-        if let Some(images) = images {
-            let n_other = labelled(images, name)?;
-            if n_other > n_classes {
-                return Err(Error::Unfit(format!(
-                    "the {name} images have {n_other} classes, those to learn from {n_classes}"
-                )));
-            }
-        }
+    job.probe.validate()?;
+    let n_classes = labelled(&job.train, LEARN)?;
+    job.test = matched(&job.test, &job.train, TEST)?;
+    job.validation = job.validation.map(|images| matched(&images, &job.train, VALIDATION)).transpose()?;
+    if let Some((counts, _)) = job.tail.as_ref().filter(|(counts, _)| counts.len() != n_classes) {
+        let text = format!("the long tail has {} classes, the images {LEARN} {n_classes}", counts.len());
+        return Err(Error::Unfit(text));
     }
+    let mut extractor = Extractor::new(job.subject, &job.machine)?;
     let verdict = match job.probe.protocol {
-        Protocol::LinearPaper | Protocol::FewShot => linear::on_images(&mut job, n_classes),
-        Protocol::LinearCached | Protocol::RawPixels => linear::on_features(&mut job, n_classes),
-        Protocol::Knn => knn::vote(&mut job, n_classes),
+        Protocol::LinearPaper | Protocol::FewShot => linear::on_images(&mut job, &mut extractor, n_classes),
+        Protocol::LinearCached | Protocol::RawPixels => linear::on_features(&mut job, &mut extractor, n_classes),
+        Protocol::Knn => knn::vote(&mut job, &mut extractor, n_classes),
     };
     match verdict {
-        Ok(verdict) => Ok(Ok(result(&job, n_classes, verdict))),
+        Ok(verdict) => Ok(Ok(result(job, extractor, n_classes, verdict))),
         Err(Halt::Stopped(signal)) => Ok(Err(signal)),
         Err(Halt::Failed(error)) => Err(error),
     }
 }
 
-fn labelled(images: &Dataset, name: &str) -> Result<usize, Error> {
-    images.n_classes().ok_or_else(|| {
-        Error::Unfit(format!("the images {name} have no labels: use class folders, a list with labels or a data set"))
+/// Images with the classes of those to learn from: matched by name where both have names, else at most as many.
+///
+/// `what` they are for stands in the message.
+///
+/// # Errors
+/// [`Error::Unfit`]: no labels, or classes that the others lack.
+pub fn matched(images: &Dataset, train: &Dataset, what: &str) -> Result<Dataset, Error> {
+    const N_LISTED: usize = 5;
+    let n_classes = labelled(train, LEARN)?;
+    let n_own = labelled(images, what)?;
+    let has_names = images.class_names().is_some() && train.class_names().is_some();
+    if !has_names && n_own > n_classes {
+        let text = format!("the images {what} have {n_own} classes, those {LEARN} {n_classes}");
+        return Err(Error::Unfit(text));
+    }
+    images.with_classes_of(train).map_err(|unknown| {
+        let more =
+            if unknown.len() > N_LISTED { format!(" and {} more", unknown.len() - N_LISTED) } else { String::new() };
+        let listed = unknown[..unknown.len().min(N_LISTED)].join(", ");
+        Error::Unfit(format!("the images {what} have classes that those {LEARN} lack: {listed}{more}"))
     })
 }
 
-fn result(job: &ProbeJob, n_classes: usize, verdict: Verdict) -> ProbeResult {
+fn labelled(images: &Dataset, what: &str) -> Result<usize, Error> {
+    images.n_classes().ok_or_else(|| {
+        Error::Unfit(format!(
+            "the images {what} have no labels: use class folders, a list with labels or a labelled data set"
+        ))
+    })
+}
+
+fn result(job: ProbeJob<'_>, extractor: Extractor, n_classes: usize, verdict: Verdict) -> ProbeResult {
     let tail = job.tail.as_ref().map(|(counts, rule)| (counts.as_slice(), *rule));
     let found = metrics::accuracies(&verdict.labels, &verdict.predictions, n_classes, tail);
     ProbeResult {
         version: RESULT_VERSION,
         protocol: job.probe.protocol,
-        subject: job.subject.config.method.to_string(),
+        subject: job.subject.title().to_owned(),
+        weights: extractor.weights,
         top1: found.top1,
         class_accuracy: found.class_accuracy,
         groups: found.groups,
@@ -131,7 +177,9 @@ fn result(job: &ProbeJob, n_classes: usize, verdict: Verdict) -> ProbeResult {
         class_names: job.train.class_names().map(<[String]>::to_vec).unwrap_or_default(),
         n_train: verdict.n_train,
         n_test: verdict.labels.len(),
+        n_skipped: verdict.n_skipped,
         best_epoch: verdict.best_epoch,
         settings: job.probe.settings(),
+        data: job.data,
     }
 }

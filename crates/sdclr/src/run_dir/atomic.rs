@@ -22,11 +22,41 @@ pub fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Resul
     sync_folder(path)
 }
 
+/// Writes several files that belong together: all of them beside their places first, so that a full disk leaves none.
+///
+/// # Errors
+/// The path at fault and what the system says. Once the last file is written, only a rename can fail.
+pub fn write_together(files: &[(&Path, &[u8])]) -> Result<(), (PathBuf, io::Error)> {
+    let mut temporaries = Vec::new();
+    let mut write = || -> Result<(), (PathBuf, io::Error)> {
+        for (path, bytes) in files {
+            let failed = |e| (path.to_path_buf(), e);
+            temporaries.push(temporary_beside(path).map_err(failed)?);
+            let temporary = &temporaries[temporaries.len() - 1];
+            write_through(temporary, |file| file.write_all(bytes)).map_err(failed)?;
+        }
+        for ((path, _), temporary) in files.iter().zip(&temporaries) {
+            let renamed = std::fs::rename(temporary, path).and_then(|()| sync_folder(path));
+            renamed.map_err(|e| (path.to_path_buf(), e))?;
+        }
+        Ok(())
+    };
+    let written = write();
+    if written.is_err() {
+        // The first error is the one worth reporting; some of the files may never have been made.
+        temporaries.iter().for_each(|temporary| drop(std::fs::remove_file(temporary)));
+    }
+    written
+}
+
 /// An I/O error in words, with what to do where that is known.
 pub fn describe_io(error: &io::Error) -> String {
     let advice = match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             "the disk is full; free some space there, or choose a folder on another disk"
+        }
+        io::ErrorKind::FileTooLarge => {
+            "the file is larger than the file system or a limit (ulimit -f) allows; raise the limit, or choose a folder on another disk"
         }
         io::ErrorKind::PermissionDenied => "no permission; choose a folder that you may write to",
         io::ErrorKind::ReadOnlyFilesystem => "the file system is read-only; choose a folder on another one",

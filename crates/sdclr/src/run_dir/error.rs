@@ -32,11 +32,25 @@ pub enum RunDirError {
         /// The folder.
         path: PathBuf,
     },
-    /// Asked to overwrite or resume something else.
+    /// Asked to read something else.
     #[error("{path}: not a run directory (it has no config.toml)")]
     NotARun {
         /// The folder.
         path: PathBuf,
+    },
+    /// Asked to overwrite or resume something else.
+    #[error(
+        "{path}: not a run directory (it is not empty and has no config.toml), so it is left alone; choose another --out"
+    )]
+    Foreign {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A name that is no file name.
+    #[error("--name {name:?}: must be a file name: no slashes, no dot at its beginning")]
+    BadName {
+        /// The name.
+        name: String,
     },
     /// The path is a file.
     #[error("{path}: not a folder; name a folder that is empty or does not exist")]

@@ -51,8 +51,8 @@ fn a_folder_that_is_not_empty_is_refused() {
     let dir = folder();
     std::fs::write(dir.path().join("holiday.jpg"), "").expect("writes");
     check_refused(dir.path(), Existing::Refuse, "--resume");
-    check_refused(dir.path(), Existing::Overwrite, "not a run directory");
-    check_refused(dir.path(), Existing::Resume, "not a run directory");
+    check_refused(dir.path(), Existing::Overwrite, "left alone");
+    check_refused(dir.path(), Existing::Resume, "left alone");
     assert!(dir.path().join("holiday.jpg").exists());
     assert!(!dir.path().join(LOCK_FILE).exists(), "nothing half-written");
     check_refused(&dir.path().join("holiday.jpg"), Existing::Refuse, "not a folder");
@@ -124,20 +124,112 @@ fn resuming_allows_other_threads_but_not_another_method() {
     changed.train.threads = 3;
     changed.train.device = sdclr_records::names::Device::Cpu;
     drop(RunDir::create(dir.path(), Existing::Resume, &changed).expect("resumable"));
+    changed.data.source = "moved".into();
+    drop(RunDir::create(dir.path(), Existing::Resume, &changed).expect("its images are compared later"));
     changed.train.temperature = 0.5;
     let message = RunDir::create(dir.path(), Existing::Resume, &changed).expect_err("changed").to_string();
     assert!(message.contains("train.temperature = 0.2, not 0.5"), "{message}");
     create(&dir.path().join("new"), Existing::Resume).expect("begins where there is nothing");
 }
 
+/// Every file below a folder with its content.
+fn contents(root: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(root).expect("there") {
+        let path = entry.expect("there").path();
+        match path.is_dir() {
+            true => found.extend(contents(&path)),
+            false => found.push((path.clone(), std::fs::read(&path).expect("reads"))),
+        }
+    }
+    found.sort();
+    found
+}
+
 #[test]
-fn half_written_checkpoints_are_swept_away() {
+fn a_claim_that_is_given_up_leaves_everything_as_it_was() {
+    let dir = folder();
+    let claim = |root: &Path, existing| RunDir::claim(root, existing, &config()).expect("free");
+    let fresh = dir.path().join("a/b/c");
+    let held = claim(&fresh, Existing::Refuse);
+    check_refused(&fresh, Existing::Refuse, "another process is writing");
+    assert!(!held.resumes());
+    drop(held);
+    assert_eq!(std::fs::read_dir(dir.path()).expect("there").count(), 0, "no folder, no lock");
+    let run = dir.path().join("run");
+    let mut writer = create(&run, Existing::Refuse).expect("new");
+    writer.append_metric(&line(1)).expect("appends");
+    drop(writer);
+    let before = contents(&run);
+    for existing in [Existing::Overwrite, Existing::Resume] {
+        let claim = claim(&run, existing);
+        assert_eq!(claim.resumes(), existing == Existing::Resume);
+        drop(claim);
+        assert_eq!(contents(&run), before, "{existing:?}");
+    }
+}
+
+#[test]
+fn what_a_kill_before_the_beginning_leaves_is_no_obstacle() {
+    let dir = folder();
+    std::fs::create_dir(dir.path().join("checkpoints")).expect("makes");
+    std::fs::write(dir.path().join(LOCK_FILE), "").expect("writes");
+    let leftover = dir.path().join(".config.toml.123.tmp");
+    std::fs::write(&leftover, "half").expect("writes");
+    drop(create(dir.path(), Existing::Refuse).expect("as good as empty"));
+    assert!(!leftover.exists());
+    let other = folder();
+    std::fs::write(other.path().join(".profile.tmp"), "mine").expect("writes");
+    check_refused(other.path(), Existing::Refuse, "not empty");
+}
+
+#[test]
+fn half_written_files_are_swept_away() {
     let dir = folder();
     drop(create(dir.path(), Existing::Refuse).expect("new"));
-    let leftover = dir.path().join("checkpoints/.last.safetensors.123.tmp");
-    std::fs::write(&leftover, "half").expect("writes");
+    let result = dir.path().join("results/.knn.json.123.tmp");
+    std::fs::create_dir(dir.path().join("results")).expect("makes");
+    let leftovers = [dir.path().join("checkpoints/.last.safetensors.123.tmp"), dir.path().join(".skipped.csv.7.tmp")];
+    for path in leftovers.iter().chain([&result]) {
+        std::fs::write(path, "half").expect("writes");
+    }
     drop(create(dir.path(), Existing::Resume).expect("a run"));
-    assert!(!leftover.exists());
+    leftovers.iter().for_each(|path| assert!(!path.exists(), "{path:?}"));
+    assert!(result.exists(), "a probe may be writing it");
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(120);
+    std::fs::File::options().append(true).open(&result).and_then(|file| file.set_modified(old)).expect("sets");
+    drop(create(dir.path(), Existing::Resume).expect("a run"));
+    assert!(!result.exists());
+}
+
+#[test]
+fn skipped_images_of_all_sittings_are_listed() {
+    let dir = folder();
+    let note = |existing, name: &str| {
+        let mut writer = create(dir.path(), existing).expect("a run");
+        writer.write_skipped().expect("nothing to write");
+        writer.note_skipped([(name.to_owned(), "cut, \"short\"\nearly".to_owned())]);
+        writer.write_skipped().expect("writes");
+        writer.n_skipped()
+    };
+    assert_eq!(note(Existing::Refuse, "a \"b\".jpg"), 1);
+    assert_eq!(note(Existing::Resume, "c.jpg"), 2);
+    assert_eq!(note(Existing::Resume, "c.jpg"), 2);
+    let text = std::fs::read_to_string(dir.path().join("skipped.csv")).expect("there");
+    let reason = "\"cut, \"\"short\"\" early\"";
+    assert_eq!(text, format!("image,reason\n\"a \"\"b\"\".jpg\",{reason}\n\"c.jpg\",{reason}\n"));
+}
+
+#[test]
+fn files_that_belong_together_appear_together_or_not_at_all() {
+    let dir = folder();
+    let (a, b) = (dir.path().join("a.csv"), dir.path().join("missing/b.npy"));
+    let (path, _) = write_together(&[(&a, b"1"), (&b, b"2")]).expect_err("no folder");
+    assert_eq!(path, b);
+    assert_eq!(std::fs::read_dir(dir.path()).expect("there").count(), 0);
+    let b = dir.path().join("b.npy");
+    write_together(&[(&a, b"1"), (&b, b"2")]).expect("writes");
+    assert_eq!(contents(dir.path()), [(a, b"1".to_vec()), (b, b"2".to_vec())]);
 }
 
 #[test]
@@ -180,9 +272,16 @@ fn results_are_listed_by_name() {
         class_names: Vec::new(),
         n_train: 10,
         n_test: 2,
+        n_skipped: 0,
+        weights: None,
+        data: Default::default(),
         best_epoch: None,
         settings: [("neighbours".to_owned(), 20.into())].into(),
     };
+    for name in ["", "a/b", "..", ".hidden", "a\\b"] {
+        let message = writer.dir().write_result(name, &result).expect_err("bad name").to_string();
+        assert!(message.contains("must be a file name"), "{message}");
+    }
     for name in ["linear", "knn"] {
         writer.dir().write_result(name, &result).expect("writes");
     }

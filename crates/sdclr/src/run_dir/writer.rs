@@ -1,33 +1,24 @@
-//! The one process that trains into a run directory: making the folder, its lock, and the files that grow.
+//! The one process that trains into a run directory: the files that grow.
 
-use super::{Existing, LOCK_FILE, RUN_FILES, RUN_FOLDERS, RunDir, RunDirError, write_atomic};
-use sdclr_records::{MetricLine, RunConfig};
-use std::fs::{File, OpenOptions, TryLockError};
+use super::{RunDir, RunDirError, write_atomic};
+use sdclr_records::MetricLine;
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
-use std::path::{Path, PathBuf};
-
-/// Keys that may differ when a run is resumed: they change how fast and how often, not what is computed.
-/// Bit-identical results still need the same number of threads.
-const RESUMABLE_KEYS: &[&str] = &[
-    "data.source",
-    "data.split",
-    "data.workers",
-    "train.device",
-    "train.threads",
-    "train.log_every_steps",
-    "train.checkpoint_every_epochs",
-    "train.keep_every_epochs",
-    "prune.mask_save_every_epochs",
-];
+use std::path::Path;
 
 /// A run directory that this process alone writes to, until it is dropped.
 #[derive(Debug)]
 pub struct RunWriter {
-    dir: RunDir,
-    metrics: File,
-    log: File,
+    pub(super) dir: RunDir,
+    pub(super) metrics: File,
+    pub(super) log: File,
+    /// Broken images, earlier sittings' included: why each was skipped, by name.
+    pub(super) skipped: BTreeMap<String, String>,
+    /// Whether some of them are not written yet.
+    pub(super) has_unwritten_skipped: bool,
     /// Holds the lock; the system releases it when the process ends, however it ends.
-    _lock: File,
+    pub(super) _lock: Option<File>,
 }
 
 impl RunWriter {
@@ -83,130 +74,55 @@ impl RunWriter {
         writeln!(self.log, "{message}").map_err(|e| RunDirError::write(&path, e))
     }
 
-    /// Writes `skipped.csv`: each broken image and why it was skipped.
+    /// Number of broken images noted so far, earlier sittings' included.
+    pub fn n_skipped(&self) -> usize {
+        self.skipped.len()
+    }
+
+    /// Notes broken images, each with why it was skipped; [`Self::write_skipped`] writes them.
+    pub fn note_skipped(&mut self, skipped: impl IntoIterator<Item = (String, String)>) {
+        // One line an image, whatever its name or the decoder's words.
+        let one_line = |text: String| text.replace(['\n', '\r'], " ");
+        self.has_unwritten_skipped = true;
+        self.skipped.extend(skipped.into_iter().map(|(name, reason)| (one_line(name), one_line(reason))));
+    }
+
+    /// Writes `skipped.csv`: each broken image and why it was skipped. Nothing is written where nothing was noted since.
     ///
     /// # Errors
     /// [`RunDirError::Write`].
-    pub fn write_skipped(&self, skipped: &[(String, String)]) -> Result<(), RunDirError> {
+    pub fn write_skipped(&mut self) -> Result<(), RunDirError> {
+        if !self.has_unwritten_skipped {
+            return Ok(());
+        }
         let path = self.dir.root.join("skipped.csv");
         let quote = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
         let written = write_atomic(&path, |file| {
             writeln!(file, "image,reason")?;
-            skipped.iter().try_for_each(|(image, reason)| writeln!(file, "{},{}", quote(image), quote(reason)))
+            self.skipped.iter().try_for_each(|(image, reason)| writeln!(file, "{},{}", quote(image), quote(reason)))
         });
-        written.map_err(|e| RunDirError::write(&path, e))
+        written.map_err(|e| RunDirError::write(&path, e))?;
+        self.has_unwritten_skipped = false;
+        Ok(())
     }
 }
 
-/// See [`RunDir::create`].
-pub(super) fn create(root: &Path, existing: Existing, config: &RunConfig) -> Result<RunWriter, RunDirError> {
-    let dir = RunDir { root: root.to_owned() };
-    let occupied = is_occupied(root)?;
-    let is_run = dir.config_path().is_file();
-    match existing {
-        Existing::Refuse if occupied => {
-            return Err(RunDirError::NotEmpty { path: root.to_owned() });
-        }
-        Existing::Overwrite | Existing::Resume if occupied && !is_run => {
-            return Err(RunDirError::NotARun { path: root.to_owned() });
-        }
-        _ => {}
-    }
-    std::fs::create_dir_all(root).map_err(|e| RunDirError::write(root, e))?;
-    let lock = lock(root)?;
-    match existing {
-        // Looked at again under the lock: another process may have begun a run in between.
-        Existing::Refuse if is_occupied(root)? => {
-            return Err(RunDirError::NotEmpty { path: root.to_owned() });
-        }
-        Existing::Overwrite if occupied => delete_run(root)?,
-        Existing::Resume if is_run => check_resumable(&dir, config)?,
-        _ => {}
-    }
-    let checkpoints = root.join("checkpoints");
-    std::fs::create_dir_all(&checkpoints).map_err(|e| RunDirError::write(&checkpoints, e))?;
-    remove_leftovers(&checkpoints)?;
-    let path = dir.config_path();
-    let text = format!(
-        "# Every setting of this run of sdclr {}. Run it again: sdclr pretrain --config config.toml --out NEW\n{}",
-        env!("CARGO_PKG_VERSION"),
-        config.to_toml()
-    );
-    write_atomic(&path, |file| file.write_all(text.as_bytes())).map_err(|e| RunDirError::write(&path, e))?;
-    let (metrics, log) = (append_to(&dir.metrics_path())?, append_to(&root.join("log.txt"))?);
-    Ok(RunWriter { dir, metrics, log, _lock: lock })
-}
-
-/// Whether the folder holds anything but a lock left behind.
-fn is_occupied(root: &Path) -> Result<bool, RunDirError> {
-    match std::fs::read_dir(root) {
-        Ok(entries) => {
-            for entry in entries {
-                let entry = entry.map_err(|e| RunDirError::read(root, e))?;
-                if entry.file_name() != LOCK_FILE {
-                    return Ok(true);
-                }
-            }
-            Ok(false)
-        }
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
-        Err(e) if e.kind() == ErrorKind::NotADirectory => Err(RunDirError::NotAFolder { path: root.to_owned() }),
-        Err(e) => Err(RunDirError::read(root, e)),
-    }
-}
-
-fn lock(root: &Path) -> Result<File, RunDirError> {
-    let path = root.join(LOCK_FILE);
-    let file = append_to(&path)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(RunDirError::Locked { path: root.to_owned() }),
-        // Some network file systems have no locks; training there is better than not at all.
-        Err(TryLockError::Error(e)) if e.kind() == ErrorKind::Unsupported => Ok(file),
-        Err(TryLockError::Error(e)) => Err(RunDirError::write(&path, e)),
-    }
-}
-
-fn check_resumable(dir: &RunDir, config: &RunConfig) -> Result<(), RunDirError> {
-    let differences = dir.config()?.differences(config);
-    let fixed = differences.iter().filter(|(key, ..)| !RESUMABLE_KEYS.contains(&key.as_str()));
-    let changes: Vec<String> = fixed.map(|(key, old, new)| format!("{key} = {old}, not {new}")).collect();
-    if changes.is_empty() {
-        return Ok(());
-    }
-    Err(RunDirError::ConfigChanged { path: dir.root.clone(), change: changes.join(", ") })
-}
-
-/// Deletes a run's files, the config last, so that what a kill leaves is still recognised as a run.
-fn delete_run(root: &Path) -> Result<(), RunDirError> {
-    let missing_is_fine = |path: PathBuf, result: std::io::Result<()>| match result {
-        Err(e) if e.kind() != ErrorKind::NotFound => Err(RunDirError::write(&path, e)),
-        _ => Ok(()),
+/// The rows of `skipped.csv` by image name; none if there is no such file.
+pub(super) fn read_skipped(dir: &RunDir) -> Result<BTreeMap<String, String>, RunDirError> {
+    let path = dir.root.join("skipped.csv");
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        Err(e) => return Err(RunDirError::read(&path, e)),
     };
-    for folder in RUN_FOLDERS {
-        let path = root.join(folder);
-        let result = std::fs::remove_dir_all(&path);
-        missing_is_fine(path, result)?;
-    }
-    for file in RUN_FILES.iter().rev() {
-        let path = root.join(file);
-        let result = std::fs::remove_file(&path);
-        missing_is_fine(path, result)?;
-    }
-    Ok(())
+    // Written by `write_skipped`: two quoted fields a line.
+    let row = |line: &str| {
+        let (name, reason) = line.strip_prefix('"')?.strip_suffix('"')?.split_once("\",\"")?;
+        Some((name.replace("\"\"", "\""), reason.replace("\"\"", "\"")))
+    };
+    Ok(text.lines().skip(1).filter_map(row).collect())
 }
 
-/// Deletes half-written checkpoints of a process that was killed.
-fn remove_leftovers(checkpoints: &Path) -> Result<(), RunDirError> {
-    for entry in std::fs::read_dir(checkpoints).map_err(|e| RunDirError::read(checkpoints, e))? {
-        let path = entry.map_err(|e| RunDirError::read(checkpoints, e))?.path();
-        if path.extension().is_some_and(|extension| extension == "tmp") {
-            std::fs::remove_file(&path).map_err(|e| RunDirError::write(&path, e))?;
-        }
-    }
-    Ok(())
-}
-
-fn append_to(path: &Path) -> Result<File, RunDirError> {
+pub(super) fn append_to(path: &Path) -> Result<File, RunDirError> {
     OpenOptions::new().create(true).append(true).open(path).map_err(|e| RunDirError::write(path, e))
 }

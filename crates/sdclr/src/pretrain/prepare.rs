@@ -1,0 +1,173 @@
+//! Everything of a pre-training run that can fail before it begins: the run directory is not touched by any of it.
+
+use super::{Position, PretrainJob};
+use crate::backend::{self, Machine};
+use crate::checkpoint::Checkpoint;
+use crate::error::Error;
+use crate::learner::{Learner, LearnerSpec};
+use crate::run_dir::CheckpointName;
+use crate::snapshot;
+use sdclr_data::{Dataset, Loader, LoaderSpec, Order, Shard};
+use sdclr_nn::mask::MaskStats;
+use sdclr_nn::{Model, Schedule, Single};
+use sdclr_records::RunConfig;
+use sdclr_records::augment::Augmentation;
+use sdclr_records::checkpoint::{CheckpointState, DataMark};
+use std::path::Path;
+
+/// A run that can begin.
+pub(super) struct Prepared {
+    pub learner: Learner,
+    pub loader: Loader,
+    pub schedule: Schedule,
+    pub n_steps: u64,
+    pub data: DataMark,
+    /// Where the checkpoint that it goes on from stood; `None` from the beginning.
+    pub at: Option<Position>,
+    pub mask: Option<MaskStats>,
+}
+
+impl Prepared {
+    /// Plans the buffers, starts the loader, and draws the weights or restores them from the last checkpoint.
+    pub fn new(job: &PretrainJob<'_>) -> Result<Self, Error> {
+        let config = job.config;
+        config.validate()?;
+        check_batch_size(config, &job.dataset)?;
+        let learner = Learner::new(
+            Machine::of(config, job.level).engine()?,
+            Box::new(Single),
+            backend::run_network(config)?,
+            &LearnerSpec {
+                method: config.method,
+                max_batch: config.train.batch_size,
+                temperature: config.train.temperature as f32,
+                optimizer: backend::optimizer(&config.optimizer),
+            },
+        )?;
+        let loader = Loader::new(job.dataset.clone(), loader_spec(config))?;
+        if let Some(limit) = job.memory_limit {
+            check_memory(config, needed_memory(config, &learner, &loader)?, limit)?;
+        }
+        let steps_per_epoch = steps_per_epoch(job.dataset.len(), config.train.batch_size);
+        let data = mark(&job.dataset);
+        let schedule = backend::schedule(config, steps_per_epoch);
+        let n_steps = config.train.epochs as u64 * steps_per_epoch;
+        let mut prepared = Self { learner, loader, schedule, n_steps, data, at: None, mask: None };
+        let last = job.claim.dir().checkpoint_path(CheckpointName::Last);
+        if job.claim.resumes() && last.is_file() {
+            prepared.restore(&last)?;
+        } else {
+            let Learner { engine, model, .. } = &mut prepared.learner;
+            model.init(&mut **engine, config.seed);
+        }
+        Ok(prepared)
+    }
+
+    fn restore(&mut self, path: &Path) -> Result<(), Error> {
+        let checkpoint = Checkpoint::load(path)?;
+        let state = &checkpoint.state;
+        self.check_data(path, state)?;
+        snapshot::restore(&mut self.learner, &checkpoint)?;
+        self.at = Some(position(state));
+        self.mask = state.mask_threshold.map(|threshold| mask_stats(&self.learner.model, threshold as f32));
+        Ok(())
+    }
+
+    /// A run goes on with the images that it began with: the schedule and the order of the images depend on them.
+    fn check_data(&self, path: &Path, state: &CheckpointState) -> Result<(), Error> {
+        let problem = match &state.data {
+            Some(data) if data.n_images != self.data.n_images => {
+                format!("it was trained on {} images, the data set now has {}", data.n_images, self.data.n_images)
+            }
+            Some(data) if data.crc32 != self.data.crc32 => {
+                format!("it was trained on {} other images, by their names, order or content", data.n_images)
+            }
+            _ if state.total_steps != self.n_steps => {
+                format!("it was planned for {} steps, the data set now makes it {}", state.total_steps, self.n_steps)
+            }
+            _ => return Ok(()),
+        };
+        let text = format!(
+            "{}: {problem}; resume with the images that the run began with, or start a new run in another --out",
+            path.display()
+        );
+        Err(Error::Unfit(text))
+    }
+}
+
+fn check_batch_size(config: &RunConfig, dataset: &Dataset) -> Result<(), Error> {
+    let (batch_size, n_images) = (config.train.batch_size, dataset.len());
+    if batch_size <= n_images {
+        return Ok(());
+    }
+    let text = format!("--batch-size {batch_size}: the data set has only {n_images} images; give at most that many");
+    Err(Error::Unfit(text))
+}
+
+/// Bytes that the run takes at its peak, roughly: planned buffers, decoded images and views, and what writing or reading a
+/// checkpoint copies (its tensors, the file's bytes, and one more on the way into the engine).
+fn needed_memory(config: &RunConfig, learner: &Learner, loader: &Loader) -> Result<u64, Error> {
+    let copies = backend::checkpoint_bytes(config)?.saturating_mul(3);
+    Ok((learner.engine.bytes_held() as u64).saturating_add(loader.memory_bytes() as u64).saturating_add(copies))
+}
+
+/// Planned buffers are known before their pages are taken; a run that cannot fit ends here and not in its first step.
+fn check_memory(config: &RunConfig, needed: u64, limit: u64) -> Result<(), Error> {
+    if needed <= limit {
+        return Ok(());
+    }
+    let batch_size = config.train.batch_size;
+    // Buffers grow with the batch but for the weights, so this is on the safe side.
+    let fitting = (batch_size as f64 * limit as f64 / needed as f64 * 0.9) as usize;
+    Err(Error::Unfit(format!(
+        "--batch-size {batch_size} needs {:.1} GB of memory and {:.1} GB are free; try --batch-size {}",
+        needed as f64 / 1e9,
+        limit as f64 / 1e9,
+        fitting.max(2)
+    )))
+}
+
+/// Optimizer steps of an epoch: a last batch of one image is no step.
+fn steps_per_epoch(n_images: usize, batch_size: usize) -> u64 {
+    (n_images / batch_size + usize::from(n_images % batch_size > 1)) as u64
+}
+
+fn mark(dataset: &Dataset) -> DataMark {
+    DataMark { n_images: dataset.len(), crc32: format!("{:08x}", dataset.fingerprint()) }
+}
+
+fn position(state: &CheckpointState) -> Position {
+    Position {
+        epoch: state.epoch,
+        batch: state.batch_in_epoch,
+        step: state.step,
+        epoch_loss: state.epoch_loss_sum,
+        epoch_steps: state.epoch_steps,
+        interval_loss: state.interval_loss_sum,
+        interval_steps: state.interval_steps,
+        elapsed_s: state.elapsed_s,
+    }
+}
+
+/// What the mask that a checkpoint holds kept.
+fn mask_stats(model: &Model, threshold: f32) -> MaskStats {
+    let masks = model.masks();
+    let n_weights = masks.values().map(|(_, mask)| mask.len()).sum();
+    let n_kept = masks.values().flat_map(|(_, mask)| mask).map(|&kept| usize::from(kept)).sum();
+    MaskStats { threshold, n_weights, n_kept }
+}
+
+fn loader_spec(config: &RunConfig) -> LoaderSpec {
+    LoaderSpec {
+        recipe: Augmentation::Contrastive(config.augment.clone()),
+        image_size: config.data.image_size as u32,
+        n_views: 2,
+        batch_size: config.train.batch_size,
+        order: Order::Shuffled,
+        seed: config.seed,
+        workers: config.data.workers,
+        shard: Shard::default(),
+        max_broken_share: config.data.max_broken as f32,
+        strict: config.data.strict,
+    }
+}
