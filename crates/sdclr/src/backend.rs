@@ -48,11 +48,25 @@ impl Machine {
                 self.device
             )));
         }
-        if self.precision == Precision::Bf16 {
-            return Err(Error::Unfit("--precision bf16: this build computes in f32; use --precision auto".into()));
+        let options = CpuOptions { n_threads: self.n_threads(), level: self.level };
+        match self.precision {
+            Precision::Bf16 => bf16(options),
+            Precision::Auto | Precision::F32 => Ok(Box::new(Cpu::new(options)?)),
         }
-        Ok(Box::new(Cpu::new(CpuOptions { n_threads: self.n_threads(), level: self.level })?))
     }
+}
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn bf16(options: CpuOptions) -> Result<Box<dyn Engine>, Error> {
+    match sdclr_engine::CpuBf16::new(options) {
+        Ok(engine) => Ok(Box::new(engine)),
+        Err(error) => Err(Error::Unfit(format!("--precision bf16: {error}"))),
+    }
+}
+
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+fn bf16(_: CpuOptions) -> Result<Box<dyn Engine>, Error> {
+    Err(Error::Unfit("--precision bf16: only on Linux and x86-64 processors with AMX; use --precision f32".into()))
 }
 
 /// The network of a model config with another head.

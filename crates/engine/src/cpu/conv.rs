@@ -44,15 +44,7 @@ pub trait Convolution<E>: Send + Sized {
     fn backward_data(&self, ctx: &mut Context, n: usize, dy: &[E], dx: &mut [E], write: Write);
 
     /// Adds the gradient of the weights to `dw` `[cout, kh, kw, cin]`, where the mask keeps it.
-    fn backward_weight(
-        &self,
-        ctx: &mut Context,
-        n: usize,
-        x: &[E],
-        dy: &[E],
-        dw: &mut [f32],
-        mask: Option<&[u8]>,
-    );
+    fn backward_weight(&self, ctx: &mut Context, n: usize, x: &[E], dy: &[E], dw: &mut [f32], mask: Option<&[u8]>);
 }
 
 /// Which channel of the master weights is a sweep's source and which its destination.
@@ -127,15 +119,7 @@ impl Convolution<f32> for PlannedConv {
 
     /// Each of as many slices as there are members sums its own tasks; slices are added in order, so the result depends
     /// on the number of threads but not on who ran what.
-    fn backward_weight(
-        &self,
-        ctx: &mut Context,
-        n: usize,
-        x: &[f32],
-        dy: &[f32],
-        dw: &mut [f32],
-        mask: Option<&[u8]>,
-    ) {
+    fn backward_weight(&self, ctx: &mut Context, n: usize, x: &[f32], dy: &[f32], dw: &mut [f32], mask: Option<&[u8]>) {
         let sweep = &self.forward.sweep;
         assert_source(sweep, n, x);
         assert!(dy.len() >= n * sweep.dst.len(), "gradient of {} floats for {n} images", dy.len());

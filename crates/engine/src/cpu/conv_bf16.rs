@@ -18,7 +18,9 @@ use super::team::{Shards, Team};
 use crate::element::{Bf16, Element};
 use crate::host::try_zeroed;
 use crate::types::{ConvShape, ConvUse, Dims, EngineError, Write};
-use std::arch::x86_64::{__m512i, _mm512_loadu_si512, _mm512_permutex2var_epi16, _mm512_setzero_si512, _mm512_storeu_si512};
+use std::arch::x86_64::{
+    __m512i, _mm512_loadu_si512, _mm512_permutex2var_epi16, _mm512_setzero_si512, _mm512_storeu_si512,
+};
 
 /// Most bytes of a task's gathered windows, and most of its pixels.
 const TASK_BYTES: usize = 768 << 10;
@@ -307,7 +309,8 @@ impl AmxConv {
         let n_positions = task.n_images * plan.plane.0 * plan.plane.1;
         for (parity, plane) in planes.chunks_exact_mut(plan.channels * plan.row).enumerate() {
             let pixel = |position: usize| {
-                let (image, rest) = (position / (plan.plane.0 * plan.plane.1), position % (plan.plane.0 * plan.plane.1));
+                let (image, rest) =
+                    (position / (plan.plane.0 * plan.plane.1), position % (plan.plane.0 * plan.plane.1));
                 let (r, col) = (task.row + rest / plan.plane.1, rest % plan.plane.1);
                 let y = (r * s + parity / s) as isize - pad;
                 let x = (col * s + parity % s) as isize - pad;
@@ -356,7 +359,8 @@ impl AmxConv {
         let low: [u16; DEPTH] = std::array::from_fn(|i| (i / 2 + i % 2 * DEPTH) as u16);
         let high: [u16; DEPTH] = std::array::from_fn(|i| (ROWS + i / 2 + i % 2 * DEPTH) as u16);
         // SAFETY: both arrays hold 32 values.
-        let (low, high) = unsafe { (_mm512_loadu_si512(low.as_ptr().cast()), _mm512_loadu_si512(high.as_ptr().cast())) };
+        let (low, high) =
+            unsafe { (_mm512_loadu_si512(low.as_ptr().cast()), _mm512_loadu_si512(high.as_ptr().cast())) };
         let pixel = |position: usize| {
             let (image, rest) = (position / (plan.plane.0 * plan.plane.1), position % (plan.plane.0 * plan.plane.1));
             let (r, col) = (rest / plan.plane.1, rest % plan.plane.1);
@@ -450,7 +454,8 @@ fn transpose_32(rows: &mut [__m512i; DEPTH]) {
             high[lane] = (if moves { DEPTH + lane } else { lane + size }) as u16;
         }
         // SAFETY: the arrays hold 32 values; callers have AVX-512 BW.
-        let (low, high) = unsafe { (_mm512_loadu_si512(low.as_ptr().cast()), _mm512_loadu_si512(high.as_ptr().cast())) };
+        let (low, high) =
+            unsafe { (_mm512_loadu_si512(low.as_ptr().cast()), _mm512_loadu_si512(high.as_ptr().cast())) };
         for i in (0..DEPTH).filter(|i| i & size == 0) {
             let (a, b) = (rows[i], rows[i + size]);
             // SAFETY: callers have AVX-512 BW.

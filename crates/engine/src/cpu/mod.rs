@@ -14,8 +14,8 @@ mod elementwise;
 mod simd;
 mod team;
 
-use crate::engine::{Engine, NormApply, NormBackward, NormEval, NormTrain, NtXent, WeightGrad};
 use crate::element::Bf16;
+use crate::engine::{Engine, NormApply, NormBackward, NormEval, NormTrain, NtXent, WeightGrad};
 use crate::host::{HostStore, MapElement, Maps, Select, Vectors, memory_from_store, try_zeroed};
 use crate::scalar;
 use crate::types::{
@@ -355,7 +355,9 @@ impl<E: Compute> Engine for HostEngine<E> {
 
     fn max_pool_forward(&mut self, n: usize, x: Act, y: Act) {
         let (level, i, o) = (self.level, self.store.dims(x), self.store.dims(y));
-        self.per_image::<Maps>(n, y, |store, image, y| elementwise::max_pool(level, store.map(x).image(image), i, y, o));
+        self.per_image::<Maps>(n, y, |store, image, y| {
+            elementwise::max_pool(level, store.map(x).image(image), i, y, o)
+        });
     }
 
     fn max_pool_backward(&mut self, n: usize, x: Act, y: Act, dy: Act, dx: Act, write: Write) {
@@ -508,7 +510,8 @@ impl<E: Compute> Engine for HostEngine<E> {
         self.store.with_vector(dlogits, |store, dlogits| {
             store.with_span(loss, |store, loss| {
                 let c = dlogits.dims().len();
-                let rows = store.vector(logits).images(n).chunks_exact(c).zip(dlogits.images_mut(n).chunks_exact_mut(c));
+                let rows =
+                    store.vector(logits).images(n).chunks_exact(c).zip(dlogits.images_mut(n).chunks_exact_mut(c));
                 for (i, (x, grad)) in rows.enumerate() {
                     loss[i] = dense::cross_entropy_row(x, labels[i] as usize, 1.0 / n as f32, grad);
                 }
