@@ -52,9 +52,9 @@ mod tests {
     fn bf16_rounds_to_nearest_even_and_keeps_what_is_special() {
         let cases = [
             (1.0, 0x3F80),
-            (1.003_906_25, 0x3F80), // half-way between 0x3F80 and 0x3F81: even
-            (1.011_718_75, 0x3F82), // half-way between 0x3F81 and 0x3F82: even
-            (1.003_906_4, 0x3F81),  // just above half-way
+            (1.0 + 1.0 / 256.0, 0x3F80),  // half-way between 0x3F80 and 0x3F81: even
+            (1.0 + 3.0 / 256.0, 0x3F82),  // half-way between 0x3F81 and 0x3F82: even
+            (1.0 + 1.01 / 256.0, 0x3F81), // just above half-way
             (-0.0, 0x8000),
             (f32::INFINITY, 0x7F80),
             (f32::MAX, 0x7F80),

@@ -4,13 +4,12 @@
 //! The kernels are in `correlate` (convolutions), `elementwise` (all that moves memory) and `dense` (matrix products).
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-mod amx;
+mod bf16;
 mod conv;
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-mod conv_bf16;
 mod correlate;
 mod dense;
 mod elementwise;
+mod norm;
 mod simd;
 mod team;
 
@@ -77,10 +76,10 @@ impl Compute for f32 {
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 impl Compute for Bf16 {
-    type Conv = conv_bf16::AmxConv;
+    type Conv = bf16::AmxConv;
     const NAME: &'static str = "bf16 (AMX)";
     fn is_available() -> bool {
-        amx::available()
+        bf16::available()
     }
 }
 
@@ -166,69 +165,6 @@ impl<E: Compute> HostEngine<E> {
             f(store, at, per_chunk.min(len - at), part);
         });
         elementwise::add_partials(partial, self.store.span_mut(sums));
-    }
-
-    fn norm_apply_in<S: Select<E>>(&mut self, n: usize, norm: NormApply) {
-        let (team, level) = (&self.team, self.level);
-        self.store.with::<S, _>(norm.y, |store, y| {
-            let c = y.dims().c;
-            let (x, coef) = (S::get(store, norm.x).images(n), store.span(norm.coef));
-            let residual = norm.residual.map(|r| S::get(store, r).images(n));
-            let per_chunk = (CHUNK / c).max(1) * c;
-            team.for_parts(y.images_mut(n), per_chunk, |chunk, y| {
-                let range = chunk * per_chunk..chunk * per_chunk + y.len();
-                let residual = residual.map(|r| &r[range.clone()]);
-                elementwise::norm_apply(level, &x[range], coef, residual, norm.relu, y);
-            });
-        });
-    }
-
-    fn norm_backward_sums_in<S: Select<E>>(&mut self, n: usize, norm: NormBackward) {
-        let (level, dims) = (self.level, self.store.dims(norm.x));
-        self.summed(n * dims.len(), dims.c, norm.sums, |store, at, len, sums| {
-            let part = |act: Act| &S::get(store, act).data[at..at + len];
-            let gate = norm.gate.map(part);
-            elementwise::norm_backward_sums(level, part(norm.dy), gate, part(norm.x), store.span(norm.coef), sums);
-        });
-    }
-
-    fn norm_backward_apply_in<S: Select<E>>(
-        &mut self,
-        n: usize,
-        norm: NormBackward,
-        count: Option<usize>,
-        dx: Option<Act>,
-        dresidual: Option<(Act, Write)>,
-    ) {
-        let dims = self.store.dims(norm.x);
-        self.need_partial(3 * dims.c);
-        let Self { store, team, level, partial, .. } = self;
-        let constants = &mut partial[..3 * dims.c];
-        elementwise::norm_backward_constants(store.span(norm.coef), store.span(norm.sums), count, constants);
-        let (constants, level, len) = (&*constants, *level, n * dims.len());
-        let mut dx_buf = dx.map(|dx| S::take(store, dx)).unwrap_or_default();
-        let mut dr_buf = dresidual.map(|(dr, _)| S::take(store, dr)).unwrap_or_default();
-        let (has_dx, has_dr) = (dx.is_some(), dresidual.is_some());
-        let (dx_shards, dr_shards) = (Shards::new(&mut dx_buf.data), Shards::new(&mut dr_buf.data));
-        let write = dresidual.map_or(Write::Set, |(_, write)| write);
-        let per_chunk = (CHUNK / dims.c).max(1) * dims.c;
-        team.for_chunks(len.div_ceil(per_chunk), |chunk, _| {
-            let at = chunk * per_chunk;
-            let size = per_chunk.min(len - at);
-            let part = |act: Act| &S::get(store, act).data[at..at + size];
-            let wanted = |has: bool| if has { (at, size) } else { (0, 0) };
-            let ((dx_at, dx_len), (dr_at, dr_len)) = (wanted(has_dx), wanted(has_dr));
-            // SAFETY: chunks are disjoint and each runs once; an empty part stands for an output that is not wanted.
-            let (dx, dr) = unsafe { (dx_shards.part(dx_at, dx_len), dr_shards.part(dr_at, dr_len)) };
-            let gate = norm.gate.map(part);
-            elementwise::norm_backward_apply(level, part(norm.dy), gate, part(norm.x), constants, dx, dr, write);
-        });
-        if let Some(dx) = dx {
-            S::put(store, dx, dx_buf);
-        }
-        if let Some((dr, _)) = dresidual {
-            S::put(store, dr, dr_buf);
-        }
     }
 }
 

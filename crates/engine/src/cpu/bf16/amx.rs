@@ -20,7 +20,9 @@ pub(crate) const BLOCK: usize = 4 * ROWS * ROWS;
 /// Whether this process may use AMX with bf16; asks the operating system the first time.
 pub(crate) fn available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
-    *AVAILABLE.get_or_init(|| super::simd::Level::detect() == super::simd::Level::Avx512 && present() && permitted())
+    *AVAILABLE.get_or_init(|| {
+        super::super::simd::Level::detect() == super::super::simd::Level::Avx512 && present() && permitted()
+    })
 }
 
 /// Amx-bf16 and amx-tile (CPUID leaf 7), tile state enabled by the system (XCR0 bits 17 and 18).
