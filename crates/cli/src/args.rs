@@ -210,13 +210,13 @@ pub struct MachineArgs {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Classifier")]
 pub struct ClassifierArgs {
-    /// Passes over the labelled images [default: linear 30, few-shot 100]
+    /// Passes over the labelled images [default: 100, the paper's linear probe 30]
     #[arg(long, value_name = "N")]
     pub epochs: Option<usize>,
     /// Images a step [default: 128, above 64 pixels 512]
     #[arg(long, value_name = "N")]
     pub batch_size: Option<usize>,
-    /// Learning rate [default: 30]
+    /// Learning rate [default: 30, cached features 0.1]
     #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
     pub lr: Option<f64>,
 }

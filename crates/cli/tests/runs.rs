@@ -45,9 +45,13 @@ fn folder() -> tempfile::TempDir {
 
 /// Starts a run, sends a signal once it has trained a step, and returns how it ended.
 fn interrupt(folder: &Path, out: &str, signal: Signal) -> (Option<i32>, String) {
-    let mut child = pretrain(folder, out).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
+    interrupt_command(pretrain(folder, out), signal)
+}
+
+fn interrupt_command(mut command: Command, signal: Signal) -> (Option<i32>, String) {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
     let mut stderr = BufReader::new(child.stderr.take().expect("piped")).lines().map_while(Result::ok);
-    let first = stderr.find(|line| line.starts_with("epoch "));
+    let first = stderr.find(|line| line.contains("epoch "));
     assert!(first.is_some(), "no progress before the end");
     kill_process(Pid::from_child(&child), signal).expect("is running");
     let rest = stderr.collect::<Vec<_>>().join("\n");
@@ -144,4 +148,16 @@ fn a_trained_run_is_measured_embedded_and_exported() {
     let rows = std::fs::read_to_string(dir.path().join("e.csv")).expect("written");
     assert_eq!(rows.lines().count(), 2001);
     sdclr(&["export", "run", "--out", "b.safetensors", "--branch", "pruned"]);
+}
+
+#[test]
+fn a_stopped_demo_says_how_to_go_on() {
+    let dir = folder();
+    let mut demo = Command::new(cargo_bin("sdclr"));
+    demo.current_dir(dir.path()).args(["demo", "--out", "d", "--epochs", "1000"]);
+    let (code, stderr) = interrupt_command(demo, Signal::TERM);
+    assert_eq!(code, Some(143), "{stderr}");
+    assert!(stderr.contains("sdclr demo") && stderr.contains("simclr --resume"), "{stderr}");
+    let run = RunDir::open(&dir.path().join("d/simclr")).expect("a run");
+    assert!(run.checkpoint_path(CheckpointName::Last).is_file());
 }

@@ -54,9 +54,9 @@ impl Claim {
         Ok(claim)
     }
 
-    /// Whether a run that is there is to go on.
+    /// Whether a run that is there is to go on; there may be none yet.
     pub fn resumes(&self) -> bool {
-        self.existing == Existing::Resume && self.occupied
+        self.existing == Existing::Resume
     }
 
     /// The directory.
