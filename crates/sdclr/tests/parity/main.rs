@@ -12,8 +12,10 @@ use sdclr_nn::{Batch, Branch, GradPool, Mode, Pass, PassSpec, Single};
 
 type MakeEngine = fn() -> Box<dyn Engine>;
 
-const ENGINES: [(&str, MakeEngine); 2] =
-    [("oracle", || Box::new(Oracle::new())), ("cpu", || Box::new(Cpu::new(CpuOptions { n_threads: 2, level: None }).unwrap()))];
+const ENGINES: [(&str, MakeEngine); 2] = [
+    ("oracle", || Box::new(Oracle::new())),
+    ("cpu", || Box::new(Cpu::new(CpuOptions { n_threads: 2, level: None }).unwrap())),
+];
 
 /// One step without an update: outputs of both branches, loss, every gradient, running statistics, evaluation.
 fn check_single_step(name: &str, engine_name: &str, make: MakeEngine) {
