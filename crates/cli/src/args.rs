@@ -63,12 +63,33 @@ pub enum Command {
     Export(ExportArgs),
     /// Say what a data set, a run or a checkpoint is
     Inspect(InspectArgs),
+    /// Measure how fast this machine trains
+    #[command(subcommand)]
+    Bench(BenchCommand),
     /// Say what this machine offers and what will be used
     Doctor,
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
     /// Print the manual page, or write those of all commands
     Man(ManArgs),
+}
+
+/// `sdclr bench …`.
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Time training steps on random images
+    Step(Box<StepBenchArgs>),
+}
+
+/// `sdclr bench step`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example: sdclr bench step --model resnet18 --image-size 32 --batch-size 128 --json")]
+pub struct StepBenchArgs {
+    /// Steps that are timed, after one that is not
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub steps: usize,
+    #[command(flatten)]
+    pub flags: ConfigFlags,
 }
 
 /// `sdclr demo`.
