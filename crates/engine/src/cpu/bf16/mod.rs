@@ -118,13 +118,17 @@ impl Convolution<Bf16> for AmxConv {
         let (partial, taps, cin) = (&ctx.partial[..n_slices * len], self.shape.kernel.pow(2), self.shape.input.c);
         let depth = taps * cin;
         ctx.team.for_parts(dw, depth * PANEL, |panel, dw| {
-            let channels = dw.len() / depth;
-            for (row, j) in (0..depth).flat_map(|row| (0..channels).map(move |j| (row, j))) {
-                let from = ((panel * taps + row / cin) * plan.channels + row % cin) * PANEL + j;
-                let sum: f32 = partial.iter().skip(from).step_by(len).sum();
-                let to = j * depth + row;
-                let keep = mask.is_none_or(|mask| mask[panel * PANEL * depth + to] != 0);
-                dw[to] += if keep { sum } else { 0.0 };
+            let mask = mask.map(|mask| &mask[panel * PANEL * depth..]);
+            for (tap, ci) in (0..taps).flat_map(|tap| (0..cin).map(move |ci| (tap, ci))) {
+                let from = ((panel * taps + tap) * plan.channels + ci) * PANEL;
+                for (j, dw) in dw.chunks_exact_mut(depth).enumerate() {
+                    let at = tap * cin + ci;
+                    let mut sum = 0.0;
+                    for slice in partial.chunks_exact(len) {
+                        sum += slice[from + j];
+                    }
+                    dw[at] += if mask.is_none_or(|mask| mask[j * depth + at] != 0) { sum } else { 0.0 };
+                }
             }
         });
     }

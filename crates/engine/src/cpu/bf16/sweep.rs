@@ -56,31 +56,36 @@ impl PackedSweep {
         (images * rows * self.sweep.grid.1).next_multiple_of(PANEL) * self.row() + 2 * BLOCK
     }
 
+    /// Packs master weights `[cout, kh, kw, cin]`, zeroed where the mask is 0, for this sweep.
     pub fn pack(&mut self, team: &Team, shape: &ConvShape, is_forward: bool, weights: &[f32], mask: Option<&[u8]>) {
-        let (k, cin) = (shape.kernel, shape.input.c);
-        let (src_step, dst_step) = if is_forward { (1, k * k * cin) } else { (k * k * cin, 1) };
         let (depth, c, src_c, steps) = (self.sweep.depth(), self.sweep.dst.c, self.sweep.src.c, self.steps());
+        let (k, cin) = (shape.kernel, shape.input.c);
         let taps = &self.taps;
-        // Where value `d` of a window comes from in the weights of output channel 0.
-        let source = |d: usize| {
-            let (tap, ci) = (d / src_c, d % src_c);
-            let (kh, kw) = (taps.0[tap / taps.1.len()], taps.1[tap % taps.1.len()]);
-            (kh * k + kw) * cin + ci * src_step
+        let value = |at: usize| {
+            let keep = mask.is_none_or(|mask| mask[at] != 0);
+            Bf16::of(if keep { weights[at] } else { 0.0 }).0
+        };
+        // Where depth `d` of channel `j` of a panel lies.
+        let place = |d: usize, j: usize| {
+            d / DEPTH * DEPTH * PANEL + j / ROWS * ROWS * DEPTH + d % DEPTH / 2 * DEPTH + j % ROWS * 2 + d % 2
         };
         team.for_parts(&mut self.packed, steps * DEPTH * PANEL, |panel, part| {
-            for d in (0..steps * DEPTH).step_by(2) {
-                let (step, row) = (d / DEPTH, d % DEPTH / 2);
-                for j in 0..PANEL {
-                    let to = step * DEPTH * PANEL + j / ROWS * ROWS * DEPTH + row * DEPTH + j % ROWS * 2;
-                    for half in 0..2 {
-                        let co = panel * PANEL + j;
-                        part[to + half] = if d + half < depth && co < c {
-                            let from = source(d + half) + co * dst_step;
-                            let keep = mask.is_none_or(|mask| mask[from] != 0);
-                            Bf16::of(if keep { weights[from] } else { 0.0 }).0
-                        } else {
-                            0
-                        };
+            let (first, n) = (panel * PANEL, PANEL.min(c - panel * PANEL));
+            if is_forward {
+                // A channel's weights are contiguous along the depth.
+                for j in 0..n {
+                    for d in 0..depth {
+                        part[place(d, j)] = value((first + j) * depth + d);
+                    }
+                }
+            } else {
+                // A depth's weights are contiguous along the channels.
+                for d in 0..depth {
+                    let (tap, co) = (d / src_c, d % src_c);
+                    let (kh, kw) = (taps.0[tap / taps.1.len()], taps.1[tap % taps.1.len()]);
+                    let from = ((co * k + kh) * k + kw) * cin + first;
+                    for j in 0..n {
+                        part[place(d, j)] = value(from + j);
                     }
                 }
             }
