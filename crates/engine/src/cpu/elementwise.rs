@@ -66,32 +66,61 @@ dispatch! {
 
 dispatch! {
     /// Σg and Σg·x̂ per channel of one chunk, `[2, c]`; g is `dy` where `gate` is positive.
+    ///
+    /// Channels are taken in blocks whose sums stay in registers over all rows; kept in memory, each row would wait for
+    /// the stores of the one before.
     pub(crate) fn norm_backward_sums[T: Element](dy: &[T], gate: Option<&[T]>, x: &[T], coef: &[f32], sums: &mut [f32]) {
         let c = coef.len() / 4;
-        let (mean, inv_std) = (&coef[..c], &coef[c..2 * c]);
-        sums.fill(0.0);
-        let (sum, dot) = sums.split_at_mut(c);
-        let gate = gate.unwrap_or(&[]);
-        for (i, (dy, x)) in dy.chunks_exact(c).zip(x.chunks_exact(c)).enumerate() {
-            if gate.is_empty() {
-                for k in 0..c {
-                    let g = dy[k].get();
-                    sum[k] += g;
-                    dot[k] += g * (x[k].get() - mean[k]);
-                }
-            } else {
-                let y = &gate[i * c..(i + 1) * c];
-                for k in 0..c {
-                    let g = if y[k].get() > 0.0 { dy[k].get() } else { 0.0 };
-                    sum[k] += g;
-                    dot[k] += g * (x[k].get() - mean[k]);
-                }
+        let mut k = 0;
+        while k < c {
+            match c - k {
+                32.. => k += channel_block::<T, 32>(dy, gate, x, coef, sums, k),
+                16.. => k += channel_block::<T, 16>(dy, gate, x, coef, sums, k),
+                4.. => k += channel_block::<T, 4>(dy, gate, x, coef, sums, k),
+                _ => k += channel_block::<T, 1>(dy, gate, x, coef, sums, k),
             }
         }
-        for k in 0..c {
-            dot[k] *= inv_std[k];
+    }
+}
+
+/// Channels `k..k + W` of [`norm_backward_sums`]; returns `W`.
+#[inline(always)]
+fn channel_block<T: Element, const W: usize>(
+    dy: &[T],
+    gate: Option<&[T]>,
+    x: &[T],
+    coef: &[f32],
+    sums: &mut [f32],
+    k: usize,
+) -> usize {
+    let c = coef.len() / 4;
+    let block = |row: &[T]| -> [T; W] { row[k..k + W].try_into().expect("W channels") };
+    let (mut sum, mut dot) = ([0.0f32; W], [0.0f32; W]);
+    let mean: [f32; W] = coef[k..k + W].try_into().expect("W channels");
+    let mut add = |g: [f32; W], x: [T; W]| {
+        for j in 0..W {
+            sum[j] += g[j];
+            dot[j] += g[j] * (x[j].get() - mean[j]);
+        }
+    };
+    match gate {
+        None => {
+            for (dy, x) in dy.chunks_exact(c).zip(x.chunks_exact(c)) {
+                add(block(dy).map(T::get), block(x));
+            }
+        }
+        Some(gate) => {
+            for ((dy, x), y) in dy.chunks_exact(c).zip(x.chunks_exact(c)).zip(gate.chunks_exact(c)) {
+                let (dy, y) = (block(dy), block(y));
+                add(std::array::from_fn(|j| if y[j].get() > 0.0 { dy[j].get() } else { 0.0 }), block(x));
+            }
         }
     }
+    for j in 0..W {
+        sums[k + j] = sum[j];
+        sums[c + k + j] = dot[j] * coef[c + k + j];
+    }
+    W
 }
 
 /// Per-channel constants of batch norm's input gradient: `dx = a·g + b·x + d`.
