@@ -76,8 +76,8 @@ fn run_dir_error<'a>(cause: &'a (dyn std::error::Error + 'static)) -> Option<&'a
 
 /// Whether another --out, --resume, --overwrite or --name is all that is needed.
 fn is_wrong_out(error: &RunDirError) -> bool {
-    use RunDirError::{BadName, Foreign, NotAFolder, NotEmpty};
-    matches!(error, NotEmpty { .. } | Foreign { .. } | NotAFolder { .. } | BadName { .. })
+    use RunDirError::{BadName, Foreign, ForeignConfig, NotAFolder, NotEmpty};
+    matches!(error, NotEmpty { .. } | Foreign { .. } | ForeignConfig { .. } | NotAFolder { .. } | BadName { .. })
 }
 
 /// The error and its causes, each said once, without line breaks.

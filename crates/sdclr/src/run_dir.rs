@@ -17,9 +17,8 @@ use sdclr_records::layers::Layer;
 use sdclr_records::{ProbeResult, RunConfig};
 use std::path::{Path, PathBuf};
 
-/// What a run directory holds; overwriting deletes these and nothing else.
+/// What a run directory holds beside its checkpoints and results; overwriting deletes nothing else.
 const RUN_FILES: &[&str] = &["config.toml", "metrics.jsonl", "log.txt", "skipped.csv", "report.html"];
-const RUN_FOLDERS: &[&str] = &["checkpoints", "results", "probes"];
 const LOCK_FILE: &str = ".lock";
 
 /// What to do about a run that is already there.
@@ -32,6 +31,9 @@ pub enum Existing {
     /// Go on from its last checkpoint; begin where there is nothing.
     Resume,
 }
+
+/// How the config begins that a run writes: it tells a run from a folder whose owner wrote a config by hand.
+const CONFIG_HEADER: &str = "# Every setting of this run of sdclr";
 
 /// The checkpoints of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

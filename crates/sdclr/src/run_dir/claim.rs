@@ -3,8 +3,8 @@
 //! Between the two everything else that can fail is prepared. A claim that is dropped leaves the folder as it found it.
 
 use super::writer::{append_to, read_skipped};
-use super::{Existing, LOCK_FILE, RUN_FILES, RUN_FOLDERS, RunDir, RunDirError, RunWriter, write_atomic};
-use sdclr_records::RunConfig;
+use super::{CONFIG_HEADER, Existing, LOCK_FILE, RUN_FILES, RunDir, RunDirError, RunWriter, write_atomic};
+use sdclr_records::{ProbeResult, RunConfig};
 use std::fs::{File, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -90,7 +90,7 @@ impl Claim {
         // First of all, so that a kill at any later moment leaves what is recognised as a run.
         let path = self.dir.config_path();
         let text = format!(
-            "# Every setting of this run of sdclr {}. Run it again: sdclr pretrain --config config.toml --out NEW\n{}",
+            "{CONFIG_HEADER} {}. Run it again: sdclr pretrain --config config.toml --out NEW\n{}",
             env!("CARGO_PKG_VERSION"),
             config.to_toml()
         );
@@ -117,6 +117,7 @@ impl Claim {
             Existing::Overwrite | Existing::Resume if self.occupied && !self.dir.config_path().is_file() => {
                 Err(RunDirError::Foreign { path: path.clone() })
             }
+            Existing::Overwrite if self.occupied => check_is_run(&self.dir),
             _ => Ok(()),
         }
     }
@@ -185,23 +186,65 @@ fn check_resumable(dir: &RunDir, config: &RunConfig) -> Result<(), RunDirError> 
     Err(RunDirError::ConfigChanged { path: dir.root.clone(), change: changes.join(", ") })
 }
 
-/// Deletes a run's files, the config last, so that what a kill leaves is still recognised as a run.
-fn delete_run(root: &Path) -> Result<(), RunDirError> {
-    let missing_is_fine = |path: PathBuf, result: std::io::Result<()>| match result {
-        Err(e) if e.kind() != ErrorKind::NotFound => Err(RunDirError::write(&path, e)),
-        _ => Ok(()),
-    };
-    for folder in RUN_FOLDERS {
-        let path = root.join(folder);
-        let result = std::fs::remove_dir_all(&path);
-        missing_is_fine(path, result)?;
+/// Checks that the config is one that a run wrote, so that replacing the run destroys nobody else's files.
+fn check_is_run(dir: &RunDir) -> Result<(), RunDirError> {
+    let foreign = |why: String| RunDirError::ForeignConfig { path: dir.root.clone(), why };
+    let path = dir.config_path();
+    let text = std::fs::read_to_string(&path).map_err(|e| foreign(format!("its config.toml cannot be read: {e}")))?;
+    // A run's config may have been edited, then its metrics tell.
+    if !text.starts_with(CONFIG_HEADER) && !dir.metrics_path().is_file() {
+        return Err(foreign("its config.toml was not written by a run".to_owned()));
     }
+    dir.config().map(drop).map_err(|e| foreign(e.to_string()))
+}
+
+/// Deletes the files that a run writes, the config last, so that what a kill leaves is still recognised as a run.
+/// Whatever else lies among them stays, and the folder that it lies in.
+fn delete_run(root: &Path) -> Result<(), RunDirError> {
+    delete_matching(&root.join("checkpoints"), is_checkpoint)?;
+    delete_matching(&root.join("results"), is_result)?;
     for file in RUN_FILES.iter().rev() {
-        let path = root.join(file);
-        let result = std::fs::remove_file(&path);
-        missing_is_fine(path, result)?;
+        delete_file(&root.join(file))?;
     }
     Ok(())
+}
+
+/// Deletes the files of a folder that are a run's, and the folder if nothing is left.
+fn delete_matching(folder: &Path, is_ours: fn(&Path) -> bool) -> Result<(), RunDirError> {
+    let entries = match std::fs::read_dir(folder) {
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(()),
+        entries => entries.map_err(|e| RunDirError::read(folder, e))?,
+    };
+    for entry in entries {
+        let path = entry.map_err(|e| RunDirError::read(folder, e))?.path();
+        if is_ours(&path) || is_leftover(&path) {
+            delete_file(&path)?;
+        }
+    }
+    // A folder that is not empty holds somebody else's files.
+    let _ = std::fs::remove_dir(folder);
+    Ok(())
+}
+
+fn delete_file(path: &Path) -> Result<(), RunDirError> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(RunDirError::write(path, e)),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a file is named as a run names its checkpoints: `last`, `epoch-N` or `mask-N`.
+fn is_checkpoint(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let stem = name.strip_suffix(".safetensors").unwrap_or_default();
+    let number = stem.strip_prefix("epoch-").or_else(|| stem.strip_prefix("mask-"));
+    stem == "last" || number.is_some_and(|n| !n.is_empty() && n.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+/// Whether a file holds a probe's result.
+fn is_result(path: &Path) -> bool {
+    let read = || serde_json::from_str::<ProbeResult>(&std::fs::read_to_string(path).ok()?).ok();
+    path.extension().is_some_and(|extension| extension == "json") && read().is_some()
 }
 
 /// Deletes the half-written files of processes that were killed, those at least this old.

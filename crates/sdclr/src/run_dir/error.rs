@@ -46,6 +46,14 @@ pub enum RunDirError {
         /// The folder.
         path: PathBuf,
     },
+    /// Asked to overwrite something else that has a `config.toml`.
+    #[error("{path}: not a run: {why}; it is left alone; choose another --out")]
+    ForeignConfig {
+        /// The folder.
+        path: PathBuf,
+        /// What is wrong with its config.
+        why: String,
+    },
     /// A name that is no file name.
     #[error("--name {name:?}: must be a file name: no slashes, no dot at its beginning")]
     BadName {

@@ -71,6 +71,54 @@ fn overwriting_deletes_the_run_and_nothing_else() {
 }
 
 #[test]
+fn overwriting_leaves_foreign_files_among_those_of_the_run() {
+    let dir = folder();
+    let put = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::create_dir_all(path.parent().expect("inside")).expect("makes");
+        std::fs::write(path, text).expect("writes");
+    };
+    drop(create(dir.path(), Existing::Refuse).expect("new"));
+    let result = serde_json::to_string(&probe_result()).expect("serializes");
+    let ours = ["last", "epoch-10", "mask-2"].map(|name| format!("checkpoints/{name}.safetensors"));
+    ours.iter().for_each(|name| put(name, "old"));
+    put("results/knn.json", &result);
+    put("skipped.csv", "old");
+    let foreign = [
+        "checkpoints/llama.safetensors",
+        "checkpoints/epoch-best.safetensors",
+        "results/paper.json",
+        "results/table.csv",
+        "probes/mine.txt",
+        "data/photo.jpg",
+    ];
+    foreign.iter().for_each(|name| put(name, "mine"));
+    drop(create(dir.path(), Existing::Overwrite).expect("a run"));
+    for name in foreign {
+        assert_eq!(std::fs::read_to_string(dir.path().join(name)).expect(name), "mine");
+    }
+    let gone = ours.iter().map(String::as_str).chain(["results/knn.json", "skipped.csv"]);
+    gone.for_each(|name| assert!(!dir.path().join(name).exists(), "{name}"));
+}
+
+#[test]
+fn a_folder_with_another_program_s_config_is_not_overwritten() {
+    let by_hand = "[data]\nsource = \"images\"\n";
+    for text in ["", "[build]\njobs = 4\n", "not = [toml", by_hand] {
+        let dir = folder();
+        for name in ["checkpoints/last.safetensors", "results/a.json", "log.txt"] {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().expect("inside")).expect("makes");
+            std::fs::write(path, "mine").expect("writes");
+        }
+        std::fs::write(dir.path().join("config.toml"), text).expect("writes");
+        let before = contents(dir.path());
+        check_refused(dir.path(), Existing::Overwrite, "not a run");
+        assert_eq!(contents(dir.path()), before, "{text:?}");
+    }
+}
+
+#[test]
 fn a_bad_config_destroys_nothing() {
     let dir = folder();
     let mut writer = create(dir.path(), Existing::Refuse).expect("new");
@@ -256,11 +304,8 @@ fn a_full_device_is_recognised_as_a_full_disk() {
     assert!(RunDirError::write(Path::new("metrics.jsonl"), error).to_string().contains("the disk is full"));
 }
 
-#[test]
-fn results_are_listed_by_name() {
-    let dir = folder();
-    let writer = create(dir.path(), Existing::Refuse).expect("new");
-    let result = ProbeResult {
+fn probe_result() -> ProbeResult {
+    ProbeResult {
         version: sdclr_records::results::RESULT_VERSION,
         protocol: sdclr_records::names::Protocol::Knn,
         subject: "SDCLR".to_owned(),
@@ -277,7 +322,14 @@ fn results_are_listed_by_name() {
         data: Default::default(),
         best_epoch: None,
         settings: [("neighbours".to_owned(), 20.into())].into(),
-    };
+    }
+}
+
+#[test]
+fn results_are_listed_by_name() {
+    let dir = folder();
+    let writer = create(dir.path(), Existing::Refuse).expect("new");
+    let result = probe_result();
     for name in ["", "a/b", "..", ".hidden", "a\\b"] {
         let message = writer.dir().write_result(name, &result).expect_err("bad name").to_string();
         assert!(message.contains("must be a file name"), "{message}");
