@@ -18,12 +18,16 @@ const N_EPOCHS: &str = "150";
 
 /// A training of seconds: 40 images of 8 pixels, a narrow network.
 fn pretrain(folder: &Path, out: &str) -> Command {
+    pretrain_for(folder, out, N_EPOCHS)
+}
+
+fn pretrain_for(folder: &Path, out: &str, n_epochs: &str) -> Command {
     let mut command = Command::new(cargo_bin("sdclr"));
     command.current_dir(folder).args(["pretrain", "--out", out, "--data", TRAIN_IMAGES, "--split", "some.npy"]);
     command.args(["--model", "resnet10", "--base-width", "4", "--image-size", "8", "--batch-size", "16"]);
     command.args([
         "--epochs",
-        N_EPOCHS,
+        n_epochs,
         "--lr",
         "0.05",
         "--threads",
@@ -84,9 +88,12 @@ fn a_run_that_was_stopped_or_killed_resumes_to_the_same_end() {
     let dir = folder();
     run_to_end(pretrain(dir.path(), "whole"));
     let expected = outcome(&dir.path().join("whole"));
-    for (signal, code, name) in
-        [(Signal::TERM, Some(143), "term"), (Signal::INT, Some(130), "int"), (Signal::KILL, None, "kill")]
-    {
+    for (signal, code, name) in [
+        (Signal::TERM, Some(143), "term"),
+        (Signal::INT, Some(130), "int"),
+        (Signal::HUP, Some(129), "hup"),
+        (Signal::KILL, None, "kill"),
+    ] {
         let (found, stderr) = interrupt(dir.path(), name, signal);
         assert_eq!(found, code, "{name}: {stderr}");
         assert_eq!(stderr.contains("--resume"), code.is_some(), "{name}: {stderr}");
@@ -96,6 +103,34 @@ fn a_run_that_was_stopped_or_killed_resumes_to_the_same_end() {
         assert!(code.is_none() || stderr.contains("resuming"), "{name}: {stderr}");
         assert!(outcome(&dir.path().join(name)) == expected, "{name}: not the same as without an interruption");
     }
+}
+
+/// Large enough that a step takes longer than it takes to send two signals.
+fn slow_pretrain(folder: &Path, out: &str) -> Command {
+    let mut command = Command::new(cargo_bin("sdclr"));
+    command.current_dir(folder).args(["pretrain", "--out", out, "--data", TRAIN_IMAGES, "--split", "some.npy"]);
+    command.args(["--model", "resnet18", "--image-size", "128", "--batch-size", "40", "--epochs", "100"]);
+    command.args(["--threads", "1"]);
+    command
+}
+
+#[test]
+fn the_first_signal_is_answered_at_once_and_the_second_stops_at_once() {
+    let dir = folder();
+    let mut command = slow_pretrain(dir.path(), "run");
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("starts");
+    let mut stderr = BufReader::new(child.stderr.take().expect("piped")).lines().map_while(Result::ok);
+    stderr.find(|line| line.starts_with("training on")).expect("it begins");
+    let pid = Pid::from_child(&child);
+    kill_process(pid, Signal::INT).expect("is running");
+    let first = stderr.next().expect("an answer");
+    assert_eq!(first, "stopping after this step; press Ctrl-C again to stop at once without a checkpoint");
+    kill_process(pid, Signal::TERM).expect("is running");
+    let rest: Vec<String> = stderr.collect();
+    assert_eq!(rest, ["stopped at once; the last checkpoint stands"]);
+    assert_eq!(child.wait().expect("ends").code(), Some(143));
+    let run = RunDir::open(&dir.path().join("run")).expect("a run");
+    assert!(!run.checkpoint_path(CheckpointName::Last).exists(), "none was written");
 }
 
 #[test]
@@ -148,6 +183,38 @@ fn a_trained_run_is_measured_embedded_and_exported() {
     let rows = std::fs::read_to_string(dir.path().join("e.csv")).expect("written");
     assert_eq!(rows.lines().count(), 2001);
     sdclr(&["export", "run", "--out", "b.safetensors", "--branch", "pruned"]);
+}
+
+#[test]
+fn numbers_that_cannot_be_written_are_printed_and_replaced_ones_are_noted() {
+    let dir = folder();
+    run_to_end(pretrain_for(dir.path(), "run", "1"));
+    let (probe, test) = (TRAIN_IMAGES.replace("train-", "probe-"), TRAIN_IMAGES.replace("train-", "test-"));
+    let eval = |shell: &str, flags: &[&str]| {
+        let mut command = Command::new("sh");
+        command.current_dir(dir.path()).args(["-c", &format!("{shell} exec \"$0\" \"$@\"")]);
+        command.arg(cargo_bin("sdclr")).args(["eval", "knn", "run", "--data", &probe, "--test", &test]);
+        let output = command.args(flags).output().expect("runs");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let full_disk = "trap '' XFSZ; ulimit -f 0;";
+    for flags in [&[][..], &["--json"]] {
+        let (code, stdout, stderr) = eval(full_disk, flags);
+        assert_eq!(code, Some(1), "{stderr}");
+        assert!(stderr.contains("results/knn.json: cannot write"), "{stderr}");
+        assert!(stdout.contains("knn"), "the numbers: {stdout}");
+    }
+    let (code, _, stderr) = eval("", &[]);
+    assert_eq!((code, stderr.contains("replaces")), (Some(0), false), "{stderr}");
+    let (code, _, stderr) = eval("", &["--neighbours", "3", "--json"]);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(stderr.contains("results/knn.json: replaces a result of other settings"), "{stderr}");
+    std::fs::rename(dir.path().join("run/results"), dir.path().join("aside")).expect("moves");
+    std::fs::write(dir.path().join("run/results"), "").expect("writes");
+    let (code, stdout, stderr) = eval("", &[]);
+    assert_eq!((code, stdout.as_str()), (Some(1), ""), "before the work");
+    assert!(stderr.contains("run/results: cannot write"), "{stderr}");
 }
 
 #[test]

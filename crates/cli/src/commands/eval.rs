@@ -5,11 +5,11 @@ use crate::context::Context;
 use crate::exit::UsageError;
 use crate::progress::Progress;
 use crate::{config, signals, system};
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow, bail};
 use sdclr::Machine;
 use sdclr::metrics::GroupRule;
 use sdclr::probe::{ProbeJob, Subject, Weights, matched};
-use sdclr::run_dir::RunDir;
+use sdclr::run_dir::{RunDir, describe_io};
 use sdclr_data::Dataset;
 use sdclr_data::source::has_parts;
 use sdclr_data::splits::SplitFamily;
@@ -17,7 +17,8 @@ use sdclr_records::names::{Part, Precision, Protocol};
 use sdclr_records::results::{ImagesRecord, ProbeData};
 use sdclr_records::{ProbeConfig, ProbeResult, RunConfig};
 use sdclr_report::{result_table, tail_line};
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Probes, writes the result into the run and prints it.
@@ -38,6 +39,7 @@ pub fn run(command: EvalCommand, context: Context) -> anyhow::Result<ExitCode> {
     }
     let (run, checkpoint) = config::locate(&probe_args.run)?;
     let name = probe_args.name.clone().unwrap_or_else(|| result_name(protocol, &checkpoint));
+    check_writable(&run, &name)?;
     let subject = Subject { config: run.config()?, weights: Weights::Trained(std::path::absolute(checkpoint)?) };
     let mut probe = ProbeConfig::new(protocol, subject.config.data.image_size, probe_args.seed);
     match &command {
@@ -221,19 +223,67 @@ fn training_record(run: &RunConfig) -> ImagesRecord {
     ImagesRecord { source: data.source, part: data.part, split: data.split, root: data.root, per_class: None }
 }
 
+/// A result that cannot be written is noticed before the work, not after it; nothing stays behind.
+fn check_writable(run: &RunDir, name: &str) -> anyhow::Result<()> {
+    let path = result_path(run, name);
+    let folder = run.root().join("results");
+    let cannot = |path: &Path, e: &io::Error| anyhow!("{}: cannot write: {}", path.display(), describe_io(e));
+    if path.is_dir() {
+        bail!("{}: cannot write: a folder is in the way; choose another --name", path.display());
+    }
+    let is_new = !folder.exists();
+    std::fs::create_dir_all(&folder).map_err(|e| cannot(&folder, &e))?;
+    let trial = folder.join(format!(".{name}.json.{}.trial", std::process::id()));
+    let written = std::fs::File::create(&trial).and_then(|_| std::fs::remove_file(&trial));
+    if is_new {
+        // An empty folder that stays does no harm.
+        let _ = std::fs::remove_dir(&folder);
+    }
+    written.map_err(|e| cannot(&path, &e))
+}
+
+fn result_path(run: &RunDir, name: &str) -> PathBuf {
+    run.root().join("results").join(format!("{name}.json"))
+}
+
+/// What is lost by writing `result` over the file that is there, if that is more than another try of the same.
+fn replaced(path: &Path, result: &ProbeResult) -> Option<&'static str> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let Ok(old) = serde_json::from_str::<ProbeResult>(&text) else { return Some("a file that is no result") };
+    if old.weights != result.weights {
+        Some("the result of other weights")
+    } else if old.data != result.data {
+        Some("a result on other images")
+    } else {
+        (old.settings != result.settings || old.protocol != result.protocol).then_some("a result of other settings")
+    }
+}
+
+/// Writes the result and prints it; numbers that cannot be written are printed before that is said.
 fn show(result: &ProbeResult, run: &RunDir, name: &str, context: Context) -> anyhow::Result<ExitCode> {
-    let path = run.write_result(name, result)?;
+    let replaced = replaced(&result_path(run, name), result);
+    let written = run.write_result(name, result);
     if result.n_skipped > 0 {
         context.warn(&format!("{} broken images are left out", result.n_skipped));
     }
+    let printed = print(result, name, context);
+    let path = written?;
+    printed?;
+    match replaced {
+        Some(what) => context.note(&format!("{}: replaces {what}; --name keeps both", path.display())),
+        None if context.json => {}
+        None => context.note(&format!("{}: written", path.display())),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print(result: &ProbeResult, name: &str, context: Context) -> anyhow::Result<()> {
     if context.json {
-        context.print_json(&serde_json::to_value(result)?)?;
-        return Ok(ExitCode::SUCCESS);
+        return context.print_json(&serde_json::to_value(result)?);
     }
     context.print(&result_table(name, result).to_text())?;
     if let Some(groups) = &result.groups {
         context.note(&tail_line(&groups.class_counts, &groups.class_groups, &result.class_names));
     }
-    context.note(&format!("{}: written", path.display()));
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
