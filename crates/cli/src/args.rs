@@ -20,9 +20,10 @@ use std::path::PathBuf;
         sdclr pretrain --preset cifar10-lt --data cifar-10-batches-py --split tail.npy --out run\n  \
         sdclr eval linear run --data cifar-10-batches-py\n  \
         sdclr export run --format safetensors --out backbone.safetensors\n\n\
-        Every flag of pretrain can also be set by an environment variable (SDCLR_EPOCHS=50), a config file (--config) \
-        or a preset (--preset); flags win over variables, variables over files, files over presets.\n\n\
-        Exit codes: 0 done, 1 failed, 2 wrong usage, 130 and 143 stopped by Ctrl-C or a kill after writing a checkpoint."
+        The settings of pretrain (not --out, --resume and the like) can also be set by an environment variable \
+        (SDCLR_EPOCHS=50), a config file (--config) or a preset (--preset); flags win over variables, variables over files, files over presets.\n\n\
+        Exit codes: 0 done, 1 failed, 2 wrong usage, 130 and 143 stopped by Ctrl-C or a kill: \
+        after writing a checkpoint, or at once at the second."
 )]
 pub struct Cli {
     /// What to do.

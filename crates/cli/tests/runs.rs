@@ -91,6 +91,7 @@ fn a_run_that_was_stopped_or_killed_resumes_to_the_same_end() {
     for (signal, code, name) in [
         (Signal::TERM, Some(143), "term"),
         (Signal::INT, Some(130), "int"),
+        #[cfg(target_os = "linux")]
         (Signal::HUP, Some(129), "hup"),
         (Signal::KILL, None, "kill"),
     ] {

@@ -12,6 +12,8 @@ pub enum StopSignal {
     Interrupt,
     /// A polite kill: shutdown, a batch system's time limit.
     Terminate,
+    /// The terminal went away.
+    HangUp,
 }
 
 impl StopSignal {
@@ -20,6 +22,7 @@ impl StopSignal {
         match self {
             Self::Interrupt => 2,
             Self::Terminate => 15,
+            Self::HangUp => 1,
         }
     }
 
@@ -28,6 +31,7 @@ impl StopSignal {
         match self {
             Self::Interrupt => 130,
             Self::Terminate => 143,
+            Self::HangUp => 129,
         }
     }
 }
@@ -51,6 +55,7 @@ impl StopFlag {
     pub fn raised(&self) -> Option<StopSignal> {
         match self.0.load(Ordering::Relaxed) {
             0 => None,
+            1 => Some(StopSignal::HangUp),
             2 => Some(StopSignal::Interrupt),
             _ => Some(StopSignal::Terminate),
         }
@@ -74,5 +79,9 @@ mod tests {
         flag.raise(StopSignal::Terminate);
         assert_eq!(seen.raised(), Some(StopSignal::Terminate));
         assert_eq!(seen.raised().map(StopSignal::exit_code), Some(143));
+        for signal in [StopSignal::Interrupt, StopSignal::Terminate, StopSignal::HangUp] {
+            flag.raise(signal);
+            assert_eq!((seen.raised(), signal.exit_code().into()), (Some(signal), 128 + signal.number()));
+        }
     }
 }

@@ -21,7 +21,7 @@ pub fn run(args: &PretrainArgs, context: Context) -> anyhow::Result<ExitCode> {
     };
     system::check_disk(&run_config, &args.out)?;
     let claim = RunDir::claim(&args.out, existing, &run_config)?;
-    let stop = signals::install()?;
+    let stop = signals::install_for_training()?;
     let mut progress = Progress::new(context, "");
     let job = PretrainJob {
         config: &run_config,
