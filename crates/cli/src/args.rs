@@ -21,7 +21,8 @@ use std::path::PathBuf;
         sdclr eval linear run --data cifar-10-batches-py\n  \
         sdclr export run --format safetensors --out backbone.safetensors\n\n\
         The settings of pretrain (not --out, --resume and the like) can also be set by an environment variable \
-        (SDCLR_EPOCHS=50), a config file (--config) or a preset (--preset); flags win over variables, variables over files, files over presets.\n\n\
+        (SDCLR_EPOCHS=50), a config file (--config) or a preset (--preset); flags win over \
+        variables, variables over files, files over presets.\n\n\
         Exit codes: 0 done, 1 failed, 2 wrong usage, 130 and 143 stopped by Ctrl-C or a kill: \
         after writing a checkpoint, or at once at the second."
 )]
@@ -106,7 +107,7 @@ pub struct DemoArgs {
     /// Passes over the images, for each method [default: the demo preset's]
     #[arg(long, value_name = "N")]
     pub epochs: Option<usize>,
-    /// Everything random derives from it [default: the demo preset's]
+    /// Everything random derives from it; the same result with the same number of threads [default: the demo preset's]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
     /// Threads that compute; 0 takes every core

@@ -149,8 +149,25 @@ fn a_resumed_run_needs_no_flags_and_accepts_no_other_settings() {
     assert!(String::from_utf8_lossy(&refused.stderr).contains("train.temperature = 0.2, not 0.5"));
     let done = resume(&[]);
     assert!(done.status.success());
+    let config = || std::fs::read_to_string(dir.path().join("run/config.toml")).expect("there");
+    let before = config();
+    let again = resume(&["--threads", "2", "--workers", "1", "--log-every", "7"]);
+    assert!(again.status.success());
+    assert_eq!(config(), before, "a finished run keeps its description");
     assert!(done.stderr.is_empty(), "quiet: {}", String::from_utf8_lossy(&done.stderr));
     assert!(String::from_utf8_lossy(&done.stdout).contains("trained"));
+}
+
+#[test]
+fn resuming_with_other_threads_says_what_it_costs() {
+    let dir = folder();
+    let (code, stderr) = interrupt(dir.path(), "run", Signal::TERM);
+    assert_eq!(code, Some(143), "{stderr}");
+    let mut resume = Command::new(cargo_bin("sdclr"));
+    resume.current_dir(dir.path()).args(["pretrain", "--out", "run", "--resume", "--threads", "2"]);
+    assert!(run_to_end(resume).contains("note: 2 threads compute, not 1"));
+    let config = std::fs::read_to_string(dir.path().join("run/config.toml")).expect("there");
+    assert!(config.contains("threads = 2"), "{config}");
 }
 
 #[test]
@@ -228,4 +245,38 @@ fn a_stopped_demo_says_how_to_go_on() {
     assert!(stderr.contains("sdclr demo") && stderr.contains("simclr --resume"), "{stderr}");
     let run = RunDir::open(&dir.path().join("d/simclr")).expect("a run");
     assert!(run.checkpoint_path(CheckpointName::Last).is_file());
+}
+
+#[test]
+fn classes_too_few_for_a_draw_or_a_long_tail_are_named() {
+    let dir = folder();
+    run_to_end(pretrain_for(dir.path(), "run", "1"));
+    let png = image::RgbImage::from_pixel(8, 8, image::Rgb([9, 99, 200]));
+    for name in ["ant/1", "ant/2", "ant/3", "bee/1", "bee/2", "bee/3", "cat/1", "cat/2"] {
+        for part in ["train", "test"] {
+            let path = dir.path().join(format!("data/{part}/{name}.png"));
+            std::fs::create_dir_all(path.parent().expect("inside")).expect("makes a folder");
+            png.save(path).expect("writes");
+        }
+    }
+    for part in ["train", "test"] {
+        std::fs::create_dir(dir.path().join(format!("data/{part}/empty"))).expect("makes a folder");
+    }
+    std::fs::write(dir.path().join("tail.txt"), "ant/1.png\nant/2.png\nbee/1.png\n").expect("writes");
+    let eval = |what: &str, flags: &[&str]| {
+        let mut command = Command::new(cargo_bin("sdclr"));
+        command.current_dir(dir.path()).args(["eval", what, "run", "--data", "data"]).args(flags);
+        let output = command.output().expect("runs");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    for (n, expected) in
+        [("0", "--per-class 0: must be at least 1"), ("3", "--per-class 3: class cat has only 2 images")]
+    {
+        let (code, stderr) = eval("few-shot", &["--per-class", n]);
+        assert!(code == Some(2) && stderr.contains(expected), "{code:?} {stderr}");
+    }
+    let (code, stderr) = eval("few-shot", &["--per-class", "2", "--epochs", "1"]);
+    assert_eq!(code, Some(0), "an empty folder is no class: {stderr}");
+    let (code, stderr) = eval("knn", &["--tail", "tail.txt"]);
+    assert!(code == Some(2) && stderr.contains("2 of its classes have images"), "{code:?} {stderr}");
 }

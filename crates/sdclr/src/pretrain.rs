@@ -5,6 +5,7 @@
 
 mod prepare;
 
+use crate::backend::Machine;
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::error::Error;
 use crate::learner::Learner;
@@ -131,7 +132,18 @@ impl<'a> Run<'a> {
         let resumes = job.claim.resumes();
         let Prepared { learner, loader, schedule, n_steps, data, at, mask } = prepared;
         let last = job.claim.dir().checkpoint_path(CheckpointName::Last);
-        let writer = job.claim.begin(job.config)?;
+        let mut kept = job.config.clone();
+        let mut other_threads = None;
+        if let (Some(at), Some(stored)) = (at, job.claim.stored_config()?) {
+            if at.epoch >= job.config.train.epochs {
+                // Nothing is left to compute: what was computed stays described as it was. Only the images may have moved.
+                kept = stored;
+                kept.data.source.clone_from(&job.config.data.source);
+            } else {
+                other_threads = thread_counts(&stored, job.config, job.level);
+            }
+        }
+        let writer = job.claim.begin(&kept)?;
         let mut run = Self {
             config: job.config,
             stop: job.stop,
@@ -157,6 +169,12 @@ impl<'a> Run<'a> {
             }
             None if resumes => run.observer.message("no checkpoint was written yet: starting from the beginning"),
             None => {}
+        }
+        if let Some((before, now)) = other_threads {
+            run.observer.message(&format!(
+                "note: {now} threads compute, not {before}: sums are added in another order, so the result will differ in \
+                 the last digits from an uninterrupted run"
+            ));
         }
         run.writer.truncate_metrics(run.at.step)?;
         run.writer.log(&format!(
@@ -382,4 +400,10 @@ impl<'a> Run<'a> {
         self.note_skipped();
         Ok(self.writer.write_skipped()?)
     }
+}
+
+/// Threads that computed with the stored config and that compute now, where they differ.
+fn thread_counts(stored: &RunConfig, config: &RunConfig, level: Option<Level>) -> Option<(usize, usize)> {
+    let [before, now] = [stored, config].map(|config| Machine::of(config, level).n_threads());
+    (before != now).then_some((before, now))
 }

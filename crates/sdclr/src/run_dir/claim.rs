@@ -64,6 +64,14 @@ impl Claim {
         &self.dir
     }
 
+    /// The config of the run that is to go on; `None` where a run begins.
+    ///
+    /// # Errors
+    /// [`RunDirError::Config`].
+    pub fn stored_config(&self) -> Result<Option<RunConfig>, RunDirError> {
+        if self.resumes() && self.occupied { self.dir.config().map(Some) } else { Ok(None) }
+    }
+
     /// Deletes what is to be replaced, writes the config and opens the files that grow.
     ///
     /// # Errors
@@ -88,13 +96,9 @@ impl Claim {
         // A probe may be writing a result at this moment, which takes milliseconds.
         sweep(&root.join("results"), Duration::from_secs(60))?;
         // First of all, so that a kill at any later moment leaves what is recognised as a run.
-        let path = self.dir.config_path();
-        let text = format!(
-            "{CONFIG_HEADER} {}. Run it again: sdclr pretrain --config config.toml --out NEW\n{}",
-            env!("CARGO_PKG_VERSION"),
-            config.to_toml()
-        );
-        write_atomic(&path, |file| file.write_all(text.as_bytes())).map_err(|e| RunDirError::write(&path, e))?;
+        if self.stored_config()?.as_ref() != Some(config) {
+            self.write_config(config)?;
+        }
         std::fs::create_dir_all(&checkpoints).map_err(|e| RunDirError::write(&checkpoints, e))?;
         let skipped = read_skipped(&self.dir)?;
         let (metrics, log) = (append_to(&self.dir.metrics_path())?, append_to(&root.join("log.txt"))?);
@@ -107,6 +111,16 @@ impl Claim {
             has_unwritten_skipped: false,
             _lock: self.lock.take(),
         })
+    }
+
+    fn write_config(&self, config: &RunConfig) -> Result<(), RunDirError> {
+        let path = self.dir.config_path();
+        let text = format!(
+            "{CONFIG_HEADER} {}. Run it again: sdclr pretrain --config config.toml --out NEW\n{}",
+            env!("CARGO_PKG_VERSION"),
+            config.to_toml()
+        );
+        write_atomic(&path, |file| file.write_all(text.as_bytes())).map_err(|e| RunDirError::write(&path, e))
     }
 
     fn check(&mut self) -> Result<(), RunDirError> {
