@@ -132,6 +132,9 @@ fn list_defects_are_named() {
     };
     check(&["line 1 has a label but line 3 (b.png) has no label"], list("a.png 1\n\nb.png\n"));
     check(&["line 1: label 4294967295 is too large"], list("a.png 4294967295\n"));
+    for (text, label) in [("a.png 0\na.png -1\n", "-1"), ("#\na.png cat\n", "cat"), ("# x\na.png 1.5", "1.5")] {
+        check(&["list.txt: line 2: the label", label, "is not a whole number"], list(text));
+    }
     check(&["none of its 1 files exists", "wrong.png"], list("wrong.png 1\n"));
     check(&["not a text file"], |folder| (write(&folder.join("list.txt"), [0xff, 0xfe, 0]), None));
 }

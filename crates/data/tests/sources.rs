@@ -199,7 +199,56 @@ fn class_folders_give_labels_in_the_order_of_their_names() {
     assert_eq!(labels(&dataset), [0, 1, 1, 2].map(Some));
     assert_eq!(dataset.class_names().unwrap(), ["cat", "dog", "emu"]);
     write(&folder.path().join("loose.png"), &png);
-    assert_eq!(labels(&open(folder.path()).unwrap()), [None; 5]);
+    let dataset = open(folder.path()).unwrap();
+    assert_eq!(labels(&dataset), [None; 5]);
+    let description = dataset.description();
+    assert!(description.contains("without classes, for loose.png lies beside the folders"), "{description}");
+}
+
+#[test]
+fn folders_without_an_image_are_no_classes() {
+    let folder = tempdir().unwrap();
+    let root = folder.path();
+    folder_of(root, &["cat/1.png", "dog/1.png", "__MACOSX/cat/._1.png", "__MACOSX/x.png", ".git/2.png"]);
+    write(&root.join("notes/readme.txt"), b"no image");
+    std::fs::create_dir(root.join("empty")).unwrap();
+    let dataset = open(root).unwrap();
+    assert_eq!(dataset.class_names().unwrap(), ["cat", "dog"]);
+    assert_eq!(dataset.class_counts(), Some(vec![1, 1]));
+}
+
+#[test]
+fn parts_may_differ_in_empty_classes() {
+    let folder = tempdir().unwrap();
+    folder_of(folder.path(), &["train/ant/1.png", "train/bee/1.png", "val/bee/2.png"]);
+    std::fs::create_dir(folder.path().join("val/ant")).unwrap();
+    assert_eq!(labels(&open_part(folder.path(), Part::All)), [0, 1, 1].map(Some));
+    folder_of(folder.path(), &["val/cat/1.png"]);
+    let options = OpenOptions { part: Part::All, ..OpenOptions::default() };
+    let message = Dataset::open(folder.path(), &options).unwrap_err().to_string();
+    assert!(message.contains("different class folders"), "{message}");
+}
+
+#[test]
+#[cfg(unix)]
+fn links_in_a_circle_and_what_is_no_file_are_left_out() {
+    use std::os::unix::fs::symlink;
+    use std::os::unix::net::UnixListener;
+    let folder = tempdir().unwrap();
+    let root = folder.path();
+    folder_of(root, &["cat/1.png", "dog/1.png"]);
+    symlink(root, root.join("cat/up")).unwrap();
+    symlink(root.join("dog/self.d"), root.join("dog/self.d")).unwrap();
+    symlink(root.join("nowhere"), root.join("dog/gone")).unwrap();
+    let _socket = UnixListener::bind(root.join("dog/socket.png")).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(root.join("cat/pipe.png")).status().unwrap();
+    assert!(made.success());
+    assert_eq!(names(&open(root).unwrap()), ["cat/1.png", "dog/1.png"]);
+    let list = write(&root.join("list.txt"), "cat/1.png\ncat/pipe.png\n");
+    let message = open(&list).unwrap().decode(1).unwrap_err().to_string();
+    assert!(message.contains("not a regular file"), "{message}");
+    let message = open(&root.join("cat/pipe.png")).unwrap_err().to_string();
+    assert!(message.contains("neither a file nor a folder"), "{message}");
 }
 
 #[test]
@@ -214,6 +263,10 @@ fn train_and_val_folders_are_parts() {
     assert_eq!(names(&all), ["train/cat/1.png", "train/dog/2.png", "val/cat/3.png", "val/dog/4.png"]);
     assert_eq!(labels(&all), [0, 1, 0, 1].map(Some));
     assert!(all.decode(3).is_ok());
+    for (part, expected) in [(Part::Train, "train"), (Part::Test, "val"), (Part::All, "train and val")] {
+        let description = open_part(folder.path(), part).description();
+        assert!(description.contains(&format!("part {expected} of a folder with parts train, val")), "{description}");
+    }
 }
 
 #[test]
@@ -222,7 +275,7 @@ fn lists_name_their_images_and_labels() {
     let root = folder.path().join("images");
     write(&root.join("my cat.png"), encoded(ImageFormat::Png, 1, 1, [1; 3]));
     write(&root.join("b/dog.png"), encoded(ImageFormat::Png, 1, 1, [2; 3]));
-    let list = write(&root.join("list.txt"), "b/dog.png 7\r\n\nmy cat.png 3\n");
+    let list = write(&root.join("list.txt"), "# path label\nb/dog.png 7\r\n\nmy cat.png 3\n");
     let dataset = open(&list).unwrap();
     assert_eq!(
         (names(&dataset), labels(&dataset)),

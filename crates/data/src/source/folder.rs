@@ -1,5 +1,6 @@
 //! A folder of image files, recursive: class sub-folders give labels, their absence an unlabelled source.
 
+use std::ffi::OsStr;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
@@ -19,22 +20,35 @@ pub struct FolderSource {
     pub(crate) files: Vec<PathBuf>,
     pub(crate) labels: Option<Vec<u32>>,
     pub(crate) class_names: Option<Vec<String>>,
-    pub(crate) kind: &'static str,
+    pub(crate) description: String,
 }
 
 impl FolderSource {
     /// Finds the images below `root`. If every image lies in a sub-folder, the first-level sub-folders are the
-    /// classes, sorted by name. A root with a `train` folder and a `val` or `test` folder is taken as two parts.
+    /// classes, sorted by name; a folder without an image is no class. A root with a `train` folder and a `test` or `val`
+    /// folder is taken as two parts. Whatever is neither a file nor a folder is left out.
     ///
     /// # Errors
     /// If a folder cannot be listed or holds no image.
     pub fn open(root: &Path, part: Part) -> Result<Self, DataError> {
         match parts(root) {
-            Some((train, held_out)) => match part {
-                Part::Train => Self::open_part(&train),
-                Part::Test => Self::open_part(&held_out),
-                Part::All => Self::open_part(&train)?.followed_by(Self::open_part(&held_out)?, root),
-            },
+            Some((train, held_out)) => {
+                let opened = match part {
+                    Part::Train => Self::open_part(&train)?,
+                    Part::Test => Self::open_part(&held_out)?,
+                    Part::All => Self::open_part(&train)?.followed_by(Self::open_part(&held_out)?, root)?,
+                };
+                let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                let used = match part {
+                    Part::Train => name(&train),
+                    Part::Test => name(&held_out),
+                    Part::All => format!("{} and {}", name(&train), name(&held_out)),
+                };
+                let there: Vec<&str> = PARTS.into_iter().filter(|part| root.join(part).is_dir()).collect();
+                let description =
+                    format!("{}, part {used} of a folder with parts {}", opened.description, there.join(", "));
+                Ok(Self { description, ..opened })
+            }
             None => Self::open_part(root),
         }
     }
@@ -45,31 +59,50 @@ impl FolderSource {
             let problem = format!("no images in this folder or below it (looked for {})", EXTENSIONS.join(", "));
             return Err(DataError::format(root, problem));
         }
-        let (labels, class_names) = match classes(root, &files)? {
-            Some((labels, names)) => (Some(labels), Some(names)),
-            None => (None, None),
+        let mut description = "folder of images".to_owned();
+        let (labels, class_names) = match classes(&files) {
+            Ok((labels, names)) => (Some(labels), Some(names)),
+            Err(loose) => {
+                if files.iter().any(|file| file.components().count() > 1) {
+                    let loose = loose.display();
+                    description +=
+                        &format!(" without classes, for {loose} lies beside the folders and in none of them");
+                }
+                (None, None)
+            }
         };
-        Ok(Self { root: root.to_owned(), files, labels, class_names, kind: "folder of images" })
+        Ok(Self { root: root.to_owned(), files, labels, class_names, description })
     }
 
     fn followed_by(mut self, other: Self, root: &Path) -> Result<Self, DataError> {
-        if self.class_names != other.class_names {
+        // The class of each of the other's labels here; the other may lack classes, not have more.
+        let places: Option<Vec<u32>> = match (&self.class_names, &other.class_names) {
+            (Some(own), Some(names)) => {
+                names.iter().map(|name| own.iter().position(|own| own == name).map(|place| place as u32)).collect()
+            }
+            (None, None) => Some(Vec::new()),
+            _ => None,
+        };
+        let Some(places) = places else {
             let (a, b) = (self.root.display(), other.root.display());
             let problem =
                 format!("{a} and {b} have different class folders, so they cannot be joined; open one of them");
             return Err(DataError::format(root, problem));
-        }
+        };
         let below_root = |part: &Self| -> Vec<PathBuf> {
             let prefix = part.root.strip_prefix(root).unwrap_or(&part.root);
             part.files.iter().map(|file| prefix.join(file)).collect()
         };
         let files = below_root(&self).into_iter().chain(below_root(&other)).collect();
         if let (Some(labels), Some(more)) = (&mut self.labels, other.labels) {
-            labels.extend(more);
+            labels.extend(more.into_iter().map(|label| places[label as usize]));
         }
         Ok(Self { root: root.to_owned(), files, ..self })
     }
 }
+
+/// Folders that are parts of a data set rather than classes.
+const PARTS: [&str; 3] = ["train", "test", "val"];
 
 /// The training and the held-out folder of a root that has both.
 pub(crate) fn parts(root: &Path) -> Option<(PathBuf, PathBuf)> {
@@ -93,7 +126,13 @@ impl Source for FolderSource {
 
     fn decode_into(&self, index: usize, image: &mut RgbImage) -> Result<(), DataError> {
         let broken = |reason: String| DataError::Image { name: self.name(index), reason };
-        let bytes = std::fs::read(self.root.join(&self.files[index])).map_err(|error| broken(error.to_string()))?;
+        let path = self.root.join(&self.files[index]);
+        let metadata = std::fs::metadata(&path).map_err(|error| broken(error.to_string()))?;
+        // Reading a pipe that a list names would wait for ever.
+        if !metadata.is_file() {
+            return Err(broken("not a regular file".to_owned()));
+        }
+        let bytes = std::fs::read(path).map_err(|error| broken(error.to_string()))?;
         let decoded = decode_file(&bytes).map_err(broken)?;
         *image = RgbImage { width: decoded.width(), height: decoded.height(), pixels: decoded.into_raw() };
         Ok(())
@@ -104,7 +143,7 @@ impl Source for FolderSource {
     }
 
     fn description(&self) -> String {
-        self.kind.to_owned()
+        self.description.clone()
     }
 }
 
@@ -146,21 +185,29 @@ fn jpeg_is_complete(bytes: &[u8]) -> bool {
     position < bytes.len()
 }
 
-/// Relative paths of all images, sorted. Hidden files and folders are left out (macOS makes `._x.jpg`).
+/// Relative paths of all images, sorted. Hidden files and folders are left out, and `__MACOSX` with the `._x.jpg` that
+/// macOS packs into archives; so are pipes, sockets, devices, and links that lead in a circle.
 fn image_files(root: &Path) -> Result<Vec<PathBuf>, DataError> {
     let is_image = |path: &Path| EXTENSIONS.contains(&lowercase_extension(path).as_str());
     let mut files = Vec::new();
-    let visible = |entry: &DirEntry| entry.depth() == 0 || !entry.file_name().to_string_lossy().starts_with('.');
-    for entry in WalkDir::new(root).follow_links(true).into_iter().filter_entry(visible) {
+    let wanted = |entry: &DirEntry| {
+        let name = entry.file_name().to_string_lossy();
+        entry.depth() == 0 || !(name.starts_with('.') || name == "__MACOSX")
+    };
+    for entry in WalkDir::new(root).follow_links(true).into_iter().filter_entry(wanted) {
         let path = match entry {
-            Ok(entry) if entry.file_type().is_dir() => continue,
+            Ok(entry) if !entry.file_type().is_file() => continue,
             Ok(entry) => entry.into_path(),
-            // A dangling link to an image is a broken image: it is listed here and skipped when it is decoded.
-            Err(error) if error.path().is_some_and(is_image) => error.path().map(Path::to_owned).unwrap_or_default(),
-            Err(error) => {
-                let path = error.path().unwrap_or(root).to_owned();
-                return Err(DataError::Io { path, action: "list", source: error.into() });
-            }
+            Err(error) if error.loop_ancestor().is_some() => continue,
+            Err(error) => match error.path().filter(|path| error.depth() > 0 && path.is_symlink()) {
+                // A dangling link to an image is a broken image: it is listed here and skipped when it is decoded.
+                Some(link) if is_image(link) => link.to_owned(),
+                Some(_) => continue,
+                None => {
+                    let path = error.path().unwrap_or(root).to_owned();
+                    return Err(DataError::Io { path, action: "list", source: error.into() });
+                }
+            },
         };
         if is_image(&path) {
             files.push(path.strip_prefix(root).unwrap_or(&path).to_owned());
@@ -173,26 +220,18 @@ fn image_files(root: &Path) -> Result<Vec<PathBuf>, DataError> {
 /// A label per file, and the names by label.
 type Classes = (Vec<u32>, Vec<String>);
 
-/// The classes, or `None` if an image lies directly in the root.
-fn classes(root: &Path, files: &[PathBuf]) -> Result<Option<Classes>, DataError> {
-    if files.iter().any(|file| file.components().count() < 2) {
-        return Ok(None);
+/// The classes of sorted files, or the first image that lies directly in the root.
+fn classes(files: &[PathBuf]) -> Result<Classes, &Path> {
+    if let Some(loose) = files.iter().find(|file| file.components().count() < 2) {
+        return Err(loose);
     }
-    // Folders without an image count too, so that a training and a test folder agree on the numbers.
-    let list_error = |source| DataError::Io { path: root.to_owned(), action: "list", source };
-    let mut folders = Vec::new();
-    for entry in std::fs::read_dir(root).map_err(list_error)? {
-        let entry = entry.map_err(list_error)?;
-        if entry.path().is_dir() && !entry.file_name().to_string_lossy().starts_with('.') {
-            folders.push(entry.file_name());
+    // Files are sorted by their folders first, so those of a class follow each other.
+    let (mut labels, mut folders) = (Vec::with_capacity(files.len()), Vec::<&OsStr>::new());
+    for folder in files.iter().map(|file| file.iter().next().unwrap_or_default()) {
+        if folders.last() != Some(&folder) {
+            folders.push(folder);
         }
+        labels.push(folders.len() as u32 - 1);
     }
-    folders.sort();
-    let label_of = |file: &PathBuf| {
-        let class = file.iter().next().unwrap_or_default();
-        folders.binary_search_by(|folder| folder.as_os_str().cmp(class)).ok().map(|label| label as u32)
-    };
-    let labels: Option<Vec<u32>> = files.iter().map(label_of).collect();
-    let names = folders.iter().map(|name| name.to_string_lossy().into_owned()).collect();
-    Ok(labels.map(|labels| (labels, names)))
+    Ok((labels, folders.iter().map(|folder| folder.to_string_lossy().into_owned()).collect()))
 }

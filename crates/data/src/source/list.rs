@@ -1,8 +1,10 @@
-//! A `.txt` list of image files: a line `relative/path label` each, the label optional. Blank lines are skipped.
+//! A `.txt` list of image files: a line `relative/path label` each, the label optional. Blank lines are skipped,
+//! and so are comments, which begin with `#`.
 
 use std::path::{Path, PathBuf};
 
-use super::folder::FolderSource;
+use super::folder::{EXTENSIONS, FolderSource};
+use super::lowercase_extension;
 use crate::error::DataError;
 
 /// The largest label that is taken for one: counts per class are kept for all smaller ones.
@@ -37,13 +39,14 @@ pub fn open(list: &Path, root: Option<&Path>) -> Result<FolderSource, DataError>
         return Err(DataError::format(list, problem));
     }
     let labels = entries.iter().map(|entry| entry.label).collect();
-    Ok(FolderSource { root, files, labels, class_names: None, kind: "list of images" })
+    Ok(FolderSource { root, files, labels, class_names: None, description: "list of images".to_owned() })
 }
 
 /// Reads a list's lines; either all of them have a label or none.
 ///
 /// # Errors
-/// If the file cannot be read, is no UTF-8 text, is empty, or mixes lines with and without a label.
+/// If the file cannot be read, is no UTF-8 text, is empty, mixes lines with and without a label, or has a label that is
+/// no whole number from 0.
 pub fn read(list: &Path) -> Result<Vec<ListEntry>, DataError> {
     let bytes = std::fs::read(list).map_err(|source| DataError::read(list, source))?;
     let text = String::from_utf8(bytes).map_err(|_| DataError::format(list, "not a text file in UTF-8"))?;
@@ -51,9 +54,10 @@ pub fn read(list: &Path) -> Result<Vec<ListEntry>, DataError> {
         .trim_start_matches('\u{feff}')
         .lines()
         .enumerate()
-        .filter(|(_, line)| !line.trim().is_empty())
-        .map(|(number, line)| parse_line(line.trim(), number + 1))
-        .collect();
+        .map(|(number, line)| (number + 1, line.trim()))
+        .filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
+        .map(|(number, line)| parse_line(line, number).map_err(|problem| DataError::format(list, problem)))
+        .collect::<Result<_, _>>()?;
     let Some(first) = entries.first() else {
         return Err(DataError::format(list, "the list is empty; expected a line `relative/path label` per image"));
     };
@@ -72,10 +76,22 @@ pub fn read(list: &Path) -> Result<Vec<ListEntry>, DataError> {
     Ok(entries)
 }
 
-fn parse_line(line: &str, number: usize) -> ListEntry {
-    let labelled = line.rsplit_once(char::is_whitespace).and_then(|(path, label)| {
-        let label = label.parse().ok()?;
-        Some(ListEntry { path: path.trim_end().to_owned(), label: Some(label), line: number })
-    });
-    labelled.unwrap_or_else(|| ListEntry { path: line.to_owned(), label: None, line: number })
+fn parse_line(line: &str, number: usize) -> Result<ListEntry, String> {
+    let entry = |path: &str, label| ListEntry { path: path.to_owned(), label, line: number };
+    if let Some((path, label)) = line.rsplit_once(char::is_whitespace)
+        && let Ok(label) = label.parse()
+    {
+        return Ok(entry(path.trim_end(), Some(label)));
+    }
+    // Paths may have spaces in them, so what follows one is a label only if it does not end as an image does.
+    let is_image = |text: &str| EXTENSIONS.contains(&lowercase_extension(Path::new(text)).as_str());
+    let spaces = || line.char_indices().filter(|(_, c)| c.is_whitespace()).map(|(space, _)| space);
+    match spaces().find(|&space| is_image(&line[..space])) {
+        Some(space) if !is_image(line) => {
+            let label = line[space..].trim();
+            let problem = format!("the label {label:?} is not a whole number from 0 to {LABEL_MAX}");
+            Err(format!("line {number}: {problem}; labels number the classes from 0"))
+        }
+        _ => Ok(entry(line, None)),
+    }
 }

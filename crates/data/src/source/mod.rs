@@ -113,7 +113,13 @@ pub struct OpenOptions {
 /// If there is nothing, nothing that is recognised, or a recognised format with a defect.
 pub fn open(path: &Path, options: &OpenOptions) -> Result<Box<dyn Source>, DataError> {
     let metadata = std::fs::metadata(path).map_err(|source| DataError::read(path, source))?;
-    if metadata.is_dir() { open_folder(path, options) } else { open_file(path, options) }
+    if metadata.is_dir() {
+        open_folder(path, options)
+    } else if metadata.is_file() {
+        open_file(path, options)
+    } else {
+        Err(DataError::format(path, "neither a file nor a folder"))
+    }
 }
 
 /// Whether the data at `path` comes in a training and a test part, so that [`Part`] chooses between them.
