@@ -42,7 +42,14 @@ fn pretrain_for(folder: &Path, out: &str, n_epochs: &str) -> Command {
 
 fn folder() -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("temporary folder");
-    let indices: Vec<usize> = (0..40).map(|i| i * 60).collect();
+    let images =
+        sdclr_data::Dataset::open(Path::new(TRAIN_IMAGES), &sdclr_data::OpenOptions::default()).expect("opens");
+    // One of every class, for a tail needs them all, and others up to 40.
+    let first = |label| (0..images.len()).find(|&i| images.label(i) == Some(label)).expect("has images");
+    let mut indices: Vec<usize> = (0..10).map(first).collect();
+    indices.extend(
+        (1..images.len()).map(|i| i * 60 % images.len()).filter(|i| !indices.contains(i)).take(30).collect::<Vec<_>>(),
+    );
     sdclr_data::splits::write_indices(&dir.path().join("some.npy"), &indices).expect("writes");
     dir
 }

@@ -1,6 +1,6 @@
 //! `sdclr eval linear|few-shot|knn`.
 
-use crate::args::{ClassifierArgs, EvalCommand, GroupsArg, LinearProtocol, MachineArgs, ProbeDataArgs};
+use crate::args::{ClassifierArgs, EvalCommand, FewShotArgs, GroupsArg, LinearProtocol, MachineArgs, ProbeDataArgs};
 use crate::context::Context;
 use crate::exit::UsageError;
 use crate::progress::Progress;
@@ -36,6 +36,9 @@ pub fn run(command: EvalCommand, context: Context) -> anyhow::Result<ExitCode> {
     };
     if let Some(name) = &probe_args.name {
         RunDir::check_result_name(name)?;
+    }
+    if let EvalCommand::FewShot(FewShotArgs { per_class: Some(0), .. }) = &command {
+        return Err(UsageError("--per-class 0: must be at least 1".to_owned()).into());
     }
     let (run, checkpoint) = config::locate(&probe_args.run)?;
     let name = probe_args.name.clone().unwrap_or_else(|| result_name(protocol, &checkpoint));
@@ -159,10 +162,25 @@ fn apply(args: &ClassifierArgs, probe: &mut ProbeConfig) {
 
 fn draw(images: &Dataset, per_class: usize, seed: u64) -> anyhow::Result<Dataset> {
     let labels: Option<Vec<u32>> = (0..images.len()).map(|position| images.label(position)).collect();
-    let labels = labels.context(
-        "the images to learn from have no labels: use class folders, a list with labels or a labelled data set",
-    )?;
-    let positions = SplitFamily::new(&labels, seed).balanced(per_class)?;
+    let labels = labels.with_context(|| {
+        let what = images.description();
+        format!(
+            "the images to learn from have no labels ({what}): use class folders, a list with labels or a labelled data set"
+        )
+    })?;
+    let counts = images.class_counts().unwrap_or_default();
+    // A class without images, as a split or a gap in a list's labels leaves, is none to draw from.
+    let present = (0..counts.len()).filter(|&label| counts[label] > 0);
+    if let Some(label) = present.min_by_key(|&label| counts[label]).filter(|&label| counts[label] < per_class) {
+        let name = images.class_names().and_then(|names| names.get(label).cloned());
+        let (class, n) = (name.unwrap_or_else(|| label.to_string()), counts[label]);
+        let text = format!("--per-class {per_class}: class {class} has only {n} images; give at most {n}");
+        return Err(UsageError(text).into());
+    }
+    let wanted: Vec<usize> = counts.iter().map(|&count| per_class.min(count)).collect();
+    // Labels run as far as the largest one drawn from, class names perhaps further.
+    let family = SplitFamily::new(&labels, seed);
+    let positions = family.take(&wanted[..family.n_classes()])?;
     Ok(images.select(&positions)?)
 }
 
@@ -209,6 +227,16 @@ fn tail_counts(images: &Dataset, train: &Dataset) -> Result<Vec<usize>, String> 
     let n_classes = train.n_classes().unwrap_or(0);
     if counts.len() != n_classes {
         return Err(format!("it has {} classes, the images to learn from {n_classes}", counts.len()));
+    }
+    let n_present = counts.iter().filter(|&&count| count > 0).count();
+    if n_present < 3 {
+        return Err(format!("{n_present} of its classes have images, which is too few for three groups"));
+    }
+    if n_present < n_classes {
+        let n_empty = n_classes - n_present;
+        return Err(format!(
+            "{n_empty} of the {n_classes} classes have no images in it, so it is no long tail of these"
+        ));
     }
     match (counts.iter().min(), counts.iter().max()) {
         (Some(least), Some(most)) if least == most => {

@@ -156,7 +156,8 @@ pub fn matched(images: &Dataset, train: &Dataset, what: &str) -> Result<Dataset,
 fn labelled(images: &Dataset, what: &str) -> Result<usize, Error> {
     images.n_classes().ok_or_else(|| {
         Error::Unfit(format!(
-            "the images {what} have no labels: use class folders, a list with labels or a labelled data set"
+            "the images {what} have no labels ({}): use class folders, a list with labels or a labelled data set",
+            images.description()
         ))
     })
 }
