@@ -2,6 +2,7 @@
 
 use crate::args::PretrainArgs;
 use crate::context::Context;
+use crate::exit::UsageError;
 use anyhow::Context as _;
 use sdclr::run_dir::RunDir;
 use sdclr_data::{Dataset, OpenOptions};
@@ -35,13 +36,26 @@ pub fn resolve_run(args: &PretrainArgs, context: &Context) -> anyhow::Result<(Ru
     layers.push(env);
     layers.push(Layer::from_assignments(&args.assignments)?);
     layers.push(args.flags.layer()?);
+    if args.resume && !stored.is_file() && !layers.iter().any(|layer| layer.has("data.source")) {
+        return Err(UsageError(format!("{}: there is no run to resume", args.out.display())).into());
+    }
     let sized = layers.iter().any(|layer| layer.has("data.image_size"));
     let mut config = resolve(&layers)?;
     make_absolute(&mut config)?;
     let dataset = open_training_images(&config)?;
+    // What the images decide where nobody gave it.
+    let mut derived = Vec::new();
     if !sized {
-        let size = natural_image_size(&dataset)?;
-        layers.insert(0, Layer::from_flags(&[("image-size".to_owned(), size.to_string())])?);
+        derived.push(("image-size".to_owned(), natural_image_size(&dataset)?.to_string()));
+    }
+    let (default, n_images) = (config.train.batch_size, dataset.len());
+    if default > n_images && !layers.iter().any(|layer| layer.has("train.batch_size")) {
+        let fitting = fitting_batch_size(n_images);
+        context.note(&format!("note: --batch-size {fitting}, not {default}: there are only {n_images} images"));
+        derived.push(("batch-size".to_owned(), fitting.to_string()));
+    }
+    if !derived.is_empty() {
+        layers.insert(0, Layer::from_flags(&derived)?);
         config = resolve(&layers)?;
         make_absolute(&mut config)?;
     }
@@ -114,6 +128,11 @@ fn make_absolute(config: &mut RunConfig) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The largest power of two that is at most the number of images; 2 at least, which batch norm needs.
+fn fitting_batch_size(n_images: usize) -> usize {
+    1 << n_images.max(2).ilog2()
+}
+
 /// 32, 64 or 224 pixels, the one that suits a few images spread over the data set.
 fn natural_image_size(dataset: &Dataset) -> anyhow::Result<usize> {
     let mut sides: Vec<u32> = dataset.sample(16).iter().map(|image| image.width.min(image.height)).collect();
@@ -125,4 +144,16 @@ fn natural_image_size(dataset: &Dataset) -> anyhow::Result<usize> {
         41..=96 => 64,
         _ => 224,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fitting_batch_size;
+
+    #[test]
+    fn a_fitting_batch_is_a_power_of_two_and_two_at_least() {
+        for (n_images, expected) in [(0, 2), (1, 2), (2, 2), (3, 2), (40, 32), (64, 64), (511, 256)] {
+            assert_eq!(fitting_batch_size(n_images), expected, "{n_images}");
+        }
+    }
 }

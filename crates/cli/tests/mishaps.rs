@@ -285,6 +285,27 @@ fn a_result_says_what_it_is_of_and_does_not_replace_another_checkpoint_s() {
 }
 
 #[test]
+fn the_default_batch_fits_the_images_and_a_given_one_must() {
+    let dir = folder();
+    let position = SMALL.iter().position(|flag| *flag == "--batch-size").expect("there");
+    let rest: Vec<&str> =
+        [&SMALL[..position], &SMALL[position + 2..]].concat().into_iter().filter(|flag| *flag != "--quiet").collect();
+    let (_, stderr) = succeed(dir.path(), &[&rest[..], &["--out", "run"]].concat());
+    assert!(stderr.contains("note: --batch-size 32, not") && stderr.contains("only 40 images"), "{stderr}");
+    let config = std::fs::read_to_string(dir.path().join("run/config.toml")).expect("written");
+    assert!(config.contains("batch_size = 32"), "{config}");
+    let given = [&rest[..], &["--out", "other", "--quiet", "--batch-size", "64"]].concat();
+    fail(sdclr(dir.path(), &given), 2, "only 40 images");
+}
+
+#[test]
+fn resuming_where_there_is_no_run_says_so() {
+    let dir = folder();
+    fail(sdclr(dir.path(), &["pretrain", "--out", "typo", "--resume"]), 2, "typo: there is no run to resume");
+    assert!(!dir.path().join("typo").exists());
+}
+
+#[test]
 fn a_flag_without_effect_is_mentioned() {
     let dir = folder();
     let loud: Vec<&str> = SMALL.iter().copied().filter(|flag| *flag != "--quiet").collect();
