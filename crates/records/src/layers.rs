@@ -165,11 +165,18 @@ impl Layer {
             }
             match by_name.iter().find(|(n, _)| *n == name) {
                 Some((_, key)) => {
-                    values.push(((*key).to_owned(), schema.parse(&format!("environment {name}"), key, &text)?));
+                    let origin = format!("environment {name}");
+                    // Variables are often switched by 1 and 0.
+                    let text = match (schema.kind(&origin, key)?, text.as_str()) {
+                        (Value::Boolean(_), "1") => "true",
+                        (Value::Boolean(_), "0") => "false",
+                        (_, text) => text,
+                    };
+                    values.push(((*key).to_owned(), schema.parse(&origin, key, text)?));
                 }
                 None => {
-                    let near = hint(&name, by_name.iter().map(|(n, _)| n.as_str()));
-                    let near = if near.starts_with("; did") { near } else { String::new() };
+                    let near = nearest_variable(&name, by_name.iter().map(|(known, _)| known.as_str()));
+                    let near = near.map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
                     warnings.push(format!("environment variable {name} means nothing here{near}"));
                 }
             }
@@ -212,6 +219,14 @@ impl Layer {
     pub fn has(&self, key: &str) -> bool {
         self.values.iter().any(|(k, _)| k == key)
     }
+}
+
+/// The variable that somebody may have meant. What all names begin with says nothing about how near they are.
+fn nearest_variable<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let rest = |name: &str| name.trim_start_matches("SDCLR_").to_owned();
+    let scored = known.map(|known| (strsim::normalized_levenshtein(&rest(name), &rest(known)), known));
+    // 0.6 keeps two slips in a word of five letters.
+    scored.filter(|(score, _)| *score >= 0.6).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, known)| known)
 }
 
 /// Merges layers, lowest precedence first, over the defaults; fills in what depends on other values; validates.

@@ -153,6 +153,24 @@ fn an_unknown_environment_name_is_warned_about() {
 }
 
 #[test]
+fn a_far_environment_name_gets_no_suggestion() {
+    for name in ["SDCLR_HOME", "SDCLR_BACKTRACE", "SDCLR_X"] {
+        let (_, warnings) = Layer::from_env([(name.to_owned(), "1".to_owned())], &[]).expect("no bad value");
+        assert_eq!(warnings, [format!("environment variable {name} means nothing here")]);
+    }
+}
+
+#[test]
+fn a_switch_in_the_environment_takes_ones_and_zeros() {
+    for (text, expected) in [("1", true), ("0", false), ("true", true), ("false", false)] {
+        let (layer, _) = Layer::from_env([("SDCLR_STRICT".to_owned(), text.to_owned())], &[]).expect(text);
+        assert_eq!(resolve(&[source(), layer]).expect("runs").data.strict, expected, "{text}");
+    }
+    let wrong = Layer::from_env([("SDCLR_STRICT".to_owned(), "2".to_owned())], &[]).expect_err("no switch");
+    assert!(wrong.to_string().contains("expected true or false"), "{wrong}");
+}
+
+#[test]
 fn what_was_typed_and_has_no_effect_is_named() {
     let check = |text: &str, expected: &[&str]| {
         let layers = [source(), toml(text)];
