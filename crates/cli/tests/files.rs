@@ -95,6 +95,18 @@ fn inspect_tells_a_run_from_a_checkpoint() {
         assert_eq!(code, Some(0), "{stderr}");
         serde_json::from_str::<serde_json::Value>(&stdout).expect("JSON")
     };
-    assert_eq!(kind("run")["last checkpoint"]["epoch"], 3);
+    assert_eq!(kind("run")["last_checkpoint"]["epoch"], 3);
     assert_eq!(kind(path.to_str().expect("Unicode"))["floats"], 4);
+    let (code, _, stderr) = sdclr(dir.path(), &["export", "run", "--out", "b.safetensors"]);
+    assert_eq!(code, Some(0), "{stderr}");
+    let export = kind("b.safetensors");
+    assert_eq!(
+        (&export["kind"], &export["model"], &export["floats"]),
+        (&"export".into(), &"resnet18".into(), &3.into())
+    );
+    std::fs::write(dir.path().join("f.npy"), sdclr_interop::npy_f32(&[2, 3], &[0.0; 6])).expect("writes");
+    let features = kind("f.npy");
+    assert_eq!((&features["kind"], features["shape"][1].as_u64()), (&"features".into(), Some(3)));
+    sdclr_data::splits::write_indices(&dir.path().join("s.npy"), &[1, 2]).expect("writes");
+    assert_eq!(kind("s.npy")["kind"], "split");
 }

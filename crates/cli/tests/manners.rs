@@ -215,7 +215,7 @@ fn inspect_counts_the_images_of_a_data_set() {
     let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
     // int(1000 * 0.01^(i/9)), i = 0…9, summed.
     assert_eq!(json["images"], 2478);
-    assert_eq!((json["width"].clone(), json["broken"].clone()), (28.into(), 0.into()));
+    assert_eq!((json["width"]["max"].clone(), json["broken"].clone()), (28.into(), 0.into()));
     assert!(stdout_of(dir.path(), &["inspect", TRAIN_IMAGES]).contains("classes: 10"));
 }
 

@@ -1,7 +1,7 @@
 //! A checkpoint's backbone as a safetensors file that torchvision, timm and other readers load.
 
 use crate::names::{Branch, torchvision_name};
-use safetensors::tensor::{Dtype, View};
+use safetensors::tensor::{Dtype, SafeTensors, View};
 use sdclr_records::checkpoint::Tensor;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -69,6 +69,39 @@ pub fn export_safetensors(tensors: &BTreeMap<String, Tensor>, options: &ExportOp
     Ok(safetensors::serialize(exported, Some(metadata(options)))?)
 }
 
+/// What a file of [`export_safetensors`] says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExportSummary {
+    /// The model's name.
+    pub model: String,
+    /// Its stem.
+    pub stem: String,
+    /// `dense` or `pruned`.
+    pub branch: String,
+    /// Number of tensors.
+    pub n_tensors: usize,
+    /// Number of values in all of them.
+    pub n_values: usize,
+    /// Whether the projection head came along.
+    pub with_head: bool,
+}
+
+/// Tells an export from other safetensors files; `None` for those.
+pub fn export_summary(bytes: &[u8]) -> Option<ExportSummary> {
+    let file = SafeTensors::deserialize(bytes).ok()?;
+    let (_, header) = SafeTensors::read_metadata(bytes).ok()?;
+    let metadata = header.metadata().as_ref()?;
+    let value = |key: &str| metadata.get(key).cloned();
+    Some(ExportSummary {
+        model: value("model")?,
+        stem: value("stem")?,
+        branch: value("branch")?,
+        n_tensors: file.len(),
+        n_values: file.iter().map(|(_, tensor)| tensor.shape().iter().product::<usize>()).sum(),
+        with_head: file.names().iter().any(|name| name.starts_with("projection_head.")),
+    })
+}
+
 fn masked(values: &[f32], name: &str, tensors: &BTreeMap<String, Tensor>) -> Result<Vec<f32>, ExportError> {
     let mask_name = format!("mask.{name}");
     let mask = tensors.get(&mask_name).and_then(Tensor::as_u8).filter(|mask| mask.len() == values.len());
@@ -117,7 +150,6 @@ impl View for FloatView<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use safetensors::SafeTensors;
 
     fn tensors() -> BTreeMap<String, Tensor> {
         [
@@ -149,6 +181,10 @@ mod tests {
         assert_eq!(names, ["bn1.weight", "conv1.weight"]);
         assert_eq!(floats(&file, "conv1.weight"), [1.0, -2.0]);
         assert_eq!(floats(&file, "bn1.weight"), [3.0, 4.0]);
+        let summary = export_summary(&bytes).expect("an export");
+        assert_eq!((summary.model.as_str(), summary.branch.as_str()), ("resnet18", "dense"));
+        assert_eq!((summary.n_tensors, summary.n_values, summary.with_head), (2, 4, false));
+        assert_eq!(export_summary(b"other"), None);
         let (_, header) = SafeTensors::read_metadata(&bytes).expect("valid");
         let metadata = header.metadata().clone().expect("there");
         assert_eq!((metadata["format"].as_str(), metadata["mean"].as_str()), ("pt", "[0.485,0.456,0.406]"));

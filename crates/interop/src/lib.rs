@@ -4,6 +4,6 @@ mod export;
 mod names;
 mod npy;
 
-pub use export::{ExportError, ExportOptions, export_safetensors};
+pub use export::{ExportError, ExportOptions, ExportSummary, export_safetensors, export_summary};
 pub use names::{Branch, torchvision_name};
-pub use npy::npy_f32;
+pub use npy::{npy_f32, npy_header};

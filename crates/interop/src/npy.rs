@@ -21,6 +21,23 @@ pub fn npy_f32(shape: &[usize], values: &[f32]) -> Vec<u8> {
     bytes
 }
 
+/// The dtype (`<f4`) and shape that the first bytes of a `.npy` file tell of, or `None` if they are no such header.
+pub fn npy_header(bytes: &[u8]) -> Option<(String, Vec<usize>)> {
+    let rest = bytes.strip_prefix(b"\x93NUMPY")?;
+    let (length, start) = match rest.first()? {
+        1 => (usize::from(u16::from_le_bytes(*rest.get(2..)?.first_chunk()?)), 4),
+        2 | 3 => (u32::from_le_bytes(*rest.get(2..)?.first_chunk()?) as usize, 6),
+        _ => return None,
+    };
+    let header = std::str::from_utf8(rest.get(start..)?.get(..length)?).ok()?;
+    let value = |key: &str| Some(header.split_once(&format!("'{key}':"))?.1.trim_start());
+    let dtype = value("descr")?.strip_prefix('\'')?.split_once('\'')?.0;
+    let axes = value("shape")?.strip_prefix('(')?.split_once(')')?.0.split(',');
+    let shape: Option<Vec<usize>> =
+        axes.map(str::trim).filter(|axis| !axis.is_empty()).map(|a| a.parse().ok()).collect();
+    Some((dtype.to_owned(), shape?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -36,5 +53,14 @@ mod tests {
         assert!(header.starts_with("{'descr': '<f4', 'fortran_order': False, 'shape': (2,3,), }"), "{header}");
         assert!(header.ends_with(" \n"));
         assert_eq!(bytes[128..132], 1.0_f32.to_le_bytes());
+    }
+
+    #[test]
+    fn a_header_is_read_back() {
+        let bytes = npy_f32(&[2, 3], &[0.0; 6]);
+        assert_eq!(npy_header(&bytes), Some(("<f4".to_owned(), vec![2, 3])));
+        for n in [0, 5, 6, 8, 9, 10, 127] {
+            assert_eq!(npy_header(&bytes[..n]), None, "cut short to {n} bytes");
+        }
     }
 }

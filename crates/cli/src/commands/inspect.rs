@@ -3,10 +3,14 @@
 use crate::args::InspectArgs;
 use crate::config;
 use crate::context::Context;
+use anyhow::{Context as _, bail};
 use sdclr::checkpoint::{Checkpoint, TensorData};
 use sdclr::run_dir::{CheckpointName, RunDir};
+use sdclr_interop::{export_summary, npy_header};
 use sdclr_records::MetricLine;
 use serde_json::{Value, json};
+use std::fs::File;
+use std::io::Read as _;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -14,15 +18,19 @@ use std::process::ExitCode;
 const SAMPLE: usize = 1000;
 /// Broken images and classes that are listed by name.
 const LISTED: usize = 20;
+/// More than any header of a `.npy` file of plain numbers takes.
+const HEADER_BYTES: u64 = 1 << 17;
 
-/// Tells a run from a checkpoint from a data set, and describes it.
+/// Tells a run, a checkpoint, an export, features, a split and a data set from each other, and describes it.
 ///
 /// # Errors
 /// If it is none of them, or damaged.
 pub fn run(args: &InspectArgs, context: Context) -> anyhow::Result<ExitCode> {
-    let is_checkpoint = args.path.extension().is_some_and(|extension| extension == "safetensors");
-    let description = if is_checkpoint {
-        checkpoint(&args.path)?
+    let ends_in = |wanted: &str| args.path.extension().is_some_and(|extension| extension == wanted);
+    let description = if ends_in("safetensors") {
+        checkpoint_or_export(&args.path)?
+    } else if ends_in("npy") {
+        array(&args.path)?
     } else if args.path.join("config.toml").is_file() {
         run_directory(&args.path)?
     } else {
@@ -36,6 +44,47 @@ pub fn run(args: &InspectArgs, context: Context) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn checkpoint_or_export(path: &Path) -> anyhow::Result<Value> {
+    let checkpoint_error = match checkpoint(path) {
+        Ok(description) => return Ok(description),
+        Err(error) => error,
+    };
+    let Some(export) = std::fs::read(path).ok().and_then(|bytes| export_summary(&bytes)) else {
+        return Err(checkpoint_error);
+    };
+    Ok(json!({
+        "kind": "export",
+        "description": "a backbone for other programs, without the state of a training",
+        "model": export.model,
+        "stem": export.stem,
+        "branch": export.branch,
+        "with_head": export.with_head,
+        "tensors": export.n_tensors,
+        "floats": export.n_values,
+    }))
+}
+
+/// A `.npy` file by its header: features of `embed`, or indices for `--split`.
+fn array(path: &Path) -> anyhow::Result<Value> {
+    let context = || format!("{}: cannot read", path.display());
+    let metadata = std::fs::metadata(path).with_context(context)?;
+    if !metadata.is_file() {
+        bail!("{}: not a file", path.display());
+    }
+    let mut bytes = Vec::new();
+    File::open(path).with_context(context)?.take(HEADER_BYTES).read_to_end(&mut bytes).with_context(context)?;
+    let Some((dtype, shape)) = npy_header(&bytes) else {
+        bail!("{}: not a .npy file of numbers, or a damaged one", path.display());
+    };
+    let kind = dtype.trim_start_matches(['<', '>', '|', '=']).chars().next();
+    let (kind, description) = match (kind, &shape[..]) {
+        (Some('f'), [n, width]) => ("features", format!("{n} images, {width} features each, as embed writes them")),
+        (Some('i' | 'u'), [n]) => ("split", format!("{n} indices into a data set; give it as --split")),
+        _ => ("array", "neither features (floats in two dimensions) nor a split (integers in one)".to_owned()),
+    };
+    Ok(json!({ "kind": kind, "description": description, "dtype": dtype, "shape": shape }))
+}
+
 fn checkpoint(path: &Path) -> anyhow::Result<Value> {
     let checkpoint = Checkpoint::load(path)?;
     let count = |wanted: fn(&TensorData) -> bool| {
@@ -46,7 +95,7 @@ fn checkpoint(path: &Path) -> anyhow::Result<Value> {
         "state": checkpoint.state,
         "tensors": checkpoint.tensors.len(),
         "floats": count(|data| matches!(data, TensorData::F32(_))),
-        "mask bits": count(|data| matches!(data, TensorData::U8(_))),
+        "mask_bits": count(|data| matches!(data, TensorData::U8(_))),
     }))
 }
 
@@ -65,13 +114,13 @@ fn run_directory(path: &Path) -> anyhow::Result<Value> {
     Ok(json!({
         "kind": "run",
         "config": run.config()?,
-        "last checkpoint": state.map(|state| json!({
+        "last_checkpoint": state.map(|state| json!({
             "model": state.model,
             "epoch": state.epoch,
             "step": state.step,
-            "of steps": state.total_steps,
+            "total_steps": state.total_steps,
         })),
-        "last metrics": last,
+        "last_metrics": last,
         "results": results,
     }))
 }
@@ -79,11 +128,7 @@ fn run_directory(path: &Path) -> anyhow::Result<Value> {
 fn data_set(args: &InspectArgs) -> anyhow::Result<Value> {
     let dataset = config::open_images(&args.path, args.part.parse()?, args.split.clone(), None)?;
     let found = sdclr_data::inspect(&dataset, if args.all { usize::MAX } else { SAMPLE });
-    let range = |range: Option<(u32, u32)>| match range {
-        Some((low, high)) if low == high => json!(low),
-        Some((low, high)) => json!(format!("{low} to {high}")),
-        None => Value::Null,
-    };
+    let range = |range: Option<(u32, u32)>| range.map(|(min, max)| json!({ "min": min, "max": max }));
     let broken = found.broken.iter().take(LISTED).map(|image| json!(format!("{}: {}", image.name, image.reason)));
     let classes = found.class_counts.as_ref().map(|counts| {
         let name = |label: usize| match &found.class_names {
@@ -98,11 +143,11 @@ fn data_set(args: &InspectArgs) -> anyhow::Result<Value> {
         "kind": "data set",
         "description": found.description,
         "images": found.n_images,
-        "looked at": found.n_decoded,
+        "looked_at": found.n_decoded,
         "width": range(found.width_range),
         "height": range(found.height_range),
         "broken": found.broken.len(),
-        "broken images": broken.collect::<Vec<_>>(),
+        "broken_images": broken.collect::<Vec<_>>(),
         "classes": classes,
     }))
 }
@@ -117,6 +162,11 @@ fn text(value: &Value, depth: usize) -> String {
         match value {
             Value::Null => {}
             Value::Object(inner) if inner.is_empty() => {}
+            Value::Object(inner) if inner.keys().eq(["min", "max"]) => {
+                let (min, max) = (&inner["min"], &inner["max"]);
+                let range = if min == max { min.to_string() } else { format!("{min} to {max}") };
+                lines.push_str(&format!("{indent}{key}: {range}\n"));
+            }
             Value::Object(_) => lines.push_str(&format!("{indent}{key}:\n{}", text(value, depth + 1))),
             Value::Array(items) if items.is_empty() => {}
             Value::Array(items) if items.iter().any(|item| !item.is_number()) => {
@@ -147,8 +197,7 @@ mod tests {
 
     #[test]
     fn the_outline_leaves_out_what_is_not_there() {
-        let value =
-            json!({ "a_b": 1, "gone": null, "none": [], "inner": { "x": "y" }, "list": [{ "c": "cat", "n": 3 }] });
-        assert_eq!(text(&value, 0), "a b: 1\ninner:\n  x: y\nlist: 1\n  cat  3\n");
+        let value = json!({ "a_b": 1, "gone": null, "none": [], "inner": { "x": "y" }, "side": { "min": 1, "max": 2 }, "list": [{ "c": "cat", "n": 3 }] });
+        assert_eq!(text(&value, 0), "a b: 1\ninner:\n  x: y\nside: 1 to 2\nlist: 1\n  cat  3\n");
     }
 }
