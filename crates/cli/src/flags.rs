@@ -69,7 +69,8 @@ const FLAGS: &[Flag] = &[
     flag(METHOD, "dual-bn", "BOOL", "Batch norms of its own for each branch [default: true for sdclr]").of(BOOLEANS),
     flag(TRAINING, "epochs", "N", "Passes over the images").common(),
     flag(TRAINING, "batch-size", "N", "Images a step, two views each").common(),
-    flag(TRAINING, "seed", "N", "Everything random derives from it").common(),
+    flag(TRAINING, "seed", "N", "Everything random derives from it; the same result with the same number of threads")
+        .common(),
     flag(OPTIMIZER, "optimizer", "NAME", "Optimizer").of(OptimizerKind::NAMES),
     flag(OPTIMIZER, "lr", "RATE", "Peak learning rate [default: 0.5, adam 0.001]").common(),
     flag(OPTIMIZER, "momentum", "M", "Momentum of sgd and lars"),

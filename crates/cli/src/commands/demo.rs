@@ -59,7 +59,7 @@ struct Row {
 /// A folder that cannot be written, or training that fails.
 pub fn run(args: &DemoArgs, context: Context) -> anyhow::Result<ExitCode> {
     let out = std::path::absolute(args.out.clone().unwrap_or_else(free_folder))?;
-    let demo = Demo { args, context, stop: signals::install()?, out };
+    let demo = Demo { args, context, stop: signals::install_for_training()?, out };
     // What was typed is checked before anything is written.
     for method in METHODS {
         drop(Machine::of(&demo.config(method)?, system::level()?).engine()?);
