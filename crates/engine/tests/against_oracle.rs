@@ -1,74 +1,23 @@
 //! Every fast operation against the naive oracle, over random shapes, thread counts and instruction sets.
 
+mod support;
+
 use proptest::prelude::*;
 use sdclr_engine::*;
+use support::Bench;
 
-/// Numbers in [-1, 1) that depend on `seed` alone (splitmix64).
-fn numbers(seed: u64, len: usize) -> Vec<f32> {
-    let mut state = seed;
-    (0..len)
-        .map(|_| {
-            state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-            let mut z = state;
-            z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-            ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-        })
-        .collect()
-}
-
-/// One engine with helpers that make filled buffers.
-struct Bench {
-    engine: Box<dyn Engine>,
-    seed: u64,
-}
-
-impl Bench {
-    fn act(&mut self, n: usize, dims: Dims) -> Act {
-        let act = self.engine.alloc_act(n, dims, if dims.pixels() == 1 { Role::Vector } else { Role::Map }).unwrap();
-        self.seed += 1;
-        self.engine.write_act(n, act, &numbers(self.seed, n * dims.len()));
-        act
-    }
-
-    fn span(&mut self, len: usize) -> Span {
-        let buf = self.engine.alloc_f32(len).unwrap();
-        let span = self.engine.whole(buf);
-        self.seed += 1;
-        self.engine.write_f32(span, &numbers(self.seed, len));
-        span
-    }
-
-    fn mask(&mut self, len: usize) -> ByteSpan {
-        let buf = self.engine.alloc_bytes(len).unwrap();
-        self.seed += 1;
-        let mask: Vec<u8> = numbers(self.seed, len).into_iter().map(|v| u8::from(v > 0.0)).collect();
-        self.engine.write_bytes(buf, &mask);
-        ByteSpan { buf, offset: 0, len }
-    }
-
-    fn read(&mut self, n: usize, act: Act, dims: Dims) -> Vec<f32> {
-        let mut values = vec![0.0; n * dims.len()];
-        self.engine.read_act(n, act, &mut values).unwrap();
-        values
-    }
-
-    fn floats(&mut self, span: Span) -> Vec<f32> {
-        let mut values = vec![0.0; span.len];
-        self.engine.read_f32(span, &mut values).unwrap();
-        values
-    }
-}
+/// All of an f32's.
+const BITS: u32 = 24;
 
 /// Runs `f` on the oracle and on every fast engine and compares all results.
 ///
 /// Tolerance: f32 sums of up to a few thousand products of numbers below one round by about 1e-5 of the largest result.
 fn check(what: &str, f: impl Fn(&mut Bench) -> Vec<Vec<f32>>) -> Result<(), TestCaseError> {
-    let expected = f(&mut Bench { engine: Box::new(Oracle::new()), seed: 0 });
+    let expected = f(&mut Bench::new(Box::new(Oracle::new()), BITS));
     for level in [Level::Portable, Level::Avx2, Level::Avx512] {
         for n_threads in [1, 3] {
             let engine = Cpu::new(CpuOptions { n_threads, level: Some(level) }).unwrap();
-            let got = f(&mut Bench { engine: Box::new(engine), seed: 0 });
+            let got = f(&mut Bench::new(Box::new(engine), BITS));
             for (k, (got, expected)) in got.iter().zip(&expected).enumerate() {
                 let largest = expected.iter().fold(1e-3f32, |m, v| m.max(v.abs()));
                 for (i, (g, e)) in got.iter().zip(expected).enumerate() {
@@ -287,7 +236,7 @@ fn convolutions_of_real_networks_agree() {
 fn forward_and_statistics_are_bit_identical_at_any_thread_count() {
     let shape = ConvShape { input: Dims { h: 16, w: 16, c: 8 }, cout: 24, kernel: 3, stride: 1, pad: 1 };
     let run = |n_threads| {
-        let mut b = Bench { engine: Box::new(Cpu::new(CpuOptions { n_threads, level: None }).unwrap()), seed: 0 };
+        let mut b = Bench::new(Box::new(Cpu::new(CpuOptions { n_threads, level: None }).unwrap()), BITS);
         let conv = b.engine.alloc_conv(shape, 16, ConvUse::Train).unwrap();
         let w = b.span(shape.n_weights());
         let (x, y, sums) = (b.act(16, shape.input), b.act(16, shape.output()), b.span(48));
@@ -305,7 +254,7 @@ fn not_a_number_goes_through_norms_and_pools() {
     let engines: [Box<dyn Engine>; 2] =
         [Box::new(Oracle::new()), Box::new(Cpu::new(CpuOptions { n_threads: 1, level: None }).unwrap())];
     for engine in engines {
-        let mut b = Bench { engine, seed: 0 };
+        let mut b = Bench::new(engine, BITS);
         let dims = Dims { h: 4, w: 4, c: 3 };
         let (x, y) = (b.act(1, dims), b.act(1, dims));
         let (gamma, beta, running, coef, sums) = (b.span(3), b.span(3), b.span(6), b.span(12), b.span(6));

@@ -2,61 +2,19 @@
 //! results differ. Skipped, with a word, where the processor has no AMX.
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
+mod support;
+
 use proptest::prelude::*;
 use sdclr_engine::*;
+use support::Bench;
 
-/// Numbers in [-1, 1) with 8 significant bits: exact in bf16.
-fn numbers(seed: u64, len: usize) -> Vec<f32> {
-    let mut state = seed;
-    (0..len)
-        .map(|_| {
-            state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-            let mut z = state;
-            z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-            ((z ^ (z >> 31)) >> 56) as f32 / 128.0 - 1.0
-        })
-        .collect()
-}
-
-struct Bench {
-    engine: Box<dyn Engine>,
-    seed: u64,
-}
-
-impl Bench {
-    fn map(&mut self, n: usize, dims: Dims) -> Act {
-        let act = self.engine.alloc_act(n, dims, Role::Map).unwrap();
-        self.seed += 1;
-        self.engine.write_act(n, act, &numbers(self.seed, n * dims.len()));
-        act
-    }
-
-    fn span(&mut self, len: usize) -> Span {
-        let buf = self.engine.alloc_f32(len).unwrap();
-        let span = self.engine.whole(buf);
-        self.seed += 1;
-        self.engine.write_f32(span, &numbers(self.seed, len));
-        span
-    }
-
-    fn read(&mut self, n: usize, act: Act, dims: Dims) -> Vec<f32> {
-        let mut values = vec![0.0; n * dims.len()];
-        self.engine.read_act(n, act, &mut values).unwrap();
-        values
-    }
-
-    fn floats(&mut self, span: Span) -> Vec<f32> {
-        let mut values = vec![0.0; span.len];
-        self.engine.read_f32(span, &mut values).unwrap();
-        values
-    }
-}
+/// Exact in bf16.
+const BITS: u32 = 8;
 
 fn engines(n_threads: usize) -> Option<[Bench; 2]> {
     match CpuBf16::new(CpuOptions { n_threads, level: None }) {
         Ok(fast) => {
-            let bench = |engine: Box<dyn Engine>| Bench { engine, seed: 0 };
+            let bench = |engine: Box<dyn Engine>| Bench::new(engine, BITS);
             Some([bench(Box::new(Oracle::new())), bench(Box::new(fast))])
         }
         Err(error) => {
@@ -85,9 +43,7 @@ fn check_conv(shape: ConvShape, n: usize, n_threads: usize) -> Result<(), TestCa
     for b in &mut benches {
         let conv = b.engine.alloc_conv(shape, max, ConvUse::Train).unwrap();
         let w = b.span(shape.n_weights());
-        let buf = b.engine.alloc_bytes(shape.n_weights()).unwrap();
-        b.engine.write_bytes(buf, &(0..shape.n_weights()).map(|i| u8::from(i % 3 != 1)).collect::<Vec<_>>());
-        let mask = ByteSpan { buf, offset: 0, len: shape.n_weights() };
+        let mask = b.mask(shape.n_weights());
         let (x, dy) = (b.map(max, shape.input), b.map(max, shape.output()));
         let (y, dx) = (b.map(max, shape.output()), b.map(max, shape.input));
         let (sums, dw) = (b.span(2 * shape.cout), b.span(shape.n_weights()));
