@@ -1,19 +1,25 @@
 #!/usr/bin/env bash
-# Times one SDCLR step of ResNet-18 on 32x32 images beside PyTorch, interleaved: JSON lines on stdout.
-# Usage: benches/step_vs_torch.sh PEER.py [ROUNDS] [BATCH]
-#   PEER.py prints a JSON line with samples_per_s and takes --mode fp32|bf16 --batch-size --steps. PYTHON and SDCLR name the programs.
+# Times the SDCLR step beside PyTorch, interleaved: a JSON line a pair of precision and PyTorch mode on stdout, whose field `against` has
+# both sides' rates of every round and the ratio of their medians.
+# Usage: benches/step_vs_torch.sh PEER.py [ROUNDS] [DEPTH] [IMAGE_SIZE] [BATCH] [PAIR...]
+#   PEER.py prints a JSON line with samples_per_s and takes --mode --depth --image-size --batch-size --steps. A PAIR is PRECISION:MODE.
+#   PYTHON and SDCLR name the programs.
 set -euo pipefail
 peer=$1
 rounds=${2:-3}
-batch=${3:-128}
+depth=${3:-18}
+size=${4:-32}
+batch=${5:-128}
+pairs=("${@:6}")
+if [ ${#pairs[@]} -eq 0 ]; then
+  pairs=(bf16:ref-fp32 bf16:bf16 bf16:bf16-compile f32:fp32)
+fi
 python=${PYTHON:-python3}
 sdclr=${SDCLR:-target/release/sdclr}
-for round in $(seq "$rounds"); do
-  for precision in f32 bf16; do
-    "$sdclr" bench step --json --model resnet18 --image-size 32 --batch-size "$batch" --steps 3 --precision "$precision" |
-      tr -d '\n' | sed 's/  */ /g'
-    echo
-    mode=$([ "$precision" = f32 ] && echo fp32 || echo bf16)
-    "$python" "$peer" --mode "$mode" --batch-size "$batch" --steps 3
-  done
+for pair in "${pairs[@]}"; do
+  mode=${pair#*:}
+  command="$python $peer --mode $mode --depth $depth --image-size $size --batch-size $batch --steps 3"
+  "$sdclr" bench step --json --model "resnet$depth" --image-size "$size" --batch-size "$batch" --steps 3 \
+    --precision "${pair%:*}" --rounds "$rounds" --against "$command" | tr -d '\n' | sed "s/  */ /g; s|$command|PYTHON torch_step.py --mode $mode|"
+  echo
 done

@@ -1,5 +1,9 @@
 //! What can be typed.
 
+mod bench;
+
+pub use bench::*;
+
 use crate::flags::ConfigFlags;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -65,33 +69,14 @@ pub enum Command {
     Export(ExportArgs),
     /// Say what a data set, a run or a checkpoint is
     Inspect(InspectArgs),
-    /// Measure how fast this machine trains
-    #[command(subcommand)]
-    Bench(BenchCommand),
+    /// Measure how fast this machine trains, beside what it could do at most
+    Bench(Box<BenchArgs>),
     /// Say what this machine offers and what will be used
     Doctor,
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
     /// Print the manual page, or write those of all commands
     Man(ManArgs),
-}
-
-/// `sdclr bench …`.
-#[derive(Debug, Subcommand)]
-pub enum BenchCommand {
-    /// Time training steps on random images
-    Step(Box<StepBenchArgs>),
-}
-
-/// `sdclr bench step`.
-#[derive(Debug, Args)]
-#[command(after_help = "Example: sdclr bench step --model resnet18 --image-size 32 --batch-size 128 --json")]
-pub struct StepBenchArgs {
-    /// Steps that are timed, after one that is not
-    #[arg(long, value_name = "N", default_value_t = 5)]
-    pub steps: usize,
-    #[command(flatten)]
-    pub flags: ConfigFlags,
 }
 
 /// `sdclr demo`.

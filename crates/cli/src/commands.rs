@@ -10,7 +10,7 @@ mod inspect;
 mod pretrain;
 mod shell;
 
-use crate::args::{BenchCommand, Cli, Command};
+use crate::args::{Cli, Command};
 use crate::context::Context;
 use std::process::ExitCode;
 
@@ -27,7 +27,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Embed(args) => embed::run(&args, context),
         Command::Export(args) => export::run(&args, context),
         Command::Inspect(args) => inspect::run(&args, context),
-        Command::Bench(BenchCommand::Step(args)) => bench::step(&args, context),
+        Command::Bench(args) => bench::run(&args, context),
         Command::Doctor => doctor::run(context),
         Command::Completions(args) => shell::completions(&args, context),
         Command::Man(args) => shell::man(&args, context),

@@ -53,6 +53,8 @@ const FLAGS: &[Flag] = &[
     flag(DATA, "image-size", "PIXELS", "Side of the model's square input [default: 32, 64 or 224, by the images]")
         .common(),
     flag(DATA, "workers", "N", "Threads that decode and augment; 0 chooses"),
+    flag(DATA, "cache-mib", "MIB", "Memory for decoded images, which are then decoded once; 0 keeps none"),
+    flag(DATA, "jpeg-scaling", "", "Decode large JPEGs at 1/2 to 1/8 where no view needs more pixels; not pixel-exact"),
     flag(DATA, "strict", "", "Stop at the first broken image instead of skipping it"),
     flag(DATA, "max-broken", "SHARE", "Stop when more than this share of the images is broken, 0 to 1"),
     flag(VIEWS, "jitter-strength", "FACTOR", "Strength of the colour jitter"),
@@ -81,7 +83,8 @@ const FLAGS: &[Flag] = &[
     flag(OPTIMIZER, "milestones", "EPOCHS", "Epochs after which the step schedule lowers the rate, as 60,80"),
     flag(OPTIMIZER, "gamma", "FACTOR", "By which the step schedule lowers it"),
     flag(MACHINE, "device", "DEVICE", "auto, cpu, cuda or cuda:N").common(),
-    flag(MACHINE, "precision", "NAME", "Numbers to compute in").of(Precision::NAMES),
+    flag(MACHINE, "precision", "NAME", "Numbers of feature maps; auto: bf16 where the processor has it")
+        .of(Precision::NAMES),
     flag(MACHINE, "threads", "N", "Threads that compute; 0 takes every core"),
     flag(SAVING, "log-every", "STEPS", "Steps between lines of metrics.jsonl"),
     flag(SAVING, "checkpoint-every", "EPOCHS", "Epochs between checkpoints: what a killed run repeats at most"),
@@ -130,6 +133,79 @@ impl FromArgMatches for ConfigFlags {
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
         *self = Self::from_arg_matches(matches)?;
         Ok(())
+    }
+}
+
+/// [`ConfigFlags`] of a benchmark: another default batch size, and no mention of what a benchmark does not look at.
+#[derive(Debug, Clone, Default)]
+pub struct BenchFlags(ConfigFlags);
+
+/// The batch size of a benchmark where none is given: a peer's usual one, and a step of a second or so.
+pub const BENCH_BATCH_SIZE: usize = 128;
+
+/// Flags that change nothing about speed.
+const IDLE: &[&str] = &[
+    "epochs",
+    "lr",
+    "schedule",
+    "warmup-epochs",
+    "min-lr",
+    "milestones",
+    "gamma",
+    "log-every",
+    "checkpoint-every",
+    "keep-every",
+    "mask-save-every",
+];
+
+impl BenchFlags {
+    /// Their values, checked, over a benchmark's defaults.
+    ///
+    /// # Errors
+    /// A value of the wrong type, naming the flag.
+    pub fn layers(&self) -> sdclr_records::Result<[Layer; 2]> {
+        // The images may be made up; a name keeps the checks of a real run.
+        let defaults = [("data", "random images".to_owned()), ("batch-size", BENCH_BATCH_SIZE.to_string())];
+        let defaults = defaults.map(|(flag, value)| (flag.to_owned(), value));
+        Ok([Layer::from_flags(&defaults)?, self.0.layer()?])
+    }
+
+    /// Whether a flag was given.
+    pub fn has(&self, name: &str) -> bool {
+        self.0.0.iter().any(|(flag, _)| flag == name)
+    }
+
+    /// The first flag that was given.
+    pub fn first(&self) -> Option<&str> {
+        self.0.0.first().map(|(flag, _)| flag.as_str())
+    }
+}
+
+impl Args for BenchFlags {
+    fn augment_args(command: Command) -> Command {
+        let command = ConfigFlags::augment_args(command);
+        let batch_size = format!("Images a step, two views each [default: {BENCH_BATCH_SIZE}]");
+        let command = command
+            .mut_arg("batch-size", |arg| arg.help(batch_size))
+            .mut_arg("image-size", |arg| arg.help("Side of the model's square input [default: 32]"))
+            .mut_arg("data", |arg| arg.help("Images of bench data and bench probe [default: made up]"))
+            .mut_arg("precision", |arg| arg.hide_short_help(false))
+            .mut_arg("threads", |arg| arg.hide_short_help(false));
+        IDLE.iter().fold(command, |command, flag| command.mut_arg(*flag, |arg| arg.hide(true)))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for BenchFlags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        ConfigFlags::from_arg_matches(matches).map(Self)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        self.0.update_from_arg_matches(matches)
     }
 }
 

@@ -7,7 +7,7 @@ use sdclr_records::RunConfig;
 use std::path::Path;
 use sysinfo::{Disks, System};
 
-/// Caps the CPU kernels at an instruction set, to try each path: `avx512`, `avx2` or `portable`.
+/// Caps the CPU kernels at an instruction set, to try each path: one of [`Level::names`].
 pub const LEVEL_VARIABLE: &str = "SDCLR_CPU_LEVEL";
 
 /// Bytes of memory in all and free, a container's limit included.
@@ -18,6 +18,13 @@ pub fn memory() -> (u64, u64) {
         Some(limits) => (limits.total_memory, limits.free_memory),
         None => (system.total_memory(), system.available_memory()),
     }
+}
+
+/// What the processor calls itself.
+pub fn processor() -> Option<String> {
+    let mut system = System::new();
+    system.refresh_cpu_all();
+    system.cpus().first().map(|cpu| cpu.brand().trim().to_owned()).filter(|name| !name.is_empty())
 }
 
 /// Free bytes on the disk that holds `path`, if that can be told. Parts of the path need not exist yet.
@@ -37,7 +44,10 @@ pub fn level() -> anyhow::Result<Option<Level>> {
     let Ok(name) = std::env::var(LEVEL_VARIABLE) else { return Ok(None) };
     match Level::from_name(&name) {
         Some(level) => Ok(Some(level)),
-        None => Err(UsageError(format!("{LEVEL_VARIABLE}={name}: known are avx512, avx2 and portable")).into()),
+        None => {
+            let known: Vec<_> = Level::names().collect();
+            Err(UsageError(format!("{LEVEL_VARIABLE}={name}: known are {}", known.join(", "))).into())
+        }
     }
 }
 

@@ -1,7 +1,7 @@
-//! Views per second of the two contrastive recipes on one thread, as two-view samples: the counterpart of a torchvision
-//! script that does the same to random images (32×32 for the CIFAR recipe, 500×375 for the ImageNet one, no decoding).
+//! Two-view samples a second that one thread makes, by recipe and by operation, as a JSON line each: the counterpart of a
+//! torchvision script that does the same to random images (32×32 for CIFAR's recipe, 500×375 for ImageNet's, no decoding).
 //!
-//! `cargo run --release -p sdclr-data --example augment_speed [SECONDS]`
+//! `cargo run --release -p sdclr-data --example augment_speed [SECONDS] [CASE]...`; without a CASE, all of them.
 
 use std::io::Write;
 use std::time::Instant;
@@ -11,28 +11,14 @@ use sdclr_data::rng::{Purpose, Rng};
 use sdclr_data::{Dataset, Loader, LoaderSpec, Order, RgbImage, Shard};
 use sdclr_records::augment::{Augmentation, Contrastive};
 
+/// Name, recipe, and the sides in pixels of the view and of the image.
+type Case = (String, Augmentation, [u32; 3]);
+
 fn main() -> std::io::Result<()> {
     let seconds: f64 = std::env::args().nth(1).and_then(|s| s.parse().ok()).unwrap_or(2.0);
-    let only = |change: fn(&mut Contrastive)| {
-        let mut recipe = Contrastive { flip_p: 0.0, jitter_p: 0.0, grayscale_p: 0.0, ..Contrastive::default() };
-        change(&mut recipe);
-        Augmentation::Contrastive(recipe)
-    };
-    let hue = |recipe: &mut Contrastive| {
-        recipe.jitter_p = 1.0;
-        recipe.jitter = serde_json::from_str(r#"{"brightness":0,"contrast":0,"saturation":0,"hue":0.1}"#).unwrap();
-    };
-    for (name, recipe, side, width, height) in [
-        ("cifar", Augmentation::cifar_contrastive(), 32, 32, 32),
-        ("imagenet", Augmentation::imagenet_contrastive(), 224, 500, 375),
-        ("cifar crop and resize", only(|_| ()), 32, 32, 32),
-        ("cifar + jitter", only(|recipe| recipe.jitter_p = 1.0), 32, 32, 32),
-        ("cifar + hue", only(hue), 32, 32, 32),
-        ("cifar + grayscale", only(|recipe| recipe.grayscale_p = 1.0), 32, 32, 32),
-        ("cifar + blur", only(|recipe| recipe.blur_p = 1.0), 32, 32, 32),
-        ("imagenet crop and resize", only(|recipe| recipe.area_min = 0.08), 224, 500, 375),
-        ("cifar probe", Augmentation::cifar_probe_train(), 32, 32, 32),
-    ] {
+    let chosen: Vec<String> = std::env::args().skip(2).collect();
+    let is_chosen = |name: &str| chosen.is_empty() || chosen.iter().any(|chosen| chosen == name);
+    for (name, recipe, [side, width, height]) in cases().into_iter().filter(|case| is_chosen(&case.0)) {
         let augmenter = Augmenter::new(recipe, side).unwrap();
         let images: Vec<RgbImage> = (0..20).map(|index| noise(width, height, index)).collect();
         let (mut scratch, mut view) = (Scratch::default(), vec![0; augmenter.view_len()]);
@@ -47,11 +33,41 @@ fn main() -> std::io::Result<()> {
                 n_samples += 1;
             }
         }
-        let samples_per_s = n_samples as f64 / start.elapsed().as_secs_f64();
-        let microseconds = 5e5 / samples_per_s;
-        writeln!(std::io::stdout(), "{name}: {samples_per_s:.0} samples/s, {microseconds:.1} us/view")?;
+        print(&name, n_samples as f64 / start.elapsed().as_secs_f64())?;
     }
-    through_the_loader(seconds)
+    if is_chosen(THROUGH_THE_LOADER) { through_the_loader(seconds) } else { Ok(()) }
+}
+
+const THROUGH_THE_LOADER: &str = "cifar through the loader";
+
+fn print(name: &str, samples_per_s: f64) -> std::io::Result<()> {
+    let view_us = 5e5 / samples_per_s;
+    writeln!(
+        std::io::stdout(),
+        r#"{{"peer": "sdclr", "recipe": "{name}", "samples_per_s_per_core": {samples_per_s:.1}, "view_us": {view_us:.2}}}"#
+    )
+}
+
+/// The recipes, and their crop alone and with one more operation each.
+fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (name, recipe, sides) in [
+        ("cifar", Contrastive::default(), [32, 32, 32]),
+        ("imagenet", Contrastive { area_min: 0.08, blur_p: 0.5, ..Contrastive::default() }, [224, 500, 375]),
+    ] {
+        cases.push((name.to_owned(), Augmentation::Contrastive(recipe.clone()), sides));
+        let bare = Contrastive { flip_p: 0.0, jitter_p: 0.0, grayscale_p: 0.0, blur_p: 0.0, ..recipe };
+        for (operation, recipe) in [
+            ("crop and resize", bare.clone()),
+            ("crop + jitter", Contrastive { jitter_p: 1.0, ..bare.clone() }),
+            ("crop + grayscale", Contrastive { grayscale_p: 1.0, ..bare.clone() }),
+            ("crop + blur", Contrastive { blur_p: 1.0, ..bare }),
+        ] {
+            cases.push((format!("{name} {operation}"), Augmentation::Contrastive(recipe), sides));
+        }
+    }
+    cases.push(("cifar probe".to_owned(), Augmentation::cifar_probe_train(), [32, 32, 32]));
+    cases
 }
 
 /// The whole way of a CIFAR-size image with one thread: batches of 512, recycled.
@@ -65,6 +81,8 @@ fn through_the_loader(seconds: f64) -> std::io::Result<()> {
         order: Order::Shuffled,
         seed: 1,
         workers: 1,
+        jpeg_scaling: false,
+        cache_bytes: LoaderSpec::CACHE_BYTES,
         shard: Shard::default(),
         max_broken_share: 0.0,
         strict: true,
@@ -80,8 +98,7 @@ fn through_the_loader(seconds: f64) -> std::io::Result<()> {
         }
         epoch += 1;
     }
-    let samples_per_s = n_samples as f64 / start.elapsed().as_secs_f64();
-    writeln!(std::io::stdout(), "cifar through the loader: {samples_per_s:.0} samples/s")
+    print(THROUGH_THE_LOADER, n_samples as f64 / start.elapsed().as_secs_f64())
 }
 
 fn noise(width: u32, height: u32, index: u64) -> RgbImage {

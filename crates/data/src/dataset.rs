@@ -108,6 +108,19 @@ impl Dataset {
         self.source.decode_into(self.source_index(position), image)
     }
 
+    /// Decodes an image at a fraction of its size where that can be done: see [`Source::decode_scaled_into`].
+    ///
+    /// # Errors
+    /// If it is broken.
+    pub fn decode_scaled_into(
+        &self,
+        position: usize,
+        divisor: &mut dyn FnMut(u32, u32) -> u32,
+        image: &mut RgbImage,
+    ) -> Result<u32, DataError> {
+        self.source.decode_scaled_into(self.source_index(position), divisor, image)
+    }
+
     /// The data set of the images at these positions, in this order.
     ///
     /// # Errors

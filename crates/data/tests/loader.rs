@@ -3,6 +3,8 @@
 mod common;
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::{encoded, write};
 use image::ImageFormat;
@@ -19,6 +21,8 @@ fn spec() -> LoaderSpec {
         order: Order::Shuffled,
         seed: 10,
         workers: 2,
+        jpeg_scaling: false,
+        cache_bytes: LoaderSpec::CACHE_BYTES,
         shard: Shard::default(),
         max_broken_share: 0.05,
         strict: false,
@@ -85,6 +89,48 @@ fn a_loader_knows_roughly_what_it_will_hold() {
     let files = Dataset::open(folder.path(), &OpenOptions::default()).unwrap();
     assert_eq!(Loader::new(files, spec()).unwrap().memory_bytes(), 10 * 30 * 20 * 3 + views(10));
     assert_eq!(Loader::new(images(101), spec()).unwrap().memory_bytes(), views(40), "nothing is kept twice");
+}
+
+/// Grey images of 10×10 pixels that count how often they are decoded.
+struct Counting(Arc<AtomicUsize>);
+
+impl Source for Counting {
+    fn len(&self) -> usize {
+        20
+    }
+    fn label(&self, _: usize) -> Option<u32> {
+        None
+    }
+    fn name(&self, index: usize) -> String {
+        format!("image {index}")
+    }
+    fn decode_into(&self, index: usize, image: &mut RgbImage) -> Result<(), DataError> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        *image = RgbImage::new(10, 10, vec![index as u8; 300]);
+        Ok(())
+    }
+    fn class_names(&self) -> Option<&[String]> {
+        None
+    }
+    fn description(&self) -> String {
+        "a source for this test".to_owned()
+    }
+}
+
+#[test]
+fn decoded_images_stay_in_memory_up_to_the_limit() {
+    let check = |cache_bytes: usize, expected_decoded: usize| {
+        let n_decoded = Arc::new(AtomicUsize::new(0));
+        let dataset = Dataset::from_source(Box::new(Counting(Arc::clone(&n_decoded)))).unwrap();
+        // One thread, so that no two images want the last place at once.
+        let batches = run(&dataset, LoaderSpec { cache_bytes, workers: 1, ..spec() }, 0..3);
+        assert_eq!(n_decoded.load(Ordering::Relaxed), expected_decoded, "{cache_bytes} bytes");
+        batches
+    };
+    let all = check(LoaderSpec::CACHE_BYTES, 20);
+    assert_eq!(check(20 * 300, 20), all, "just enough");
+    assert_eq!(check(15 * 300 + 299, 20 + 2 * 5), all, "room for 15");
+    assert_eq!(check(0, 3 * 20), all, "room for none");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The numbers that feature maps are kept in: f32, or bfloat16.
 
-use crate::host::Zero;
+use crate::buffer::Zero;
 
 /// A number that feature maps can be kept in; arithmetic is always f32.
 pub trait Element: Zero + Default + Send + Sync + 'static {

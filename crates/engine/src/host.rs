@@ -3,6 +3,7 @@
 //! Operations take an output buffer *out* of the store (a pointer move, no allocation), read the others through `&self`
 //! and put it back; so no operation needs `unsafe` to write one buffer while it reads another.
 
+use crate::buffer::Buffer;
 use crate::element::{Bf16, Element};
 use crate::engine::Memory;
 use crate::types::{Act, ByteBuf, ByteSpan, Dims, EngineError, F32Buf, Role, Span};
@@ -10,12 +11,12 @@ use crate::types::{Act, ByteBuf, ByteSpan, Dims, EngineError, F32Buf, Role, Span
 /// One activation buffer, NHWC.
 pub struct ActBuf<T> {
     dims: Option<Dims>,
-    pub data: Vec<T>,
+    pub data: Buffer<T>,
 }
 
 impl<T> Default for ActBuf<T> {
     fn default() -> Self {
-        Self { dims: None, data: Vec::new() }
+        Self { dims: None, data: Buffer::default() }
     }
 }
 
@@ -72,8 +73,8 @@ pub struct HostStore<E> {
     acts: Vec<(Role, Dims, usize)>,
     maps: Vec<ActBuf<E>>,
     vectors: Vec<ActBuf<f32>>,
-    floats: Vec<Vec<f32>>,
-    bytes: Vec<Vec<u8>>,
+    floats: Vec<Buffer<f32>>,
+    bytes: Vec<Buffer<u8>>,
     held: usize,
 }
 
@@ -84,41 +85,8 @@ impl<E> Default for HostStore<E> {
     }
 }
 
-/// Numbers whose zero is all bits zero.
-///
-/// # Safety
-/// All bits zero must be a valid value.
-pub unsafe trait Zero: Copy {}
-// SAFETY: 0.0 and 0 are all bits zero.
-unsafe impl Zero for f32 {}
-// SAFETY: as above.
-unsafe impl Zero for u8 {}
-// SAFETY: as above.
-unsafe impl Zero for u16 {}
-
-/// A zeroed vector, or an error instead of an abort when memory runs out.
-///
-/// The pages come from the operating system when they are first written: planning is fast, and what a plan will need is
-/// known ([`Memory::bytes_held`]) before any of it is taken.
-pub(crate) fn try_zeroed<T: Zero>(len: usize, what: &str, held: &mut usize) -> Result<Vec<T>, EngineError> {
-    let bytes = len.saturating_mul(size_of::<T>());
-    let out_of_memory = |held: usize| EngineError::OutOfMemory { what: what.into(), bytes, held };
-    let layout = std::alloc::Layout::array::<T>(len).map_err(|_| out_of_memory(*held))?;
-    if bytes == 0 {
-        return Ok(Vec::new());
-    }
-    // SAFETY: the layout's size is not zero.
-    let data = unsafe { std::alloc::alloc_zeroed(layout) }.cast::<T>();
-    if data.is_null() {
-        return Err(out_of_memory(*held));
-    }
-    *held += bytes;
-    // SAFETY: allocated by the global allocator with `T`'s layout for exactly `len` elements, all of them valid zeros.
-    Ok(unsafe { Vec::from_raw_parts(data, len, len) })
-}
-
 /// Floats behind an activation's last image that kernels may read (never write) when they handle pixels in groups: up to
-/// three surplus pixels at stride 2, and up to eleven surplus inputs.
+/// three surplus pixels at stride 2, and up to fifteen surplus inputs.
 pub(crate) fn slack(dims: Dims) -> usize {
     8 * dims.c + 64
 }
@@ -220,11 +188,11 @@ impl<E: MapElement> HostStore<E> {
         &mut self.floats[span.buf.0][span.range()]
     }
 
-    pub(crate) fn take_floats(&mut self, buf: F32Buf) -> Vec<f32> {
+    pub(crate) fn take_floats(&mut self, buf: F32Buf) -> Buffer<f32> {
         std::mem::take(&mut self.floats[buf.0])
     }
 
-    pub(crate) fn put_floats(&mut self, buf: F32Buf, data: Vec<f32>) {
+    pub(crate) fn put_floats(&mut self, buf: F32Buf, data: Buffer<f32>) {
         self.floats[buf.0] = data;
     }
 
@@ -254,12 +222,12 @@ impl<E: MapElement> Memory for HostStore<E> {
         let len = max_batch * dims.len() + slack(dims);
         let at = match role {
             Role::Map => {
-                let data = try_zeroed(len, "an activation", &mut self.held)?;
+                let data = Buffer::zeroed(len, "an activation", &mut self.held)?;
                 self.maps.push(ActBuf { dims: Some(dims), data });
                 self.maps.len() - 1
             }
             Role::Vector => {
-                let data = try_zeroed(len, "an activation", &mut self.held)?;
+                let data = Buffer::zeroed(len, "an activation", &mut self.held)?;
                 let vectors = E::vectors_mut(self);
                 vectors.push(ActBuf { dims: Some(dims), data });
                 vectors.len() - 1
@@ -270,13 +238,13 @@ impl<E: MapElement> Memory for HostStore<E> {
     }
 
     fn alloc_f32(&mut self, len: usize) -> Result<F32Buf, EngineError> {
-        let data = try_zeroed(len, "a float buffer", &mut self.held)?;
+        let data = Buffer::zeroed(len, "a float buffer", &mut self.held)?;
         self.floats.push(data);
         Ok(F32Buf(self.floats.len() - 1))
     }
 
     fn alloc_bytes(&mut self, len: usize) -> Result<ByteBuf, EngineError> {
-        let data = try_zeroed(len, "a byte buffer", &mut self.held)?;
+        let data = Buffer::zeroed(len, "a byte buffer", &mut self.held)?;
         self.bytes.push(data);
         Ok(ByteBuf(self.bytes.len() - 1))
     }

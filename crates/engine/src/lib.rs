@@ -3,19 +3,21 @@
 //! - [`engine`]: the trait, with its conventions. A network speaks to this and nothing else.
 //! - [`types`]: handles, shapes, errors.
 //! - [`oracle`]: every operation as its definition; slow, and the tests' reference.
-//! - [`cpu`]: the fast f32 path: direct convolutions on AVX-512, AVX2 or portable vectors, several threads.
+//! - [`cpu`]: the fast path in f32 and bf16: direct convolutions on AMX tiles, AVX-512, AVX2 or portable vectors, several threads.
+//! - [`peak`]: what the machine could do at most.
 
+mod buffer;
 pub mod cpu;
 mod element;
 pub mod engine;
 mod host;
 pub mod oracle;
+pub mod peak;
 mod scalar;
 pub mod types;
 
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-pub use cpu::CpuBf16;
-pub use cpu::{Cpu, CpuOptions, Level};
+pub use cpu::{Cpu, CpuBf16, CpuOptions, Level};
 pub use engine::{Engine, Memory, NormApply, NormBackward, NormEval, NormTrain, NtXent, WeightGrad};
 pub use oracle::Oracle;
+pub use peak::{Peaks, Rates};
 pub use types::*;

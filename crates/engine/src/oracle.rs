@@ -276,7 +276,8 @@ impl Engine for Oracle {
         let mut out = vec![f64::NEG_INFINITY; n * o.len()];
         for_each_pooled(i, o, n, |to, from| {
             let v = f64::from(x[from]);
-            out[to] = if out[to] >= v { out[to] } else { v };
+            // Not-a-number wins, as in PyTorch.
+            out[to] = if v > out[to] || v.is_nan() { v } else { out[to] };
         });
         self.store_act(n, y, Write::Set, &out);
     }

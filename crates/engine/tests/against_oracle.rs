@@ -146,7 +146,12 @@ proptest! {
     }
 
     #[test]
-    fn linear_and_losses_agree(cin in 1usize..80, cout in 2usize..40, n in 1usize..70, tau in 0.05f32..1.0) {
+    fn linear_and_losses_agree(
+        cin in prop_oneof![1usize..80, 500usize..530],
+        cout in prop_oneof![2usize..40, 250usize..300],
+        n in 1usize..70,
+        tau in 0.05f32..1.0,
+    ) {
         check("linear and losses", |b| {
             let flat = |c| Dims { h: 1, w: 1, c };
             let (x, y, dy, dx) = (b.act(n, flat(cin)), b.act(n, flat(cout)), b.act(n, flat(cout)), b.act(n, flat(cin)));
@@ -269,6 +274,7 @@ fn not_a_number_goes_through_norms_and_pools() {
         b.engine.write_act(1, x, &values);
         b.engine.max_pool_forward(1, x, pooled);
         let got = b.read(1, pooled, pooled_dims);
-        assert!(got[0].is_nan() && got[1] == 1.0, "{got:?}");
+        // It lies in all four windows: the last one's first pixel, and the first one's last.
+        assert!(got.chunks(3).all(|pixel| pixel[0].is_nan() && pixel[1] == 1.0), "{got:?}");
     }
 }

@@ -1,6 +1,5 @@
 //! The bf16 engine against the oracle: same operations, inputs rounded to bf16 first, so that only sums and the rounding of
-//! results differ. Skipped, with a word, where the processor has no AMX.
-#![cfg(all(target_arch = "x86_64", target_os = "linux"))]
+//! results differ. At every level that the machine has.
 
 mod support;
 
@@ -11,17 +10,9 @@ use support::Bench;
 /// Exact in bf16.
 const BITS: u32 = 8;
 
-fn engines(n_threads: usize) -> Option<[Bench; 2]> {
-    match CpuBf16::new(CpuOptions { n_threads, level: None }) {
-        Ok(fast) => {
-            let bench = |engine: Box<dyn Engine>| Bench::new(engine, BITS);
-            Some([bench(Box::new(Oracle::new())), bench(Box::new(fast))])
-        }
-        Err(error) => {
-            assert!(error.to_string().contains("--precision f32"), "{error}");
-            None
-        }
-    }
+/// The levels that this machine has.
+fn levels() -> impl Iterator<Item = Level> {
+    Level::names().filter_map(Level::from_name).filter(|&level| level <= Level::detect())
 }
 
 /// bf16 keeps 8 bits: a result is off by at most 2⁻⁸ of itself, and sums of products by f32's rounding.
@@ -36,36 +27,45 @@ fn compare(what: &str, got: &[f32], expected: &[f32], relative: f32) -> Result<(
 
 const ROUNDING: f32 = 1.0 / 256.0;
 
-fn check_conv(shape: ConvShape, n: usize, n_threads: usize) -> Result<(), TestCaseError> {
-    let Some(mut benches) = engines(n_threads) else { return Ok(()) };
+/// What a convolution's passes give: name, relative tolerance, values.
+type Results = Vec<(&'static str, f32, Vec<f32>)>;
+
+fn conv_results(engine: Box<dyn Engine>, shape: ConvShape, n: usize) -> Results {
+    let b = &mut Bench::new(engine, BITS);
+    // The plan is for a larger batch than the one that runs.
     let max = n + 1;
-    let mut all = Vec::new();
-    for b in &mut benches {
-        let conv = b.engine.alloc_conv(shape, max, ConvUse::Train).unwrap();
-        let w = b.span(shape.n_weights());
-        let mask = b.mask(shape.n_weights());
-        let (x, dy) = (b.map(max, shape.input), b.map(max, shape.output()));
-        let (y, dx) = (b.map(max, shape.output()), b.map(max, shape.input));
-        let (sums, dw) = (b.span(2 * shape.cout), b.span(shape.n_weights()));
-        let mut results = Vec::new();
-        for mask in [None, Some(mask)] {
-            b.engine.pack_conv(conv, w, mask);
-            b.engine.conv_forward(n, conv, x, y, Some(sums));
-            results.push(("forward", ROUNDING, b.read(n, y, shape.output())));
-            results.push(("sums", 1e-4, b.floats(sums)));
-            b.engine.conv_backward_data(n, conv, dy, dx, Write::Set);
-            results.push(("backward data", ROUNDING, b.read(n, dx, shape.input)));
-            b.engine.conv_backward_weight(n, conv, WeightGrad { x, dy, dw, mask });
-            results.push(("backward weight", 1e-4, b.floats(dw)));
-        }
-        // What is there was rounded already: added to afresh, it may round once more.
-        b.engine.conv_backward_data(n, conv, dy, dx, Write::Add);
-        results.push(("added", 3.0 * ROUNDING, b.read(n, dx, shape.input)));
-        all.push(results);
+    let conv = b.engine.alloc_conv(shape, max, ConvUse::Train).unwrap();
+    let w = b.span(shape.n_weights());
+    let mask = b.mask(shape.n_weights());
+    let (x, dy) = (b.map(max, shape.input), b.map(max, shape.output()));
+    let (y, dx) = (b.map(max, shape.output()), b.map(max, shape.input));
+    let (sums, dw) = (b.span(2 * shape.cout), b.span(shape.n_weights()));
+    let mut results = Vec::new();
+    for mask in [None, Some(mask)] {
+        b.engine.pack_conv(conv, w, mask);
+        b.engine.conv_forward(n, conv, x, y, Some(sums));
+        results.push(("forward", ROUNDING, b.read(n, y, shape.output())));
+        results.push(("sums", 1e-4, b.floats(sums)));
+        b.engine.conv_backward_data(n, conv, dy, dx, Write::Set);
+        results.push(("backward data", ROUNDING, b.read(n, dx, shape.input)));
+        b.engine.conv_backward_weight(n, conv, WeightGrad { x, dy, dw, mask });
+        results.push(("backward weight", 1e-4, b.floats(dw)));
     }
-    for ((what, relative, expected), (.., got)) in all[0].iter().zip(&all[1]) {
-        // Σy² is of unrounded values here and there; Σy may cancel.
-        compare(&format!("{what} of {shape:?}, n = {n}"), got, expected, *relative)?;
+    // What is there was rounded already: added to afresh, it may round once more.
+    b.engine.conv_backward_data(n, conv, dy, dx, Write::Add);
+    results.push(("added", 3.0 * ROUNDING, b.read(n, dx, shape.input)));
+    results
+}
+
+fn check_conv(shape: ConvShape, n: usize, n_threads: usize) -> Result<(), TestCaseError> {
+    let expected = conv_results(Box::new(Oracle::new()), shape, n);
+    for level in levels() {
+        let fast = CpuBf16::new(CpuOptions { n_threads, level: Some(level) }).unwrap();
+        let got = conv_results(Box::new(fast), shape, n);
+        for ((what, relative, expected), (.., got)) in expected.iter().zip(&got) {
+            // Σy² is of unrounded values here and there; Σy may cancel.
+            compare(&format!("{what} of {shape:?}, n = {n}, {}", level.name()), got, expected, *relative)?;
+        }
     }
     Ok(())
 }

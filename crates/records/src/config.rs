@@ -51,6 +51,13 @@ pub struct DataConfig {
     pub image_size: usize,
     /// Threads that decode and augment; 0 lets the program choose.
     pub workers: usize,
+    /// Memory that decoded images may take, in MiB: a data set that fits is decoded once. 0 keeps none.
+    #[serde(default = "default_cache_mib")]
+    pub cache_mib: usize,
+    /// Whether large JPEGs are decoded at 1/2, 1/4 or 1/8 where the crop stays at least as large as the view. Off in all
+    /// presets, for the views are then not those of the published recipes to the pixel.
+    #[serde(default)]
+    pub jpeg_scaling: bool,
     /// Whether one broken image stops the run.
     pub strict: bool,
     /// The share of broken images, in [0, 1], past which a run that is not strict stops.
@@ -180,10 +187,16 @@ impl Default for DataConfig {
             part: Part::Train,
             image_size: 32,
             workers: 0,
+            cache_mib: default_cache_mib(),
+            jpeg_scaling: false,
             strict: false,
             max_broken: 0.05,
         }
     }
+}
+
+fn default_cache_mib() -> usize {
+    1024
 }
 
 impl Default for ModelConfig {
@@ -212,6 +225,13 @@ impl Default for TrainConfig {
             checkpoint_every_epochs: 1,
             keep_every_epochs: 0,
         }
+    }
+}
+
+impl DataConfig {
+    /// `cache_mib` in bytes.
+    pub fn cache_bytes(&self) -> usize {
+        self.cache_mib.saturating_mul(1 << 20)
     }
 }
 

@@ -21,6 +21,8 @@ pub const FLAGS: &[(&str, &str)] = &[
     ("part", "data.part"),
     ("image-size", "data.image_size"),
     ("workers", "data.workers"),
+    ("cache-mib", "data.cache_mib"),
+    ("jpeg-scaling", "data.jpeg_scaling"),
     ("strict", "data.strict"),
     ("max-broken", "data.max_broken"),
     ("jitter-strength", "augment.strength"),

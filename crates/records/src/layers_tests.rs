@@ -99,6 +99,14 @@ fn presets_match_the_paper_s_table() {
 }
 
 #[test]
+fn presets_keep_the_pixels_of_the_published_recipes() {
+    for name in crate::presets::names() {
+        let config = resolve(&[Layer::preset(name).expect("known"), source()]).expect("runs");
+        assert!(!config.data.jpeg_scaling, "{name}");
+    }
+}
+
+#[test]
 fn a_written_config_reads_back_the_same() {
     let config = resolve(&[Layer::preset("imagenet100-lt").expect("known"), source()]).expect("runs");
     let text = config.to_toml();

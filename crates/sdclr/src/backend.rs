@@ -1,7 +1,7 @@
 //! From configs to what runs them: engines, networks, optimizers, schedules.
 
 use crate::error::Error;
-use sdclr_engine::{Cpu, CpuOptions, Engine, Level};
+use sdclr_engine::{Cpu, CpuBf16, CpuOptions, Engine, Level};
 use sdclr_nn::{Decay, Head, Network, NetworkSpec, OptimizerKind, Schedule};
 use sdclr_records::config::{ModelConfig, OptimizerConfig, RunConfig};
 use sdclr_records::names::{Device, OptimizerKind as OptimizerName, Precision, ScheduleKind, Stem};
@@ -37,6 +37,23 @@ impl Machine {
         if self.threads == 0 { cores() } else { self.threads }
     }
 
+    /// The instruction set that the CPU's kernels use.
+    #[must_use]
+    pub fn level(&self) -> Level {
+        let best = Level::detect();
+        self.level.map_or(best, |level| level.min(best))
+    }
+
+    /// The numbers that feature maps are kept in: f32 or bf16. `auto` stands for bf16 where there are instructions for it.
+    #[must_use]
+    pub fn numbers(&self) -> Precision {
+        match self.precision {
+            Precision::Auto if self.level().has_bf16() => Precision::Bf16,
+            Precision::Auto => Precision::F32,
+            chosen => chosen,
+        }
+    }
+
     /// Makes the engine.
     ///
     /// # Errors
@@ -49,24 +66,11 @@ impl Machine {
             )));
         }
         let options = CpuOptions { n_threads: self.n_threads(), level: self.level };
-        match self.precision {
-            Precision::Bf16 => bf16(options),
+        match self.numbers() {
+            Precision::Bf16 => Ok(Box::new(CpuBf16::new(options)?)),
             Precision::Auto | Precision::F32 => Ok(Box::new(Cpu::new(options)?)),
         }
     }
-}
-
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-fn bf16(options: CpuOptions) -> Result<Box<dyn Engine>, Error> {
-    match sdclr_engine::CpuBf16::new(options) {
-        Ok(engine) => Ok(Box::new(engine)),
-        Err(error) => Err(Error::Unfit(format!("--precision bf16: {error}"))),
-    }
-}
-
-#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
-fn bf16(_: CpuOptions) -> Result<Box<dyn Engine>, Error> {
-    Err(Error::Unfit("--precision bf16: only on Linux and x86-64 processors with AMX; use --precision f32".into()))
 }
 
 /// The network of a model config with another head.

@@ -5,7 +5,6 @@
 
 mod prepare;
 
-use crate::backend::Machine;
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::error::Error;
 use crate::learner::Learner;
@@ -13,7 +12,7 @@ use crate::progress::{Observer, StepReport};
 use crate::run_dir::{CheckpointName, Claim, RunWriter};
 use crate::signals::{StopFlag, StopSignal};
 use crate::snapshot;
-use prepare::Prepared;
+use prepare::{Prepared, settled, thread_counts};
 use sdclr_data::{Batch, Dataset, Loader};
 use sdclr_engine::Level;
 use sdclr_nn::Schedule;
@@ -63,6 +62,9 @@ pub struct PretrainJob<'a> {
 /// A config that does not fit the images, memory, a checkpoint that does not fit, a disk that is full, too many broken
 /// images, a loss that is not finite.
 pub fn pretrain(job: PretrainJob<'_>) -> Result<Outcome, Error> {
+    let config = settled(&job)?;
+    let PretrainJob { dataset, claim, level, memory_limit, stop, observer, .. } = job;
+    let job = PretrainJob { config: &config, dataset, claim, level, memory_limit, stop, observer };
     let prepared = Prepared::new(&job)?;
     Run::begin(job, prepared)?.go()
 }
@@ -400,10 +402,4 @@ impl<'a> Run<'a> {
         self.note_skipped();
         Ok(self.writer.write_skipped()?)
     }
-}
-
-/// Threads that computed with the stored config and that compute now, where they differ.
-fn thread_counts(stored: &RunConfig, config: &RunConfig, level: Option<Level>) -> Option<(usize, usize)> {
-    let [before, now] = [stored, config].map(|config| Machine::of(config, level).n_threads());
-    (before != now).then_some((before, now))
 }

@@ -5,9 +5,10 @@ use sdclr::progress::{Observer, StepReport};
 use sdclr::run_dir::{CheckpointName, Existing, RunDir};
 use sdclr::signals::{StopFlag, StopSignal};
 use sdclr_data::{Dataset, RgbImage};
+use sdclr_engine::Level;
 use sdclr_records::RunConfig;
 use sdclr_records::metrics::MetricLine;
-use sdclr_records::names::{Method, ModelName};
+use sdclr_records::names::{Method, ModelName, Precision};
 use std::path::Path;
 
 /// Counts steps and raises the flag at one of them.
@@ -60,6 +61,17 @@ fn config(method: Method) -> RunConfig {
 
 /// Trains in `root`, stopping after step `stop_at`; returns the steps that this sitting did.
 fn sitting(root: &Path, config: &RunConfig, existing: Existing, stop_at: Option<u64>) -> (Outcome, Vec<u64>) {
+    sitting_at(None, root, config, existing, stop_at)
+}
+
+/// [`sitting`] on a machine whose processor has no more than `level`.
+fn sitting_at(
+    level: Option<Level>,
+    root: &Path,
+    config: &RunConfig,
+    existing: Existing,
+    stop_at: Option<u64>,
+) -> (Outcome, Vec<u64>) {
     let stop = StopFlag::new();
     let mut observer = Stopper { stop: stop.clone(), at: stop_at, steps: Vec::new() };
     let claim = RunDir::claim(root, existing, config).unwrap();
@@ -67,7 +79,7 @@ fn sitting(root: &Path, config: &RunConfig, existing: Existing, stop_at: Option<
         config,
         dataset: images(),
         claim,
-        level: None,
+        level,
         memory_limit: None,
         stop: &stop,
         observer: &mut observer,
@@ -185,6 +197,37 @@ fn refusal(root: &Path, config: &RunConfig, existing: Existing, dataset: Dataset
     assert!(contents() == before, "something was written: {message}");
     assert_eq!(root.exists(), existed, "{message}");
     message
+}
+
+#[test]
+fn a_run_goes_on_in_the_numbers_that_it_began_in_on_any_machine() {
+    let folder = tempfile::tempdir().unwrap();
+    let (plain, best) = (Some(Level::Portable), None);
+    let machine_s_own = if Level::detect().has_bf16() { Precision::Bf16 } else { Precision::F32 };
+    let auto = config(Method::SdClr);
+    for (begun_with, begun_at, went_on_at, expected) in [
+        (Precision::Auto, plain, best, Precision::F32),
+        (Precision::Auto, best, plain, machine_s_own),
+        (Precision::Bf16, plain, best, Precision::Bf16),
+        (Precision::F32, best, plain, Precision::F32),
+    ] {
+        let root = folder.path().join(format!("{begun_with}-{begun_at:?}"));
+        let mut begun = auto.clone();
+        begun.train.precision = begun_with;
+        sitting_at(begun_at, &root, &begun, Existing::Refuse, Some(3));
+        let stored = || RunDir::open(&root).unwrap().config().unwrap();
+        assert_eq!(stored().train.precision, expected, "{begun_with} is settled at the beginning");
+        for asked in [&auto, &stored()] {
+            sitting_at(went_on_at, &root, asked, Existing::Resume, Some(6));
+            assert_eq!(stored().train.precision, expected, "{begun_with}");
+        }
+        let log = std::fs::read_to_string(root.join("log.txt")).unwrap();
+        assert!(log.lines().all(|line| line.contains(&format!("CPU, {expected},"))), "{log}");
+        let mut other = auto.clone();
+        other.train.precision = if expected == Precision::F32 { Precision::Bf16 } else { Precision::F32 };
+        let refused = RunDir::claim(&root, Existing::Resume, &other).unwrap_err().to_string();
+        assert!(refused.contains("train.precision"), "{refused}");
+    }
 }
 
 #[test]

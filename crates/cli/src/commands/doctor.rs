@@ -7,7 +7,6 @@ use sdclr_records::names::{Device, Precision};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::process::ExitCode;
-use sysinfo::System;
 
 /// Looks around and reports.
 ///
@@ -37,9 +36,6 @@ pub fn run(context: Context) -> anyhow::Result<ExitCode> {
 }
 
 fn look() -> anyhow::Result<Value> {
-    let mut cpus = System::new();
-    cpus.refresh_cpu_all();
-    let processor = cpus.cpus().first().map(|cpu| cpu.brand().trim().to_owned()).filter(|name| !name.is_empty());
     let (total, free) = system::memory();
     // What the scheduler lets this process use, affinity and container limits included.
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -47,7 +43,7 @@ fn look() -> anyhow::Result<Value> {
     let engine = Machine { device, precision, threads: 0, workers: 0, level: system::level()? }.engine()?;
     Ok(json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "processor": processor,
+        "processor": system::processor(),
         "features": features(),
         "cores": threads,
         "memory_bytes": total,

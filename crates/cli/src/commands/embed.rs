@@ -34,7 +34,7 @@ pub fn run(args: &EmbedArgs, context: Context) -> anyhow::Result<ExitCode> {
     // Images are seen as a probe sees those that it is tested on.
     let recipe = ProbeConfig::new(Protocol::Knn, subject.config.data.image_size, 0).augment_test;
     let stop = signals::install()?;
-    let mut extractor = Extractor::new(&subject, &machine(&args.machine)?)?;
+    let mut extractor = Extractor::new(&subject, &machine(&args.machine, &subject.config)?)?;
     let mut progress = Progress::new(context, "");
     let features = extractor.embed(&images, &recipe, &stop, &mut progress);
     progress.finish();

@@ -71,7 +71,7 @@ pub fn run(command: EvalCommand, context: Context) -> anyhow::Result<ExitCode> {
         validation: images.validation,
         test: images.test,
         data: images.data,
-        machine: machine(&probe_args.machine)?,
+        machine: machine(&probe_args.machine, &subject.config)?,
         stop: &stop,
         observer: &mut progress,
     };
@@ -94,13 +94,17 @@ fn result_name(protocol: Protocol, checkpoint: &Path) -> String {
     }
 }
 
-/// What a probe's machine flags ask for.
+/// What a probe's machine flags ask for. A run in f32 is measured in f32, one in bf16 in bf16 where there are instructions for it.
 ///
 /// # Errors
 /// An unknown device.
-pub fn machine(args: &MachineArgs) -> anyhow::Result<Machine> {
+pub fn machine(args: &MachineArgs, config: &RunConfig) -> anyhow::Result<Machine> {
     let (threads, workers) = (args.threads, args.workers);
-    Ok(Machine { device: args.device.parse()?, precision: Precision::Auto, threads, workers, level: system::level()? })
+    let precision = match config.train.precision {
+        Precision::Bf16 => Precision::Auto,
+        Precision::F32 | Precision::Auto => Precision::F32,
+    };
+    Ok(Machine { device: args.device.parse()?, precision, threads, workers, level: system::level()? })
 }
 
 struct Images {

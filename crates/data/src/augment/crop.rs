@@ -59,6 +59,17 @@ impl Geometry {
         self
     }
 
+    /// The same for the image decoded at 1/`divisor` of its size: the crop's edges move to the nearest whole pixel. `None`
+    /// if the crop would be smaller than what it is resized to, so that detail would be lost that the view has.
+    pub fn reduced(self, divisor: u32) -> Option<Self> {
+        let edge = |edge: u32| (edge + divisor / 2) / divisor;
+        let Crop { left, top, width, height } = self.crop;
+        let (left, right) = (edge(left), edge(left + width));
+        let (top, bottom) = (edge(top), edge(top + height));
+        let crop = Crop { left, top, width: right - left, height: bottom - top };
+        (crop.width >= self.resized.0 && crop.height >= self.resized.1).then_some(Self { crop, ..self })
+    }
+
     /// Whether nothing is resized.
     pub fn is_copy(&self) -> bool {
         self.resized == (self.crop.width, self.crop.height)

@@ -62,12 +62,6 @@ fn byte(whole: f32) -> u8 {
     (whole + 8_388_608.0).to_bits() as u8
 }
 
-/// The same after rounding down.
-#[inline(always)]
-fn floor_to_byte(value: f64) -> u8 {
-    byte(value.floor() as f32)
-}
-
 // The operations are structures because that is how `pulp` compiles a function once per instruction set: what is
 // called in `with_simd`, inlined, becomes vector code of the width that the machine has.
 
@@ -169,7 +163,8 @@ fn shift_hue_lanes(r: &mut [u8; LANES], g: &mut [u8; LANES], b: &mut [u8; LANES]
     to_rgb(&hue, &saturation, &value, r, g, b);
 }
 
-/// `rgb2hsv_row`. Single precision, except where C promotes to double.
+/// `rgb2hsv_row`, in single precision throughout: where C promotes to double the results are the same bytes, which a test
+/// below holds for all that can come in.
 #[inline(always)]
 fn to_hsv(
     r: &[u8; LANES],
@@ -179,51 +174,35 @@ fn to_hsv(
     saturation: &mut [u8; LANES],
     value: &mut [u8; LANES],
 ) {
-    let mut turns_6 = [0f32; LANES];
     for i in 0..LANES {
         let (r, g, b) = (f32::from(r[i]), f32::from(g[i]), f32::from(b[i]));
         let larger = |a: f32, b: f32| if a > b { a } else { b };
         let smaller = |a: f32, b: f32| if a < b { a } else { b };
         let (max, min) = (larger(larger(r, g), b), smaller(smaller(r, g), b));
-        // Grey pixels divide by one instead of zero; their hue and saturation come out as zero.
-        let range = larger(max - min, 1.0);
-        // The hue is `base` plus the distance of one channel from the maximum less that of another.
+        let range = max - min;
+        // The hue is `base` plus the distance of one channel from the maximum less that of another, one of them 0 or 1.
         let (is_red, is_green) = (r == max, g == max);
-        let base = if is_red {
-            0.0
-        } else if is_green {
-            2.0
-        } else {
-            4.0
-        };
-        let plus = if is_red {
-            b
-        } else if is_green {
-            r
-        } else {
-            g
-        };
-        let minus = if is_red {
-            g
-        } else if is_green {
-            b
-        } else {
-            r
-        };
-        let (plus, minus) = ((max - plus) / range, (max - minus) / range);
-        turns_6[i] = (base + f64::from(plus) - f64::from(minus)) as f32;
-        let share = (max - min) / larger(max, 1.0);
-        saturation[i] = floor_to_byte(f64::from(share) * 255.0);
+        let base = select(is_red, 0.0, select(is_green, 2.0, 4.0));
+        let plus = select(is_red, b, select(is_green, r, g));
+        let minus = select(is_red, g, select(is_green, b, r));
+        let middle = larger(plus, minus);
+        // Grey pixels divide by one instead of zero. Their saturation is 0, so that their hue does not matter.
+        let distance = (max - middle) / larger(range, 1.0);
+        let turns_6 = select(plus == middle, (base - 1.0) + distance, (base + 1.0) - distance);
+        let turns = turns_6 / 6.0;
+        hue[i] = byte((select(turns_6 < 0.0, turns + 1.0, turns) * 255.0).floor());
+        saturation[i] = byte((range / larger(max, 1.0) * 255.0).floor());
         value[i] = byte(max);
-    }
-    for i in 0..LANES {
-        let above_zero = f64::from(turns_6[i]) / 6.0 + 1.0;
-        let turns = (if above_zero >= 1.0 { above_zero - 1.0 } else { above_zero }) as f32;
-        hue[i] = floor_to_byte(f64::from(turns) * 255.0);
     }
 }
 
-/// `hsv2rgb`.
+/// Both sides are computed, so that this is no branch in vector code.
+#[inline(always)]
+fn select(condition: bool, yes: f32, no: f32) -> f32 {
+    if condition { yes } else { no }
+}
+
+/// `hsv2rgb`, in single precision like [`to_hsv`].
 #[inline(always)]
 fn to_rgb(
     hue: &[u8; LANES],
@@ -234,28 +213,113 @@ fn to_rgb(
     b: &mut [u8; LANES],
 ) {
     for i in 0..LANES {
-        let turns_6 = f64::from(hue[i]) * 6.0 / 255.0;
-        let whole = turns_6.floor();
-        let f = (turns_6 - whole) as f32;
-        let sector = whole as f32;
-        let saturation = (f64::from(saturation[i]) / 255.0) as f32;
-        let v = f64::from(value[i]);
-        let scaled = |share: f64| (v * share + 0.5).floor() as f32;
-        let v = v as f32;
-        let p = scaled(1.0 - f64::from(saturation));
-        let q = scaled(1.0 - f64::from(saturation * f));
-        let t = scaled(1.0 - f64::from(saturation) * (1.0 - f64::from(f)));
+        let turns_1530 = f32::from(hue[i]) * 6.0;
+        // The products are whole numbers, and 1/255 is rounded up.
+        let sector = (turns_1530 * (1.0 / 255.0)).floor();
+        let f = (turns_1530 - sector * 255.0) / 255.0;
+        let saturation = f32::from(saturation[i]) / 255.0;
+        let v = f32::from(value[i]);
+        let scaled = |share: f32| (v * share + 0.5).floor();
+        let p = scaled(1.0 - saturation);
+        let q = scaled(1.0 - saturation * f);
+        let t = scaled(1.0 - saturation * (1.0 - f));
         // Selects vectorise where an indexed load does not. Sector 6 is sector 0.
         let pick = |s0: f32, s1: f32, s2: f32, s3: f32, s4: f32, s5: f32| {
-            let low = if sector == 1.0 { s1 } else { s0 };
-            let middle = if sector == 2.0 { s2 } else { s3 };
-            let high = if sector == 4.0 { s4 } else { s5 };
-            let lower = if sector >= 2.0 { middle } else { low };
-            let upper = if sector == 6.0 { s0 } else { high };
-            byte(if sector >= 4.0 { upper } else { lower })
+            let low = select(sector == 1.0, s1, s0);
+            let middle = select(sector == 2.0, s2, s3);
+            let high = select(sector == 4.0, s4, s5);
+            let lower = select(sector >= 2.0, middle, low);
+            let upper = select(sector == 6.0, s0, high);
+            byte(select(sector >= 4.0, upper, lower))
         };
         r[i] = pick(v, q, p, p, t, v);
         g[i] = pick(t, v, v, q, p, p);
         b[i] = pick(p, p, t, v, v, q);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The first lane of [`to_hsv`].
+    fn hsv([r, g, b]: [u8; 3]) -> [u8; 3] {
+        let (mut hue, mut saturation, mut value) = ([0; LANES], [0; LANES], [0; LANES]);
+        to_hsv(&[r; LANES], &[g; LANES], &[b; LANES], &mut hue, &mut saturation, &mut value);
+        [hue[0], saturation[0], value[0]]
+    }
+
+    /// Pillow's `rgb2hsv_row` with its mixture of single and double precision.
+    fn pillows_hsv([r, g, b]: [u8; 3]) -> [u8; 3] {
+        let (max, min) = (r.max(g).max(b), r.min(g).min(b));
+        if max == min {
+            return [0, 0, max];
+        }
+        let range = f32::from(max - min);
+        let [rc, gc, bc] = [r, g, b].map(|channel| f64::from(f32::from(max - channel) / range));
+        let turns_6 = match max {
+            _ if r == max => bc - gc,
+            _ if g == max => 2.0 + rc - bc,
+            _ => 4.0 + gc - rc,
+        };
+        let turns = (f64::from(turns_6 as f32) / 6.0 + 1.0).rem_euclid(1.0) as f32;
+        let saturation = range / f32::from(max);
+        [(f64::from(turns) * 255.0) as u8, (f64::from(saturation) * 255.0) as u8, max]
+    }
+
+    /// Pillow's `hsv2rgb`.
+    fn pillows_rgb([hue, saturation, value]: [u8; 3]) -> [u8; 3] {
+        let turns_6 = f64::from(hue) * 6.0 / 255.0;
+        let sector = turns_6.floor();
+        let (f, saturation) = ((turns_6 - sector) as f32, (f64::from(saturation) / 255.0) as f32);
+        let scaled = |share: f64| (f64::from(value) * share + 0.5).floor() as u8;
+        let p = scaled(1.0 - f64::from(saturation));
+        let q = scaled(1.0 - f64::from(saturation * f));
+        let t = scaled(1.0 - f64::from(saturation) * (1.0 - f64::from(f)));
+        match sector as u8 % 6 {
+            0 => [value, t, p],
+            1 => [q, value, p],
+            2 => [p, value, t],
+            3 => [p, q, value],
+            4 => [t, p, value],
+            _ => [value, p, q],
+        }
+    }
+
+    #[test]
+    fn single_precision_gives_the_hue_and_saturation_of_pillows_doubles() {
+        // Hue and saturation follow from the differences to the maximum, and the maximum from the saturation's quotient:
+        // every difference of every maximum, with each channel as the maximum, the middle and the minimum.
+        for max in 0..=255u8 {
+            for min in 0..=max {
+                let step = if max == 255 { 1 } else { 7 };
+                for middle in (min..=max).step_by(step) {
+                    for [a, b, c] in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+                        let mut pixel = [0; 3];
+                        (pixel[a], pixel[b], pixel[c]) = (max, middle, min);
+                        let (ours, expected) = (hsv(pixel), pillows_hsv(pixel));
+                        let same = ours == expected || (expected[1] == 0 && ours[1..] == expected[1..]);
+                        assert!(same, "{pixel:?}: {ours:?}, Pillow {expected:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn single_precision_gives_the_colours_of_pillows_doubles() {
+        for hue in 0..=255 {
+            for saturation in 0..=255 {
+                for first in (0..=255u8).step_by(LANES) {
+                    let value: [u8; LANES] = std::array::from_fn(|lane| first + lane as u8);
+                    let (mut r, mut g, mut b) = ([0; LANES], [0; LANES], [0; LANES]);
+                    to_rgb(&[hue; LANES], &[saturation; LANES], &value, &mut r, &mut g, &mut b);
+                    for lane in 0..LANES {
+                        let hsv = [hue, saturation, value[lane]];
+                        assert_eq!([r[lane], g[lane], b[lane]], pillows_rgb(hsv), "{hsv:?}");
+                    }
+                }
+            }
+        }
     }
 }

@@ -14,7 +14,7 @@ pub use crop::{Crop, Geometry};
 pub use params::{JitterOp, JitterParams, Params};
 pub use resize::Filter;
 
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 use sdclr_records::augment::Augmentation;
 
 use crate::error::DataError;
@@ -82,8 +82,12 @@ impl Augmenter {
         if params.is_copy() && params.geometry.is_copy() {
             return crop::copy_window(image, &params.geometry, params.flip, side, view);
         }
+        resize::resized_window(*arch, image, &params.geometry, params.flip, side, resize, view);
+        if params.is_copy() {
+            return;
+        }
         planes.resize(view.len(), 0);
-        resize::resized_window(*arch, image, &params.geometry, params.flip, side, resize, planes);
+        arch.dispatch(Deinterleave { pixels: view, planes });
         if let Some(jitter) = &params.jitter {
             jitter::apply(*arch, jitter, planes);
         }
@@ -95,16 +99,45 @@ impl Augmenter {
                 blur::gaussian(*arch, plane, side, sigma_px, line);
             }
         }
-        interleave(planes, view);
+        arch.dispatch(Interleave { planes, pixels: view });
+    }
+}
+
+/// `[n, 3]` to `[3, n]`.
+struct Deinterleave<'a> {
+    pixels: &'a [u8],
+    planes: &'a mut [u8],
+}
+
+impl WithSimd for Deinterleave<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let (red, rest) = self.planes.split_at_mut(self.planes.len() / 3);
+        let (green, blue) = rest.split_at_mut(red.len());
+        for (((pixel, r), g), b) in self.pixels.as_chunks::<3>().0.iter().zip(red).zip(green).zip(blue) {
+            [*r, *g, *b] = *pixel;
+        }
     }
 }
 
 /// `[3, n]` to `[n, 3]`.
-fn interleave(planes: &[u8], pixels: &mut [u8]) {
-    let (red, rest) = planes.split_at(planes.len() / 3);
-    let (green, blue) = rest.split_at(red.len());
-    for (((pixel, r), g), b) in pixels.chunks_exact_mut(3).zip(red).zip(green).zip(blue) {
-        pixel.copy_from_slice(&[*r, *g, *b]);
+struct Interleave<'a> {
+    planes: &'a [u8],
+    pixels: &'a mut [u8],
+}
+
+impl WithSimd for Interleave<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let (red, rest) = self.planes.split_at(self.planes.len() / 3);
+        let (green, blue) = rest.split_at(red.len());
+        for (((pixel, r), g), b) in self.pixels.as_chunks_mut::<3>().0.iter_mut().zip(red).zip(green).zip(blue) {
+            *pixel = [*r, *g, *b];
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Resizing a crop with a filter that widens when it shrinks, pixel for pixel as Pillow does.
 //!
 //! Source: Pillow's `src/libImaging/Resample.c`: one direction after the other, 8-bit results between the two, 22-bit
-//! fixed point weights. Difference: both passes run over 8-bit planes in an order that vectorises (within rows: on strips
+//! fixed point weights. Difference: both passes run over the bytes in an order that vectorises (within rows: on strips
 //! turned on their side); the sums are the same integers.
 
 use std::ops::Range;
@@ -44,12 +44,23 @@ impl Filter {
 const PRECISION_BITS: u32 = 32 - 8 - 2;
 /// Half, to round.
 const HALF: i32 = 1 << (PRECISION_BITS - 1);
-/// Rows of a strip in the first pass.
+/// Rows of a strip in the pass within rows.
 const STRIP: usize = 16;
-/// Values of a strip in one column.
-const STRIP_LEN: usize = 3 * STRIP;
-/// Columns that the second pass handles at once.
+/// Values that are summed side by side: a vector of 32-bit sums on the widest machines.
+const LANES: usize = 16;
+/// Values that the pass down the rows handles at once.
 const CHUNK: usize = 32;
+
+/// A column of a strip: the pixels of its rows one after the other, and room for the fourth byte of the last one.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+struct Column([u8; 64]);
+
+impl Default for Column {
+    fn default() -> Self {
+        Self([0; 64])
+    }
+}
 
 /// For each output pixel, the first input pixel and the weights of it and the following ones.
 #[derive(Clone, Debug, Default)]
@@ -106,18 +117,24 @@ impl Weights {
     }
 }
 
+/// Rows of pixels turned on their side, before and after resampling.
+#[derive(Debug, Default)]
+struct Strip {
+    input: Vec<Column>,
+    output: Vec<Column>,
+}
+
 /// Buffers of the two passes.
 #[derive(Debug, Default)]
 pub(super) struct Buffers {
     columns: Weights,
     rows: Weights,
-    /// A strip of rows: for each column, `[3, STRIP]`.
-    strip: Vec<[u8; STRIP_LEN]>,
-    /// Between the passes: planes `[3, rows, columns]`, or pixels `[rows, columns, 3]` if columns come second.
+    strip: Strip,
+    /// Pixels between the passes: `[rows, columns, 3]`.
     middle: Vec<u8>,
 }
 
-/// Crops, resizes and cuts the window; writes three planes of `side * side`, mirrored if `flip`.
+/// Crops, resizes and cuts the window; writes pixels `[side, side, 3]`, mirrored if `flip`.
 pub(super) fn resized_window(
     arch: Arch,
     image: &RgbImage,
@@ -125,14 +142,14 @@ pub(super) fn resized_window(
     flip: bool,
     side: usize,
     buffers: &mut Buffers,
-    planes: &mut [u8],
+    view: &mut [u8],
 ) {
     let Geometry { crop, resized, window, filter } = geometry;
     assert!(crop.left + crop.width <= image.width && crop.top + crop.height <= image.height, "{crop:?} is outside");
     let view_columns = inside(window.0, resized.0, side);
     let view_rows = inside(window.1, resized.1, side);
     if view_columns.len() < side || view_rows.len() < side {
-        planes.fill(0);
+        view.fill(0);
     }
     if view_columns.is_empty() || view_rows.is_empty() {
         return;
@@ -148,28 +165,23 @@ pub(super) fn resized_window(
     let row_len = image.width as usize * 3;
     let first_pixel = crop.top as usize * row_len + crop.left as usize * 3;
     let input = Pixels { bytes: &image.pixels[first_pixel..], row_len, width: crop.width as usize };
-    let n_columns = view_columns.len();
     let first_column = if flip { side - view_columns.end } else { view_columns.start };
-    let first = view_rows.start * side + first_column;
+    let first = (view_rows.start * side + first_column) * 3;
+    let output = Lines { values: &mut view[first..], row_len: side * 3, len: view_columns.len() * 3 };
     if rows_come_first(crop.width, crop.height, *resized) {
-        let width = input.width * 3;
-        middle.resize(view_rows.len() * width, 0);
-        let output = Lines { values: middle, row_len: width, len: width };
-        arch.dispatch(ResampleRows { input: input.bytes, row_len, weights: rows, first_input: 0, output });
-        let input = Pixels { bytes: middle, row_len: width, width: input.width };
-        let mut output = Planes { values: planes, plane_len: side * side, row_len: side, first };
-        resample_columns(arch, input, view_rows.len(), columns, flip, strip, &mut output);
+        let len = input.width * 3;
+        middle.resize(view_rows.len() * len, 0);
+        let between = Lines { values: middle, row_len: len, len };
+        arch.dispatch(ResampleRows { input: input.bytes, row_len, weights: rows, first_input: 0, output: between });
+        let input = Pixels { bytes: middle, row_len: len, width: input.width };
+        resample_columns(arch, input, view_rows.len(), columns, flip, strip, output);
     } else {
-        let used = rows.input_range();
-        let plane_len = used.len() * n_columns;
-        middle.resize(3 * plane_len, 0);
-        let mut output = Planes { values: middle, plane_len, row_len: n_columns, first: 0 };
+        let (used, len) = (rows.input_range(), output.len);
+        middle.resize(used.len() * len, 0);
+        let between = Lines { values: middle, row_len: len, len };
         let input = Pixels { bytes: &input.bytes[used.start * row_len..], ..input };
-        resample_columns(arch, input, used.len(), columns, flip, strip, &mut output);
-        for (plane, input) in planes.chunks_exact_mut(side * side).zip(middle.chunks_exact(plane_len)) {
-            let output = Lines { values: &mut plane[first..], row_len: side, len: n_columns };
-            arch.dispatch(ResampleRows { input, row_len: n_columns, weights: rows, first_input: used.start, output });
-        }
+        resample_columns(arch, input, used.len(), columns, flip, strip, between);
+        arch.dispatch(ResampleRows { input: middle, row_len: len, weights: rows, first_input: used.start, output });
     }
 }
 
@@ -190,15 +202,6 @@ struct Pixels<'a> {
     width: usize,
 }
 
-/// A rectangle in a buffer of three planes.
-struct Planes<'a> {
-    values: &'a mut [u8],
-    plane_len: usize,
-    row_len: usize,
-    /// Index of the rectangle's first value in the first plane.
-    first: usize,
-}
-
 /// Rows of `len` values each in a buffer.
 struct Lines<'a> {
     values: &'a mut [u8],
@@ -206,66 +209,80 @@ struct Lines<'a> {
     len: usize,
 }
 
-/// Resamples each row of interleaved pixels into a row of three planes.
+/// Resamples within each of `n_rows` rows of pixels.
 fn resample_columns(
     arch: Arch,
     input: Pixels,
     n_rows: usize,
     weights: &Weights,
     flip: bool,
-    strip: &mut Vec<[u8; STRIP_LEN]>,
-    output: &mut Planes,
+    strip: &mut Strip,
+    output: Lines,
 ) {
+    strip.input.resize(input.width, Column::default());
+    strip.output.resize(weights.spans.len(), Column::default());
     for first_row in (0..n_rows).step_by(STRIP) {
-        let n_rows = STRIP.min(n_rows - first_row);
-        turn_strip(Pixels { bytes: &input.bytes[first_row * input.row_len..], ..input }, n_rows, strip);
-        arch.dispatch(ResampleStrip { strip, first_row, n_rows, weights, flip, output });
-    }
-}
-
-/// Turns rows of interleaved pixels into columns of `[3, STRIP]` values.
-fn turn_strip(input: Pixels, n_rows: usize, strip: &mut Vec<[u8; STRIP_LEN]>) {
-    strip.resize(input.width, [0; STRIP_LEN]);
-    for row in 0..n_rows {
-        let pixels = input.bytes[row * input.row_len..][..input.width * 3].chunks_exact(3);
-        for (column, pixel) in strip.iter_mut().zip(pixels) {
-            column[row] = pixel[0];
-            column[STRIP + row] = pixel[1];
-            column[2 * STRIP + row] = pixel[2];
+        let rows = first_row..n_rows.min(first_row + STRIP);
+        for (place, row) in rows.clone().enumerate() {
+            turn_row(&input.bytes[row * input.row_len..][..input.width * 3], place, &mut strip.input);
+        }
+        arch.dispatch(ResampleStrip { input: &strip.input, weights, flip, output: &mut strip.output });
+        for (place, row) in rows.enumerate() {
+            turn_back(&strip.output, place, &mut output.values[row * output.row_len..][..output.len]);
         }
     }
 }
 
-/// Resamples a strip and turns it back.
-struct ResampleStrip<'a, 'p> {
-    strip: &'a [[u8; STRIP_LEN]],
-    first_row: usize,
-    n_rows: usize,
-    weights: &'a Weights,
-    flip: bool,
-    output: &'a mut Planes<'p>,
+// Four bytes are one move and three are two, so a pixel is moved with one byte too many, which the next one overwrites.
+// These two are no vector code on purpose: compilers would make them gather and scatter, which is slower.
+
+/// Puts a row of pixels into its place in each column.
+fn turn_row(pixels: &[u8], row: usize, columns: &mut [Column]) {
+    let place = row * 3;
+    for (column, pixel) in columns.iter_mut().zip(pixels.windows(4).step_by(3)) {
+        column.0[place..place + 4].copy_from_slice(pixel);
+    }
+    if let (Some(column), Some(pixel)) = (columns.last_mut(), pixels.last_chunk::<3>()) {
+        column.0[place..place + 3].copy_from_slice(pixel);
+    }
 }
 
-impl WithSimd for ResampleStrip<'_, '_> {
+/// Takes a row of pixels out of its place in each column.
+fn turn_back(columns: &[Column], row: usize, pixels: &mut [u8]) {
+    let place = row * 3;
+    for (n, column) in columns.iter().enumerate() {
+        match pixels[n * 3..].first_chunk_mut::<4>() {
+            Some(pixel) => pixel.copy_from_slice(&column.0[place..place + 4]),
+            None => pixels[n * 3..].copy_from_slice(&column.0[place..place + 3]),
+        }
+    }
+}
+
+/// Resamples a strip; its columns come out from right to left if `flip`.
+struct ResampleStrip<'a> {
+    input: &'a [Column],
+    weights: &'a Weights,
+    flip: bool,
+    output: &'a mut [Column],
+}
+
+impl WithSimd for ResampleStrip<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let n_columns = self.weights.spans.len();
-        let Planes { values: planes, plane_len, row_len, first } = self.output;
-        for n in 0..n_columns {
-            let (first_input, weights) = self.weights.at(n);
-            let mut sums = [HALF; STRIP_LEN];
-            for (column, weight) in self.strip[first_input..].iter().zip(weights) {
-                add_weighted(&mut sums, column, *weight);
+        let n_columns = self.output.len();
+        for (column, output) in self.output.iter_mut().enumerate() {
+            let (first_input, weights) = self.weights.at(if self.flip { n_columns - 1 - column } else { column });
+            let (mut a, mut b, mut c) = ([HALF; LANES], [HALF; LANES], [HALF; LANES]);
+            for (column, weight) in self.input[first_input..].iter().zip(weights) {
+                add_weighted(&mut a, &column.0[..LANES], *weight);
+                add_weighted(&mut b, &column.0[LANES..2 * LANES], *weight);
+                add_weighted(&mut c, &column.0[2 * LANES..3 * LANES], *weight);
             }
-            let values = to_bytes(&sums);
-            let column = if self.flip { n_columns - 1 - n } else { n };
-            for (channel, values) in values.chunks_exact(STRIP).enumerate() {
-                let start = channel * *plane_len + *first + self.first_row * *row_len + column;
-                let places = planes[start..].iter_mut().step_by(*row_len);
-                places.zip(&values[..self.n_rows]).for_each(|(place, value)| *place = *value);
-            }
+            output.0[..LANES].copy_from_slice(&to_bytes(&a));
+            output.0[LANES..2 * LANES].copy_from_slice(&to_bytes(&b));
+            output.0[2 * LANES..3 * LANES].copy_from_slice(&to_bytes(&c));
         }
     }
 }

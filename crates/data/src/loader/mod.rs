@@ -59,6 +59,12 @@ pub struct LoaderSpec {
     pub seed: u64,
     /// Threads; 0 takes one per processor.
     pub workers: usize,
+    /// Whether large JPEGs are decoded at 1/2, 1/4 or 1/8 where every view's crop stays at least as large as the view. Views
+    /// then differ by a few grey levels from those of the whole image, and such images are not kept in memory.
+    pub jpeg_scaling: bool,
+    /// Bytes that decoded images may take: they are kept, each decoded once, until the next one would not fit. Sources that
+    /// lie decoded in memory anyway take none of it.
+    pub cache_bytes: usize,
     /// This process's part.
     pub shard: Shard,
     /// Share of broken images that is tolerated, in [0, 1].
@@ -68,6 +74,9 @@ pub struct LoaderSpec {
 }
 
 impl LoaderSpec {
+    /// A limit for [`Self::cache_bytes`] that keeps small data sets in memory whole: 1 GiB, 7,000 images of 256×192 pixels.
+    pub const CACHE_BYTES: usize = 1 << 30;
+
     fn validate(&self) -> Result<(), DataError> {
         let ensure = |condition, problem: String| if condition { Ok(()) } else { Err(DataError::Setting(problem)) };
         let Shard { rank, ranks } = self.shard;

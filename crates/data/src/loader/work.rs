@@ -13,9 +13,6 @@ use crate::error::DataError;
 use crate::rng::{Purpose, Rng};
 use crate::source::RgbImage;
 
-/// Decoded images of a data set are kept in memory up to this many bytes.
-const CACHE_BYTES: usize = 1 << 30;
-
 /// A part of a batch.
 #[derive(Default)]
 pub(super) struct Chunk {
@@ -61,10 +58,24 @@ struct Worker {
     position: usize,
 }
 
+/// A decoded image and the size that it has in its file.
+struct Decoded<'a> {
+    image: &'a RgbImage,
+    divisor: u32,
+    width: u32,
+    height: u32,
+}
+
+impl<'a> Decoded<'a> {
+    fn whole(image: &'a RgbImage) -> Self {
+        Self { image, divisor: 1, width: image.width, height: image.height }
+    }
+}
+
 impl Shared {
     pub fn new(dataset: Dataset, spec: LoaderSpec, n_workers: usize, plan: Arc<EpochPlan>) -> Result<Self, DataError> {
         let augmenter = Augmenter::new(spec.recipe.clone(), spec.image_size)?;
-        let n_cached = if dataset.in_memory() { 0 } else { dataset.len() };
+        let n_cached = if dataset.in_memory() || spec.cache_bytes == 0 { 0 } else { dataset.len() };
         let n_slots = plan.chunks_ahead(n_workers);
         let state = State {
             plan,
@@ -96,7 +107,7 @@ impl Shared {
         }
         let sizes: Vec<usize> = self.dataset.sample(N_SAMPLED).iter().map(|image| image.pixels.len()).collect();
         let mean = sizes.iter().sum::<usize>() / sizes.len().max(1);
-        mean.saturating_mul(self.cache.len()).min(CACHE_BYTES)
+        mean.saturating_mul(self.cache.len()).min(self.spec.cache_bytes)
     }
 
     pub fn lock(&self) -> MutexGuard<'_, State> {
@@ -174,14 +185,27 @@ impl Shared {
 
     fn append_views(&self, epoch: u64, worker: &mut Worker, batch: &mut Batch) -> Result<(), DataError> {
         let Worker { scratch, decoded, padded, position } = worker;
-        let mut image = self.decoded(*position, decoded)?;
+        let source_index = self.dataset.source_index(*position) as u64;
+        let draw = |view, width, height| {
+            let mut rng = Rng::new(self.spec.seed, Purpose::Augmentation, epoch, source_index, view);
+            self.augmenter.sample(&mut rng, width, height)
+        };
+        let views = 0..self.spec.n_views as u64;
+        // The largest with which every view has the pixels that it needs.
+        let divisor = |width, height| {
+            let can = |view, divisor| draw(view, width, height).geometry.reduced(divisor).is_some();
+            [8, 4, 2].into_iter().find(|&divisor| views.clone().all(|view| can(view, divisor))).unwrap_or(1)
+        };
+        let Decoded { mut image, divisor, mut width, mut height } = self.decoded(*position, decoded, divisor)?;
         if pad_mnist(image, self.spec.image_size, padded) {
             image = padded;
+            (width, height) = (image.width, image.height);
         }
-        let source_index = self.dataset.source_index(*position) as u64;
-        for view in 0..self.spec.n_views as u64 {
-            let mut rng = Rng::new(self.spec.seed, Purpose::Augmentation, epoch, source_index, view);
-            let params = self.augmenter.sample(&mut rng, image.width, image.height);
+        for view in views {
+            let mut params = draw(view, width, height);
+            if divisor > 1 {
+                params.geometry = params.geometry.reduced(divisor).unwrap_or(params.geometry);
+            }
             let start = batch.views.len();
             batch.views.resize(start + self.augmenter.view_len(), 0);
             self.augmenter.apply(image, &params, scratch, &mut batch.views[start..]);
@@ -189,20 +213,44 @@ impl Shared {
         Ok(())
     }
 
-    /// The decoded image, from the cache or else through the buffer.
-    fn decoded<'a>(&'a self, position: usize, buffer: &'a mut RgbImage) -> Result<&'a RgbImage, DataError> {
+    /// The decoded image, from the cache or else through the buffer. `divisor` chooses by how much a JPEG is reduced.
+    fn decoded<'a>(
+        &'a self,
+        position: usize,
+        buffer: &'a mut RgbImage,
+        divisor: impl Fn(u32, u32) -> u32,
+    ) -> Result<Decoded<'a>, DataError> {
         if let Some(image) = self.cache.get(position).and_then(OnceLock::get) {
-            return Ok(image);
+            return Ok(Decoded::whole(image));
         }
-        self.dataset.decode_into(position, buffer)?;
+        if !self.spec.jpeg_scaling {
+            self.dataset.decode_into(position, buffer)?;
+            return Ok(Decoded::whole(self.kept(position, buffer)));
+        }
+        let mut full = None;
+        let mut choose = |width, height| {
+            full = Some((width, height));
+            divisor(width, height)
+        };
+        let divisor = self.dataset.decode_scaled_into(position, &mut choose, buffer)?;
+        match full {
+            Some((width, height)) if divisor > 1 => Ok(Decoded { image: buffer, divisor, width, height }),
+            // An image that another epoch may reduce is not kept: what was kept would decide over the pixels.
+            Some((width, height)) if width.min(height) >= 2 * self.spec.image_size => Ok(Decoded::whole(buffer)),
+            _ => Ok(Decoded::whole(self.kept(position, buffer))),
+        }
+    }
+
+    /// The image in the buffer, moved into the cache if there is room for it.
+    fn kept<'a>(&'a self, position: usize, buffer: &'a mut RgbImage) -> &'a RgbImage {
         if let Some(place) = self.cache.get(position) {
             let n_bytes = buffer.pixels.len();
-            if self.cached_bytes.fetch_add(n_bytes, Ordering::Relaxed) + n_bytes <= CACHE_BYTES {
-                return Ok(place.get_or_init(|| Box::new(std::mem::take(buffer))));
+            if self.cached_bytes.fetch_add(n_bytes, Ordering::Relaxed) + n_bytes <= self.spec.cache_bytes {
+                return place.get_or_init(|| Box::new(std::mem::take(buffer)));
             }
             self.cached_bytes.fetch_sub(n_bytes, Ordering::Relaxed);
         }
-        Ok(buffer)
+        buffer
     }
 
     fn note_broken(&self, position: u32, error: &DataError) -> Result<(), DataError> {

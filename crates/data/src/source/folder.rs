@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use image::{DynamicImage, ImageReader};
 use walkdir::{DirEntry, WalkDir};
 
-use super::{Part, RgbImage, Source, lowercase_extension};
+use super::{Part, RgbImage, Source, jpeg, lowercase_extension};
 use crate::error::DataError;
 
 /// Extensions of the formats that can be decoded, in lower case.
@@ -110,6 +110,28 @@ pub(crate) fn parts(root: &Path) -> Option<(PathBuf, PathBuf)> {
     Some((root.join("train"), held_out)).filter(|(train, _)| train.is_dir())
 }
 
+impl FolderSource {
+    fn broken(&self, index: usize, reason: String) -> DataError {
+        DataError::Image { name: self.name(index), reason }
+    }
+
+    fn read(&self, index: usize) -> Result<Vec<u8>, DataError> {
+        let path = self.root.join(&self.files[index]);
+        let metadata = std::fs::metadata(&path).map_err(|error| self.broken(index, error.to_string()))?;
+        // Reading a pipe that a list names would wait for ever.
+        if !metadata.is_file() {
+            return Err(self.broken(index, "not a regular file".to_owned()));
+        }
+        std::fs::read(path).map_err(|error| self.broken(index, error.to_string()))
+    }
+
+    fn decode_bytes(&self, index: usize, bytes: &[u8], image: &mut RgbImage) -> Result<(), DataError> {
+        let decoded = decode_file(bytes).map_err(|reason| self.broken(index, reason))?;
+        *image = RgbImage { width: decoded.width(), height: decoded.height(), pixels: decoded.into_raw() };
+        Ok(())
+    }
+}
+
 impl Source for FolderSource {
     fn len(&self) -> usize {
         self.files.len()
@@ -125,17 +147,29 @@ impl Source for FolderSource {
     }
 
     fn decode_into(&self, index: usize, image: &mut RgbImage) -> Result<(), DataError> {
-        let broken = |reason: String| DataError::Image { name: self.name(index), reason };
-        let path = self.root.join(&self.files[index]);
-        let metadata = std::fs::metadata(&path).map_err(|error| broken(error.to_string()))?;
-        // Reading a pipe that a list names would wait for ever.
-        if !metadata.is_file() {
-            return Err(broken("not a regular file".to_owned()));
+        self.decode_bytes(index, &self.read(index)?, image)
+    }
+
+    fn decode_scaled_into(
+        &self,
+        index: usize,
+        divisor: &mut dyn FnMut(u32, u32) -> u32,
+        image: &mut RgbImage,
+    ) -> Result<u32, DataError> {
+        let bytes = self.read(index)?;
+        if let Some((width, height)) = jpeg::size(&bytes) {
+            let divisor = divisor(width, height);
+            // What the scaling decoder cannot do is left to the other one, which then also says what is wrong.
+            if divisor > 1
+                && jpeg::is_complete(&bytes)
+                && let Some(scaled) = jpeg::decode_scaled(&bytes, divisor)
+            {
+                *image = scaled;
+                return Ok(divisor);
+            }
         }
-        let bytes = std::fs::read(path).map_err(|error| broken(error.to_string()))?;
-        let decoded = decode_file(&bytes).map_err(broken)?;
-        *image = RgbImage { width: decoded.width(), height: decoded.height(), pixels: decoded.into_raw() };
-        Ok(())
+        self.decode_bytes(index, &bytes, image)?;
+        Ok(1)
     }
 
     fn class_names(&self) -> Option<&[String]> {
@@ -153,7 +187,7 @@ fn decode_file(bytes: &[u8]) -> Result<image::RgbImage, String> {
     if bytes.is_empty() {
         return Err("the file is empty".to_owned());
     }
-    if bytes.starts_with(&[0xff, 0xd8]) && !jpeg_is_complete(bytes) {
+    if jpeg::is_jpeg(bytes) && !jpeg::is_complete(bytes) {
         return Err("the JPEG file is cut short (it has no end-of-image marker)".to_owned());
     }
     let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|error| error.to_string())?;
@@ -168,21 +202,6 @@ fn decode_file(bytes: &[u8]) -> Result<image::RgbImage, String> {
         DynamicImage::ImageRgb8(rgb) => rgb,
         other => other.into_rgb8(),
     })
-}
-
-/// Whether an end-of-image marker follows the first start-of-scan marker of the main image. Lenient decoders fill a
-/// cut-short file with grey; training on that silently would be worse than skipping it.
-fn jpeg_is_complete(bytes: &[u8]) -> bool {
-    let mut position = 2;
-    while let Some(&[0xff, marker, high, low]) = bytes.get(position..).and_then(|rest| rest.first_chunk::<4>()) {
-        match marker {
-            0xff => position += 1,
-            0xda => return bytes[position..].windows(2).any(|pair| pair == [0xff, 0xd9]),
-            _ => position += 2 + usize::from(u16::from_be_bytes([high, low])),
-        }
-    }
-    // Not a marker where one must be: let the decoder say what is wrong.
-    position < bytes.len()
 }
 
 /// Relative paths of all images, sorted. Hidden files and folders are left out, and `__MACOSX` with the `._x.jpg` that

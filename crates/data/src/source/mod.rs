@@ -3,6 +3,7 @@
 pub mod cifar;
 pub mod folder;
 pub mod idx;
+mod jpeg;
 pub mod list;
 pub mod memory;
 mod pickle;
@@ -61,6 +62,22 @@ pub trait Source: Send + Sync {
     /// # Errors
     /// If the image cannot be read or decoded; `image` then holds nothing meaningful.
     fn decode_into(&self, index: usize, image: &mut RgbImage) -> Result<(), DataError>;
+
+    /// Decodes an image at a fraction of its size if its format can do so: then `divisor` is asked, with the full width and
+    /// height in pixels, which of 1, 2, 4 and 8 to divide them by (rounding up). Returns what they were divided by, 1 without
+    /// such a format; an undivided image is that of [`Self::decode_into`].
+    ///
+    /// # Errors
+    /// As [`Self::decode_into`].
+    fn decode_scaled_into(
+        &self,
+        index: usize,
+        _divisor: &mut dyn FnMut(u32, u32) -> u32,
+        image: &mut RgbImage,
+    ) -> Result<u32, DataError> {
+        self.decode_into(index, image)?;
+        Ok(1)
+    }
 
     /// Decodes an image.
     ///

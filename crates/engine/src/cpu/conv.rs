@@ -1,27 +1,18 @@
 //! Planned convolutions: the sweeps behind each pass, their packed weights, and how their tasks run on the team.
 
-use super::correlate::{self, Job, Sweep, WeightJob};
+use super::cell::Cell;
+use super::correlate;
 use super::elementwise;
+use super::gradient;
+use super::kernels;
+use super::layout::{Blocks, Layout};
+use super::pack;
 use super::simd::Level;
+use super::sweep::Sweep;
 use super::team::{Shards, Team};
-use crate::host::{slack, try_zeroed};
+use crate::buffer::Buffer;
+use crate::host::slack;
 use crate::types::{ConvShape, ConvUse, Dims, EngineError, Write};
-
-/// A sweep with its weights in compute layout.
-struct PackedSweep {
-    sweep: Sweep,
-    /// Filter rows and columns of the master weights that this sweep's taps are.
-    taps: (Vec<usize>, Vec<usize>),
-    packed: Vec<f32>,
-}
-
-/// A convolution planned for a level and a maximum batch.
-pub struct PlannedConv {
-    pub shape: ConvShape,
-    forward: PackedSweep,
-    backward: Vec<PackedSweep>,
-    trains: bool,
-}
 
 /// A planned convolution over feature maps of `E`: what an engine asks of it.
 pub trait Convolution<E>: Send + Sized {
@@ -29,10 +20,10 @@ pub trait Convolution<E>: Send + Sized {
     fn new(shape: ConvShape, used: ConvUse, level: Level, held: &mut usize) -> Result<Self, EngineError>;
 
     /// Floats of member scratch that any pass needs.
-    fn scratch_len(&self, level: Level, used: ConvUse) -> usize;
+    fn scratch_len(&self, used: ConvUse) -> usize;
 
     /// Floats of partial results: channel sums of every task, or every slice's weight gradient.
-    fn partial_len(&self, max_batch: usize, n_slices: usize, used: ConvUse) -> usize;
+    fn partial_len(&self, max_batch: usize, n_members: usize, used: ConvUse) -> usize;
 
     /// Packs master weights `[cout, kh, kw, cin]`, zeroed where the mask is 0.
     fn pack(&mut self, team: &Team, level: Level, weights: &[f32], mask: Option<&[u8]>);
@@ -47,6 +38,23 @@ pub trait Convolution<E>: Send + Sized {
     fn backward_weight(&self, ctx: &mut Context, n: usize, x: &[E], dy: &[E], dw: &mut [f32], mask: Option<&[u8]>);
 }
 
+/// A sweep with its weights in compute layout.
+struct PackedSweep {
+    sweep: Sweep,
+    /// The master weights' taps, row by row, that this sweep's are.
+    taps: Vec<usize>,
+    packed: Buffer<f32>,
+}
+
+/// A convolution planned for a level.
+pub struct PlannedConv {
+    shape: ConvShape,
+    layout: Layout,
+    forward: PackedSweep,
+    backward: Vec<PackedSweep>,
+    trains: bool,
+}
+
 /// Which channel of the master weights is a sweep's source and which its destination.
 #[derive(Clone, Copy, PartialEq)]
 enum Direction {
@@ -54,13 +62,15 @@ enum Direction {
     BackwardData,
 }
 
-impl Convolution<f32> for PlannedConv {
+impl<E: Cell> Convolution<E> for PlannedConv {
     fn new(shape: ConvShape, used: ConvUse, level: Level, held: &mut usize) -> Result<Self, EngineError> {
-        let mut packed = |sweep: Sweep, taps| -> Result<PackedSweep, EngineError> {
-            let len = correlate::packed_len(level, sweep.depth(), sweep.dst.c);
-            Ok(PackedSweep { packed: try_zeroed(len, "packed weights", held)?, sweep, taps })
+        let layout = Layout::of::<E>(level);
+        let mut packed = |sweep: Sweep, (rows, cols): Taps| -> Result<PackedSweep, EngineError> {
+            let taps = rows.iter().flat_map(|row| cols.iter().map(move |col| row * shape.kernel + col)).collect();
+            let sweep = Sweep { per_cell: E::PER_CELL, ..sweep };
+            let len = layout.packed_rows(&sweep) * layout.channels(sweep.dst.c);
+            Ok(PackedSweep { packed: Buffer::zeroed(len, "packed weights", held)?, sweep, taps })
         };
-        assert!((1..=2).contains(&shape.stride), "strides 1 and 2 are planned for, not {}", shape.stride);
         let all: Vec<usize> = (0..shape.kernel).collect();
         let forward = packed(forward_sweep(&shape), (all.clone(), all))?;
         let mut backward = Vec::new();
@@ -69,35 +79,37 @@ impl Convolution<f32> for PlannedConv {
                 backward.push(packed(sweep, taps)?);
             }
         }
-        Ok(Self { shape, forward, backward, trains: used == ConvUse::Train })
+        Ok(Self { shape, layout, forward, backward, trains: used == ConvUse::Train })
     }
 
-    fn scratch_len(&self, level: Level, used: ConvUse) -> usize {
+    fn scratch_len(&self, used: ConvUse) -> usize {
         let sweeps = std::iter::once(&self.forward).chain(&self.backward);
-        let source = sweeps.map(|s| s.sweep.scratch_len()).max().unwrap_or(0);
-        let gather =
-            if used == ConvUse::Forward { 0 } else { correlate::weight_scratch_len(level, &self.forward.sweep) };
-        source + gather
+        let source = sweeps.map(|s| kernels::scratch_len(self.layout, &s.sweep)).max().unwrap_or(0);
+        let sweep = &self.forward.sweep;
+        source.max(if used == ConvUse::Forward { 0 } else { kernels::gradient_scratch_len(self.layout, sweep) })
     }
 
-    fn partial_len(&self, max_batch: usize, n_slices: usize, used: ConvUse) -> usize {
-        let sums = self.forward.sweep.n_tasks(max_batch) * 2 * self.shape.cout;
-        let weights = if used == ConvUse::Forward { 0 } else { n_slices * self.forward.packed.len() };
-        sums.max(weights)
+    fn partial_len(&self, max_batch: usize, n_members: usize, used: ConvUse) -> usize {
+        let sweep = &self.forward.sweep;
+        let sums = sweep.n_tasks(kernels::tasks(self.layout, sweep), max_batch) * 2 * self.shape.cout;
+        let blocks = Blocks::of(self.layout, sweep);
+        let len = blocks.n * blocks.len;
+        sums.max(if used == ConvUse::Forward { 0 } else { n_slices(len, n_members) * len })
     }
 
     fn pack(&mut self, team: &Team, level: Level, weights: &[f32], mask: Option<&[u8]>) {
-        self.forward.pack(team, level, &self.shape, Direction::Forward, weights, mask);
+        let masters = pack::Masters { weights, mask, n_taps: self.shape.kernel.pow(2), cin: self.shape.input.c };
+        self.forward.pack::<E>(team, level, self.layout, masters, Direction::Forward);
         for sweep in &mut self.backward {
-            sweep.pack(team, level, &self.shape, Direction::BackwardData, weights, mask);
+            sweep.pack::<E>(team, level, self.layout, masters, Direction::BackwardData);
         }
     }
 
-    fn forward(&self, ctx: &mut Context, n: usize, x: &[f32], y: &mut [f32], sums: Option<&mut [f32]>) {
+    fn forward(&self, ctx: &mut Context, n: usize, x: &[E], y: &mut [E], sums: Option<&mut [f32]>) {
         let sweep = &self.forward.sweep;
-        let (n_tasks, width) = (sweep.n_tasks(n), 2 * self.shape.cout);
+        let (n_tasks, width) = (sweep.n_tasks(kernels::tasks(self.layout, sweep), n), 2 * self.shape.cout);
         let partial = Shards::new(&mut ctx.partial[..if sums.is_some() { n_tasks * width } else { 0 }]);
-        run(&self.forward, ctx.team, ctx.level, ctx.scratch, n, x, y, Write::Set, |task| {
+        run(&self.forward, self.layout, ctx.team, ctx.level, ctx.scratch, n, x, y, Write::Set, |task| {
             // SAFETY: one part per task, and each task runs once.
             sums.is_some().then(|| unsafe { partial.part(task * width, width) })
         });
@@ -106,44 +118,68 @@ impl Convolution<f32> for PlannedConv {
         }
     }
 
-    fn backward_data(&self, ctx: &mut Context, n: usize, dy: &[f32], dx: &mut [f32], write: Write) {
+    fn backward_data(&self, ctx: &mut Context, n: usize, dy: &[E], dx: &mut [E], write: Write) {
         assert!(self.trains, "a convolution planned without backward-data was asked for it");
-        let covered: usize = self.backward.iter().map(|s| s.sweep.grid.0 * s.sweep.grid.1).sum();
-        if write == Write::Set && covered < self.shape.input.pixels() {
-            ctx.team.for_parts(&mut dx[..n * self.shape.input.len()], 1 << 16, |_, part| part.fill(0.0));
-        }
+        let covered = self.backward.iter().map(|s| s.sweep.grid.0 * s.sweep.grid.1).sum();
+        clear_uncovered(ctx.team, &self.shape, covered, n, dx, write);
         for sweep in &self.backward {
-            run(sweep, ctx.team, ctx.level, ctx.scratch, n, dy, dx, write, |_| None);
+            run(sweep, self.layout, ctx.team, ctx.level, ctx.scratch, n, dy, dx, write, |_| None);
         }
     }
 
-    /// Each of as many slices as there are members sums its own tasks; slices are added in order, so the result depends
-    /// on the number of threads but not on who ran what.
-    fn backward_weight(&self, ctx: &mut Context, n: usize, x: &[f32], dy: &[f32], dw: &mut [f32], mask: Option<&[u8]>) {
-        let sweep = &self.forward.sweep;
+    /// Slices of a gradient are added in order, so the result depends on the number of threads but not on who ran what.
+    fn backward_weight(&self, ctx: &mut Context, n: usize, x: &[E], dy: &[E], dw: &mut [f32], mask: Option<&[u8]>) {
+        let (sweep, level) = (&self.forward.sweep, ctx.level);
         assert_source(sweep, n, x);
-        assert!(dy.len() >= n * sweep.dst.len(), "gradient of {} floats for {n} images", dy.len());
-        let (n_tasks, len, level) = (sweep.n_tasks(n), self.forward.packed.len(), ctx.level);
-        let n_slices = ctx.team.n_members().min(n_tasks);
-        let job = WeightJob { sweep, x, dy, n };
-        let scratch = Shards::new(ctx.scratch);
-        ctx.team.for_parts(&mut ctx.partial[..n_slices * len], len, |slice, out| {
+        assert!(dy.len() >= n * sweep.dst.len(), "gradient of {} numbers for {n} images", dy.len());
+        let tasks = kernels::gradient_tasks(self.layout, sweep);
+        let (n_tasks, n_members) = (sweep.n_tasks(tasks, n), ctx.team.n_members());
+        let blocks = Blocks::of(self.layout, sweep);
+        let (n_blocks, block, len) = (blocks.n, blocks.len, blocks.n * blocks.len);
+        let n_slices = n_slices(len, n_members).min(n_tasks);
+        // Blocks of inputs that one share has; all of them where every member has a slice of its own.
+        let share = if n_slices > 1 { n_blocks } else { n_blocks.div_ceil(SHARES * n_members) };
+        let shares = n_blocks.div_ceil(share);
+        let job = gradient::Job { sweep, tasks, x, dy, n };
+        let (scratch, partial) = (Shards::new(ctx.scratch), Shards::new(&mut ctx.partial[..n_slices * len]));
+        ctx.team.for_chunks(n_slices * shares, |index, member| {
+            let (slice, first) = (index / shares, index % shares * share);
+            let n_here = share.min(n_blocks - first);
+            // SAFETY: one scratch per member; shares of a slice do not overlap, and each runs once.
+            let (scratch, out) =
+                unsafe { (&mut scratch.part(member, 1)[0], partial.part(slice * len + first * block, n_here * block)) };
             out.fill(0.0);
-            // SAFETY: one scratch per slice, and each slice runs once.
-            let scratch = unsafe { &mut scratch.part(slice, 1)[0] };
             for task in n_tasks * slice / n_slices..n_tasks * (slice + 1) / n_slices {
-                // SAFETY: `level` is at most what `Cpu::new` detected.
-                unsafe { correlate::weight_gradient(level, &job, task, scratch, out) };
+                // SAFETY: `level` is at most what the engine detected.
+                unsafe { kernels::weight_gradient(level, &job, &blocks, task, first, scratch, out) };
             }
         });
-        let (partial, depth) = (&ctx.partial[..n_slices * len], sweep.depth());
-        let (panel, lanes) = correlate::panel_sizes(level);
+        let (slices, depth) = (&ctx.partial[..n_slices * len], sweep.depth());
+        let reduce = elementwise::Reduce { slices, blocks, taps: sweep.kernel, cin: sweep.src.c };
+        let panel = self.layout.panel;
         ctx.team.for_parts(dw, depth * panel, |index, dw| {
-            let first = index * panel;
-            let width = if dw.len() / depth <= lanes { lanes } else { panel };
-            let mask = mask.map(|mask| &mask[first * depth..]);
-            elementwise::reduce_weights(level, &partial[first * depth..], len, width, depth, dw, mask);
+            let width = self.layout.width(dw.len() / depth);
+            let mask = mask.map(|mask| &mask[index * panel * depth..]);
+            elementwise::reduce_weights(level, &reduce, index * panel, width, dw, mask);
         });
+    }
+}
+
+/// Floats above which threads share a weight gradient by its blocks instead of summing slices.
+const SLICE_LIMIT: usize = 1 << 18;
+
+/// Shares for each member of a gradient that is shared by blocks: more even out cores of unequal speed.
+const SHARES: usize = 2;
+
+/// Slices of a weight gradient of `len` floats.
+fn n_slices(len: usize, n_members: usize) -> usize {
+    if len > SLICE_LIMIT { 1 } else { n_members }
+}
+
+/// Zeroes what no sweep of a backward-data pass writes: pixels that no window reads.
+fn clear_uncovered<E: Cell>(team: &Team, shape: &ConvShape, covered: usize, n: usize, dx: &mut [E], write: Write) {
+    if write == Write::Set && covered < shape.input.pixels() {
+        team.for_parts(&mut dx[..n * shape.input.len()], 1 << 16, |_, part| part.fill(E::default()));
     }
 }
 
@@ -151,44 +187,47 @@ impl Convolution<f32> for PlannedConv {
 pub struct Context<'a> {
     pub team: &'a Team,
     pub level: Level,
-    pub scratch: &'a mut [Vec<f32>],
+    pub scratch: &'a mut [Buffer<f32>],
     pub partial: &'a mut [f32],
 }
 
 #[allow(clippy::too_many_arguments)]
-fn run<'s>(
+fn run<'s, E: Cell>(
     packed: &PackedSweep,
+    layout: Layout,
     team: &Team,
     level: Level,
-    scratch: &mut [Vec<f32>],
+    scratch: &mut [Buffer<f32>],
     n: usize,
-    x: &[f32],
-    y: &mut [f32],
+    x: &[E],
+    y: &mut [E],
     write: Write,
     sums: impl Fn(usize) -> Option<&'s mut [f32]> + Sync,
 ) {
     let sweep = &packed.sweep;
     assert_source(sweep, n, x);
-    assert!(y.len() >= n * sweep.dst.len(), "destination of {} floats for {n} images", y.len());
-    let job = Job { sweep, packed: &packed.packed, x, y: Shards::new(y).as_ptr(), n, write };
+    assert!(y.len() >= n * sweep.dst.len(), "destination of {} numbers for {n} images", y.len());
+    let tasks = kernels::tasks(layout, sweep);
+    let job = correlate::Job { sweep, tasks, packed: &packed.packed, x, y: Shards::new(y).as_ptr(), n, write };
     let scratch = Shards::new(scratch);
-    team.for_chunks(sweep.n_tasks(n), |task, member| {
+    team.for_chunks(sweep.n_tasks(tasks, n), |task, member| {
         // SAFETY: one scratch per member; `y` holds `n` images by the assertion; tasks cover disjoint pixels and each
-        // runs once; `level` is at most what `Cpu::new` detected.
+        // runs once; `level` is at most what the engine detected.
         unsafe {
             let scratch = &mut scratch.part(member, 1)[0];
-            correlate::correlate(level, &job, task, scratch, sums(task));
+            kernels::correlate(level, layout, &job, task, scratch, sums(task));
         }
     });
 }
 
 /// The kernels read pixels in groups, and past the last one: `x` must hold `n` images and their slack.
-fn assert_source(sweep: &Sweep, n: usize, x: &[f32]) {
+fn assert_source<E>(sweep: &Sweep, n: usize, x: &[E]) {
     let needed = n * sweep.src.len() + slack(sweep.src);
-    assert!(x.len() >= needed, "source of {} floats where {n} images and slack are {needed}", x.len());
+    assert!(x.len() >= needed, "source of {} numbers where {n} images and slack are {needed}", x.len());
 }
 
-pub(crate) fn forward_sweep(shape: &ConvShape) -> Sweep {
+fn forward_sweep(shape: &ConvShape) -> Sweep {
+    assert!((1..=2).contains(&shape.stride), "strides 1 and 2 are planned for, not {}", shape.stride);
     let dst = shape.output();
     Sweep {
         src: shape.input,
@@ -199,6 +238,7 @@ pub(crate) fn forward_sweep(shape: &ConvShape) -> Sweep {
         kernel: (shape.kernel, shape.kernel),
         stride: shape.stride,
         pad: (shape.pad as isize, shape.pad as isize),
+        per_cell: 1,
     }
 }
 
@@ -215,9 +255,9 @@ fn phase_taps(shape: &ConvShape, phase: usize) -> (Vec<usize>, isize) {
 }
 
 /// Filter rows and columns of the master weights that a sweep's taps are.
-pub(crate) type Taps = (Vec<usize>, Vec<usize>);
+type Taps = (Vec<usize>, Vec<usize>);
 
-pub(crate) fn backward_sweeps(shape: &ConvShape) -> Vec<(Sweep, Taps)> {
+fn backward_sweeps(shape: &ConvShape) -> Vec<(Sweep, Taps)> {
     let s = shape.stride;
     let mut sweeps = Vec::new();
     for (pr, pc) in (0..s).flat_map(|r| (0..s).map(move |c| (r, c))) {
@@ -236,6 +276,7 @@ pub(crate) fn backward_sweeps(shape: &ConvShape) -> Vec<(Sweep, Taps)> {
             kernel: (rows.len(), cols.len()),
             stride: 1,
             pad: (top, left),
+            per_cell: 1,
         };
         sweeps.push((sweep, (rows, cols)));
     }
@@ -243,39 +284,31 @@ pub(crate) fn backward_sweeps(shape: &ConvShape) -> Vec<(Sweep, Taps)> {
 }
 
 impl PackedSweep {
-    fn pack(
+    fn pack<E: Cell>(
         &mut self,
         team: &Team,
         level: Level,
-        shape: &ConvShape,
+        layout: Layout,
+        masters: pack::Masters,
         direction: Direction,
-        weights: &[f32],
-        mask: Option<&[u8]>,
     ) {
-        let (k, cin) = (shape.kernel, shape.input.c);
-        let (src_step, dst_step) = match direction {
-            Direction::Forward => (1, k * k * cin),
-            Direction::BackwardData => (k * k * cin, 1),
-        };
         let Dims { c, .. } = self.sweep.dst;
-        let (src_c, depth) = (self.sweep.src.c, self.sweep.depth());
-        let (panel, lanes) = correlate::panel_sizes(level);
-        let taps = &self.taps;
-        team.for_parts(&mut self.packed, depth * panel, |index, part| {
-            let at = index * panel;
-            let width = if c - at <= lanes { lanes } else { panel };
-            for (tap, rows) in part.chunks_exact_mut(src_c * width).enumerate() {
-                let (kh, kw) = (taps.0[tap / taps.1.len()], taps.1[tap % taps.1.len()]);
-                for (ci, row) in rows.chunks_exact_mut(width).enumerate() {
-                    let from = (kh * k + kw) * cin + ci * src_step + at * dst_step;
-                    for (j, out) in row.iter_mut().enumerate() {
-                        *out = match mask {
-                            _ if at + j >= c => 0.0,
-                            Some(mask) => weights[from + j * dst_step] * f32::from(mask[from + j * dst_step]),
-                            None => weights[from + j * dst_step],
-                        };
-                    }
-                }
+        let panel = layout.panel;
+        let (sweep, taps) = (&self.sweep, &self.taps);
+        team.for_parts(&mut self.packed, layout.packed_rows(sweep) * panel, |index, part| {
+            let first = index * panel;
+            let width = layout.width(c - first);
+            let panel = pack::Panel {
+                masters,
+                taps,
+                source: (sweep.src.c, sweep.channels()),
+                first,
+                n: width.min(c - first),
+                width,
+            };
+            match direction {
+                Direction::Forward => pack::forward::<E>(level, &panel, E::of_scratch(part)),
+                Direction::BackwardData => pack::backward::<E>(level, &panel, E::of_scratch(part)),
             }
         });
     }

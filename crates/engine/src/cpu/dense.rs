@@ -1,4 +1,4 @@
-//! Matrix products for linear layers and NT-Xent, on the `gemm` crate, one row block of the result per chunk.
+//! Matrix products for linear layers and NT-Xent, on the `gemm` crate, one block of the result per chunk.
 
 use super::team::{Shards, Team};
 
@@ -25,8 +25,10 @@ impl<'a> Mat<'a> {
     }
 }
 
-/// Rows of the result per chunk.
-const BLOCK: usize = 32;
+/// Rows of the result per chunk; where there are only a few such, as with small batches, chunks have so many columns too.
+const ROWS: usize = 32;
+const COLS: usize = 256;
+const FEW: usize = 8;
 
 /// `c (+)= factor · a · b`, `c` row-major.
 pub(crate) fn multiply(team: &Team, c: &mut [f32], a: Mat, b: Mat, factor: f32, add: bool) {
@@ -34,24 +36,25 @@ pub(crate) fn multiply(team: &Team, c: &mut [f32], a: Mat, b: Mat, factor: f32, 
     assert_eq!(k, b.rows, "inner dimensions");
     assert!(c.len() >= m * n, "result");
     let out = Shards::new(&mut c[..m * n]);
-    team.for_chunks(m.div_ceil(BLOCK), |chunk, _| {
-        let first = chunk * BLOCK;
-        let rows = BLOCK.min(m - first);
-        // SAFETY: row blocks are disjoint and each chunk runs once; views are in bounds by `Mat::new` and the asserts.
+    let width = if m.div_ceil(ROWS) < FEW { COLS } else { n };
+    let across = n.div_ceil(width);
+    team.for_chunks(m.div_ceil(ROWS) * across, |chunk, _| {
+        let (row, col) = (chunk / across * ROWS, chunk % across * width);
+        let (rows, cols) = (ROWS.min(m - row), width.min(n - col));
+        // SAFETY: blocks are disjoint and each chunk runs once; views are in bounds by `Mat::new` and the asserts.
         unsafe {
-            let c = out.part(first * n, rows * n);
             gemm::gemm(
                 rows,
-                n,
+                cols,
                 k,
-                c.as_mut_ptr(),
+                out.as_ptr().add(row * n + col),
                 1,
                 n as isize,
                 add,
-                a.data.as_ptr().add(first * a.row),
+                a.data.as_ptr().add(row * a.row),
                 a.col as isize,
                 a.row as isize,
-                b.data.as_ptr(),
+                b.data.as_ptr().add(col * b.col),
                 b.col as isize,
                 b.row as isize,
                 1.0,

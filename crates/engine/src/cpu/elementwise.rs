@@ -4,124 +4,77 @@
 //! set, and called in parallel by the engine. Where a sum runs over pixels, every chunk sums in f32 and chunks are added
 //! in order in f64: the result does not depend on the number of threads.
 
+use super::layout::Blocks;
 use super::simd::dispatch;
 use crate::element::Element;
-use crate::scalar::relu;
 use crate::types::{Dims, Write};
 
 /// `sums[i] = Σ partials[·][i]` in f64, in order.
 pub(crate) fn add_partials(partials: &[f32], sums: &mut [f32]) {
+    const RUN: usize = 64;
     let width = sums.len();
-    for (i, sum) in sums.iter_mut().enumerate() {
-        *sum = partials.iter().skip(i).step_by(width).map(|&v| f64::from(v)).sum::<f64>() as f32;
-    }
-}
-
-dispatch! {
-    /// Adds a panel of every slice of a weight gradient, `[depth, width]` at every `stride` floats of `partials`, to its
-    /// output channels of `dw` `[channels, depth]`.
-    pub(crate) fn reduce_weights(partials: &[f32], stride: usize, width: usize, depth: usize, dw: &mut [f32],
-                                 mask: Option<&[u8]>) {
-        let channels = dw.len() / depth;
-        for k in 0..depth {
-            for j in 0..channels {
-                let mut sum = 0.0;
-                for slice in partials.chunks(stride) {
-                    sum += slice[k * width + j];
-                }
-                let to = j * depth + k;
-                dw[to] += match mask {
-                    Some(mask) => sum * f32::from(mask[to]),
-                    None => sum,
-                };
+    for (run, sums) in sums.chunks_mut(RUN).enumerate() {
+        let mut total = [0.0f64; RUN];
+        for part in partials.chunks_exact(width) {
+            for (total, &v) in total.iter_mut().zip(&part[run * RUN..run * RUN + sums.len()]) {
+                *total += f64::from(v);
             }
+        }
+        for (sum, total) in sums.iter_mut().zip(total) {
+            *sum = total as f32;
         }
     }
 }
 
+/// Slices of a weight gradient, and how they are laid out.
+pub(crate) struct Reduce<'a> {
+    pub slices: &'a [f32],
+    pub blocks: Blocks,
+    /// Filter rows and columns, and input channels.
+    pub taps: (usize, usize),
+    pub cin: usize,
+}
+
 dispatch! {
-    /// `y = relu?(x · scale + shift + residual?)` over rows of `c` channels.
-    pub(crate) fn norm_apply[T: Element](x: &[T], coef: &[f32], residual: Option<&[T]>, gated: bool, y: &mut [T]) {
-        let c = coef.len() / 4;
-        let (scale, shift) = (&coef[2 * c..3 * c], &coef[3 * c..]);
-        let gate = |v: f32| T::of(if gated { relu(v) } else { v });
-        match residual {
-            None => {
-                for (y, x) in y.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
-                    for k in 0..c {
-                        y[k] = gate(x[k].get() * scale[k] + shift[k]);
+    /// Adds all slices of a weight gradient to the output channels `dw` `[channels, kh, kw, cin]` of the panel at `at`.
+    pub(crate) fn reduce_weights(from: &Reduce, at: usize, width: usize, dw: &mut [f32], mask: Option<&[u8]>) {
+        let (blocks, (kh, kw), cin) = (&from.blocks, from.taps, from.cin);
+        let depth = kh * kw * cin;
+        for (a, b) in (0..kh).flat_map(|a| (0..kw).map(move |b| (a, b))) {
+            for first in (0..cin).step_by(RUN) {
+                // Turned in a small square: the slices have channels beside one another, `dw` inputs.
+                let n = RUN.min(cin - first);
+                let mut square = [[0.0f32; RUN]; WIDEST];
+                for i in 0..n {
+                    let (block, input) = blocks.place((a, b), first + i);
+                    let row = block * blocks.len + at * blocks.layout.inputs + input * width;
+                    for slice in from.slices.chunks(blocks.n * blocks.len) {
+                        for (line, v) in square.iter_mut().zip(&slice[row..row + width]) {
+                            line[i] += v;
+                        }
+                    }
+                }
+                let k = (a * kw + b) * cin + first;
+                for (j, (dw, line)) in dw.chunks_exact_mut(depth).zip(&square).enumerate() {
+                    let dw = &mut dw[k..k + n];
+                    match mask {
+                        None => dw.iter_mut().zip(line).for_each(|(dw, v)| *dw += v),
+                        Some(mask) => {
+                            let mask = &mask[j * depth + k..][..n];
+                            for ((dw, v), &keep) in dw.iter_mut().zip(line).zip(mask) {
+                                *dw += if keep != 0 { *v } else { 0.0 };
+                            }
+                        }
                     }
                 }
             }
-            Some(r) => {
-                for ((y, x), r) in y.chunks_exact_mut(c).zip(x.chunks_exact(c)).zip(r.chunks_exact(c)) {
-                    for k in 0..c {
-                        y[k] = gate(x[k].get() * scale[k] + shift[k] + r[k].get());
-                    }
-                }
-            }
         }
     }
 }
 
-dispatch! {
-    /// Σg and Σg·x̂ per channel of one chunk, `[2, c]`; g is `dy` where `gate` is positive.
-    ///
-    /// Channels are taken in blocks whose sums stay in registers over all rows; kept in memory, each row would wait for
-    /// the stores of the one before.
-    pub(crate) fn norm_backward_sums[T: Element](dy: &[T], gate: Option<&[T]>, x: &[T], coef: &[f32], sums: &mut [f32]) {
-        let c = coef.len() / 4;
-        let mut k = 0;
-        while k < c {
-            match c - k {
-                32.. => k += channel_block::<T, 32>(dy, gate, x, coef, sums, k),
-                16.. => k += channel_block::<T, 16>(dy, gate, x, coef, sums, k),
-                4.. => k += channel_block::<T, 4>(dy, gate, x, coef, sums, k),
-                _ => k += channel_block::<T, 1>(dy, gate, x, coef, sums, k),
-            }
-        }
-    }
-}
-
-/// Channels `k..k + W` of [`norm_backward_sums`]; returns `W`.
-#[inline(always)]
-fn channel_block<T: Element, const W: usize>(
-    dy: &[T],
-    gate: Option<&[T]>,
-    x: &[T],
-    coef: &[f32],
-    sums: &mut [f32],
-    k: usize,
-) -> usize {
-    let c = coef.len() / 4;
-    let block = |row: &[T]| -> [T; W] { row[k..k + W].try_into().expect("W channels") };
-    let (mut sum, mut dot) = ([0.0f32; W], [0.0f32; W]);
-    let mean: [f32; W] = coef[k..k + W].try_into().expect("W channels");
-    let mut add = |g: [f32; W], x: [T; W]| {
-        for j in 0..W {
-            sum[j] += g[j];
-            dot[j] += g[j] * (x[j].get() - mean[j]);
-        }
-    };
-    match gate {
-        None => {
-            for (dy, x) in dy.chunks_exact(c).zip(x.chunks_exact(c)) {
-                add(block(dy).map(T::get), block(x));
-            }
-        }
-        Some(gate) => {
-            for ((dy, x), y) in dy.chunks_exact(c).zip(x.chunks_exact(c)).zip(gate.chunks_exact(c)) {
-                let (dy, y) = (block(dy), block(y));
-                add(std::array::from_fn(|j| if y[j].get() > 0.0 { dy[j].get() } else { 0.0 }), block(x));
-            }
-        }
-    }
-    for j in 0..W {
-        sums[k + j] = sum[j];
-        sums[c + k + j] = dot[j] * coef[c + k + j];
-    }
-    W
-}
+/// Inputs and channels of a square in [`reduce_weights`]; no level has wider panels.
+const RUN: usize = 16;
+const WIDEST: usize = 32;
 
 /// Per-channel constants of batch norm's input gradient: `dx = a·g + b·x + d`.
 ///
@@ -143,41 +96,6 @@ pub(crate) fn norm_backward_constants(coef: &[f32], sums: &[f32], count: Option<
 }
 
 dispatch! {
-    /// `dx = a·g + b·x + d` and `dr (+)= g` over one chunk; empty outputs are skipped.
-    pub(crate) fn norm_backward_apply[T: Element](dy: &[T], gate: Option<&[T]>, x: &[T], constants: &[f32], dx: &mut [T],
-                                                  dr: &mut [T], write: Write) {
-        let c = constants.len() / 3;
-        let (a, b, d) = (&constants[..c], &constants[c..2 * c], &constants[2 * c..]);
-        let gated = |g: T, y: T| if y.get() > 0.0 { g.get() } else { 0.0 };
-        let gate = gate.unwrap_or(&[]);
-        if !dx.is_empty() {
-            for (i, (dx, (dy, x))) in dx.chunks_exact_mut(c).zip(dy.chunks_exact(c).zip(x.chunks_exact(c))).enumerate() {
-                if gate.is_empty() {
-                    for k in 0..c {
-                        dx[k] = T::of(a[k] * dy[k].get() + b[k] * x[k].get() + d[k]);
-                    }
-                } else {
-                    let y = &gate[i * c..(i + 1) * c];
-                    for k in 0..c {
-                        dx[k] = T::of(a[k] * gated(dy[k], y[k]) + b[k] * x[k].get() + d[k]);
-                    }
-                }
-            }
-        }
-        if dr.is_empty() {
-            return;
-        }
-        let pairs = dr.iter_mut().zip(dy);
-        match (write, gate.is_empty()) {
-            (Write::Set, true) => dr.copy_from_slice(dy),
-            (Write::Add, true) => pairs.for_each(|(r, &g)| *r = T::of(r.get() + g.get())),
-            (Write::Set, false) => pairs.zip(gate).for_each(|((r, &g), &y)| *r = T::of(gated(g, y))),
-            (Write::Add, false) => pairs.zip(gate).for_each(|((r, &g), &y)| *r = T::of(r.get() + gated(g, y))),
-        }
-    }
-}
-
-dispatch! {
     /// Σ and Σ² per channel of one chunk, `[2, c]`.
     pub(crate) fn channel_sums(x: &[f32], sums: &mut [f32]) {
         let c = sums.len() / 2;
@@ -187,49 +105,6 @@ dispatch! {
             for k in 0..c {
                 sum[k] += x[k];
                 square[k] += x[k] * x[k];
-            }
-        }
-    }
-}
-
-/// The window of a 3×3, stride 2, padding 1 pool around output position `o` on an axis of `size`.
-fn window(o: usize, size: usize) -> std::ops::Range<usize> {
-    (2 * o).saturating_sub(1)..(2 * o + 2).min(size)
-}
-
-dispatch! {
-    /// 3×3 maximum with stride 2 and padding 1 of one image.
-    pub(crate) fn max_pool[T: Element](x: &[T], i: Dims, y: &mut [T], o: Dims) {
-        for (at, y) in y.chunks_exact_mut(o.c).enumerate() {
-            y.fill(T::of(f32::NEG_INFINITY));
-            for row in window(at / o.w, i.h) {
-                for col in window(at % o.w, i.w) {
-                    let x = &x[(row * i.w + col) * i.c..][..i.c];
-                    for k in 0..o.c {
-                        // Written so that not-a-number wins, as in PyTorch.
-                        y[k] = if y[k].get() >= x[k].get() { y[k] } else { x[k] };
-                    }
-                }
-            }
-        }
-    }
-}
-
-dispatch! {
-    /// Gradient of the maximum of one image; `left` `[o.c]` is scratch that says which outputs still look for their source.
-    pub(crate) fn max_pool_backward[T: Element](x: &[T], i: Dims, y: &[T], dy: &[T], o: Dims, dx: &mut [T], left: &mut [f32]) {
-        for (at, (y, dy)) in y.chunks_exact(o.c).zip(dy.chunks_exact(o.c)).enumerate() {
-            left.iter_mut().zip(dy).for_each(|(left, dy)| *left = dy.get());
-            for row in window(at / o.w, i.h) {
-                for col in window(at % o.w, i.w) {
-                    let from = (row * i.w + col) * i.c;
-                    let (x, dx) = (&x[from..][..i.c], &mut dx[from..][..i.c]);
-                    for k in 0..o.c {
-                        let hit = x[k].get() == y[k].get();
-                        dx[k] = T::of(dx[k].get() + if hit { left[k] } else { 0.0 });
-                        left[k] = if hit { 0.0 } else { left[k] };
-                    }
-                }
             }
         }
     }

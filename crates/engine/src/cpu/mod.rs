@@ -1,21 +1,32 @@
-//! The fast f32 engine for CPUs.
+//! The fast engine for CPUs, in f32 and bf16.
 //!
-//! [`Cpu`] holds the buffers, a [`team::Team`] of threads and planned convolutions, and cuts every operation into chunks.
-//! The kernels are in `correlate` (convolutions), `elementwise` (all that moves memory) and `dense` (matrix products).
+//! [`HostEngine`] holds the buffers, a [`team::Team`] of threads and planned convolutions, and cuts every operation into
+//! chunks. Convolutions are planned in `conv`, over the geometry in `sweep`; their kernels are `correlate` and `gradient` on
+//! vectors and `amx` on tiles. `elementwise` is all that moves memory, `dense` the matrix products.
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-mod bf16;
+pub(crate) mod amx;
+mod blocks;
+mod cell;
 mod conv;
 mod correlate;
 mod dense;
 mod elementwise;
+mod gradient;
+mod kernels;
+mod layout;
 mod norm;
-mod simd;
-mod team;
+mod norm_kernels;
+mod pack;
+mod pool;
+pub(crate) mod simd;
+mod sweep;
+pub(crate) mod team;
 
+use crate::buffer::Buffer;
 use crate::element::Bf16;
 use crate::engine::{Engine, NormApply, NormBackward, NormEval, NormTrain, NtXent, WeightGrad};
-use crate::host::{HostStore, MapElement, Maps, Select, Vectors, memory_from_store, try_zeroed};
+use crate::host::{HostStore, MapElement, Maps, Select, Vectors, memory_from_store};
 use crate::scalar;
 use crate::types::{
     Act, AdamStep, ByteBuf, ByteSpan, Conv, ConvShape, ConvUse, Dims, EngineError, F32Buf, LarsStep, Normalization,
@@ -38,8 +49,8 @@ pub struct CpuOptions {
 /// The fast f32 engine.
 pub type Cpu = HostEngine<f32>;
 
-/// The bf16 engine, on AMX: feature maps in bfloat16; products, sums, statistics, vectors and master weights in f32.
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+/// The bf16 engine: feature maps in bfloat16; sums of products, statistics, vectors and master weights in f32. Fast where
+/// [`Level::has_bf16`].
 pub type CpuBf16 = HostEngine<Bf16>;
 
 /// A CPU engine whose feature maps hold `E`.
@@ -49,38 +60,33 @@ pub struct HostEngine<E: Compute> {
     level: Level,
     convs: Vec<E::Conv>,
     /// One padded-source buffer per member.
-    scratch: Vec<Vec<f32>>,
+    scratch: Vec<Buffer<f32>>,
     /// Partial sums and gradients, and NT-Xent's logits.
-    partial: Vec<f32>,
+    partial: Buffer<f32>,
 }
 
 memory_from_store!(HostEngine<E>, store, E: Compute);
 
 /// A number that this crate has convolutions for.
-pub trait Compute: MapElement {
+pub trait Compute: MapElement + cell::Cell {
     /// Its planned convolution.
     type Conv: Convolution<Self>;
     /// Name in logs.
     const NAME: &'static str;
-    /// Whether this CPU has what it takes.
-    fn is_available() -> bool;
+    /// The best level that differs from the ones below it in this precision.
+    const BEST: Level;
 }
 
 impl Compute for f32 {
     type Conv = conv::PlannedConv;
     const NAME: &'static str = "f32";
-    fn is_available() -> bool {
-        true
-    }
+    const BEST: Level = Level::Avx512;
 }
 
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 impl Compute for Bf16 {
-    type Conv = bf16::AmxConv;
-    const NAME: &'static str = "bf16 (AMX)";
-    fn is_available() -> bool {
-        bf16::available()
-    }
+    type Conv = conv::PlannedConv;
+    const NAME: &'static str = "bf16";
+    const BEST: Level = Level::Amx;
 }
 
 /// Floats per chunk of a memory-bound loop: large enough to outweigh a wake-up, small enough to balance.
@@ -97,12 +103,8 @@ impl<E: Compute> HostEngine<E> {
     /// # Errors
     /// [`EngineError::Device`] if the operating system does not start the threads.
     pub fn new(options: CpuOptions) -> Result<Self, EngineError> {
-        if !E::is_available() {
-            let message = format!("no {} on this processor or system; use --precision f32", E::NAME);
-            return Err(EngineError::Device { device: "CPU".into(), message });
-        }
         let n_threads = options.n_threads.max(1);
-        let best = Level::detect();
+        let best = Level::detect().min(E::BEST);
         let team = Team::new(n_threads).map_err(|e| EngineError::Device {
             device: "CPU".into(),
             message: format!("cannot start {n_threads} threads ({e}); give fewer with --threads"),
@@ -112,8 +114,8 @@ impl<E: Compute> HostEngine<E> {
             team,
             level: options.level.map_or(best, |level| level.min(best)),
             convs: Vec::new(),
-            scratch: vec![Vec::new(); n_threads],
-            partial: Vec::new(),
+            scratch: (0..n_threads).map(|_| Buffer::default()).collect(),
+            partial: Buffer::default(),
         })
     }
 
@@ -126,17 +128,16 @@ impl<E: Compute> HostEngine<E> {
     fn grow_partial(&mut self, len: usize) -> Result<(), EngineError> {
         if self.partial.len() < len {
             *self.store.held_mut() -= self.partial.len() * size_of::<f32>();
-            self.partial = Vec::new();
-            self.partial = try_zeroed(len, "partial results", self.store.held_mut())?;
+            self.partial = Buffer::default();
+            self.partial = Buffer::zeroed(len, "partial results", self.store.held_mut())?;
         }
         Ok(())
     }
 
     /// Makes room for `len` floats of partial results, where no plan did: in the first step only.
     fn need_partial(&mut self, len: usize) {
-        if self.partial.len() < len {
-            *self.store.held_mut() += (len - self.partial.len()) * size_of::<f32>();
-            self.partial.resize(len, 0.0);
+        if let Err(error) = self.grow_partial(len) {
+            panic!("{error}");
         }
     }
 
@@ -189,10 +190,10 @@ impl<E: Compute> Engine for HostEngine<E> {
     fn alloc_conv(&mut self, shape: ConvShape, max_batch: usize, used: ConvUse) -> Result<Conv, EngineError> {
         let conv = E::Conv::new(shape, used, self.level, self.store.held_mut())?;
         self.grow_partial(conv.partial_len(max_batch, self.team.n_members(), used))?;
-        let scratch_len = conv.scratch_len(self.level, used);
+        let scratch_len = conv.scratch_len(used);
         for scratch in self.scratch.iter_mut().filter(|s| s.len() < scratch_len) {
             *self.store.held_mut() -= scratch.len() * size_of::<f32>();
-            *scratch = try_zeroed(scratch_len, "scratch space", self.store.held_mut())?;
+            *scratch = Buffer::zeroed(scratch_len, "scratch space", self.store.held_mut())?;
         }
         self.convs.push(conv);
         Ok(Conv(self.convs.len() - 1))
@@ -292,25 +293,21 @@ impl<E: Compute> Engine for HostEngine<E> {
     fn max_pool_forward(&mut self, n: usize, x: Act, y: Act) {
         let (level, i, o) = (self.level, self.store.dims(x), self.store.dims(y));
         self.per_image::<Maps>(n, y, |store, image, y| {
-            elementwise::max_pool(level, store.map(x).image(image), i, y, o)
+            // SAFETY: the engine's level is at most what it detected.
+            unsafe { pool::max_pool(level, store.map(x).image(image), i, y, o) }
         });
     }
 
     fn max_pool_backward(&mut self, n: usize, x: Act, y: Act, dy: Act, dx: Act, write: Write) {
         let (level, i, o) = (self.level, self.store.dims(x), self.store.dims(y));
-        self.need_partial(n * o.c);
-        let mut partial = std::mem::take(&mut self.partial);
-        let left = Shards::new(&mut partial);
         self.per_image::<Maps>(n, dx, |store, image, dx| {
             if write == Write::Set {
                 dx.fill(E::default());
             }
-            // SAFETY: one part per image, and each image runs once.
-            let left = unsafe { left.part(image * o.c, o.c) };
             let [x, y, dy] = [x, y, dy].map(|act| store.map(act).image(image));
-            elementwise::max_pool_backward(level, x, i, y, dy, o, dx, left);
+            // SAFETY: see above.
+            unsafe { pool::max_pool_backward(level, x, i, y, dy, o, dx) };
         });
-        self.partial = partial;
     }
 
     fn avg_pool_forward(&mut self, n: usize, x: Act, y: Act) {

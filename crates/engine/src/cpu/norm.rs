@@ -1,5 +1,7 @@
 //! Batch norm on feature maps and vectors alike, cut into chunks for the team.
 
+use super::cell::Cell;
+use super::norm_kernels::{self, Apply, Backward, Gated};
 use super::team::Shards;
 use super::{CHUNK, Compute, HostEngine, elementwise};
 use crate::engine::{NormApply, NormBackward};
@@ -7,7 +9,7 @@ use crate::host::Select;
 use crate::types::{Act, Write};
 
 impl<E: Compute> HostEngine<E> {
-    pub(super) fn norm_apply_in<S: Select<E>>(&mut self, n: usize, norm: NormApply) {
+    pub(super) fn norm_apply_in<S: Select<E, T: Cell>>(&mut self, n: usize, norm: NormApply) {
         let (team, level) = (&self.team, self.level);
         self.store.with::<S, _>(norm.y, |store, y| {
             let c = y.dims().c;
@@ -17,21 +19,23 @@ impl<E: Compute> HostEngine<E> {
             team.for_parts(y.images_mut(n), per_chunk, |chunk, y| {
                 let range = chunk * per_chunk..chunk * per_chunk + y.len();
                 let residual = residual.map(|r| &r[range.clone()]);
-                elementwise::norm_apply(level, &x[range], coef, residual, norm.relu, y);
+                // SAFETY: the engine's level is at most what it detected.
+                unsafe { norm_kernels::apply(level, &mut Apply { x: &x[range], coef, residual, relu: norm.relu, y }) };
             });
         });
     }
 
-    pub(super) fn norm_backward_sums_in<S: Select<E>>(&mut self, n: usize, norm: NormBackward) {
+    pub(super) fn norm_backward_sums_in<S: Select<E, T: Cell>>(&mut self, n: usize, norm: NormBackward) {
         let (level, dims) = (self.level, self.store.dims(norm.x));
         self.summed(n * dims.len(), dims.c, norm.sums, |store, at, len, sums| {
             let part = |act: Act| &S::get(store, act).data[at..at + len];
-            let gate = norm.gate.map(part);
-            elementwise::norm_backward_sums(level, part(norm.dy), gate, part(norm.x), store.span(norm.coef), sums);
+            let job = Gated { dy: part(norm.dy), gate: norm.gate.map(part), x: part(norm.x) };
+            // SAFETY: the engine's level is at most what it detected.
+            unsafe { norm_kernels::backward_sums(level, &job, store.span(norm.coef), sums) };
         });
     }
 
-    pub(super) fn norm_backward_apply_in<S: Select<E>>(
+    pub(super) fn norm_backward_apply_in<S: Select<E, T: Cell>>(
         &mut self,
         n: usize,
         norm: NormBackward,
@@ -59,8 +63,9 @@ impl<E: Compute> HostEngine<E> {
             let ((dx_at, dx_len), (dr_at, dr_len)) = (wanted(has_dx), wanted(has_dr));
             // SAFETY: chunks are disjoint and each runs once; an empty part stands for an output that is not wanted.
             let (dx, dr) = unsafe { (dx_shards.part(dx_at, dx_len), dr_shards.part(dr_at, dr_len)) };
-            let gate = norm.gate.map(part);
-            elementwise::norm_backward_apply(level, part(norm.dy), gate, part(norm.x), constants, dx, dr, write);
+            let from = Gated { dy: part(norm.dy), gate: norm.gate.map(part), x: part(norm.x) };
+            // SAFETY: the engine's level is at most what it detected.
+            unsafe { norm_kernels::backward_apply(level, &mut Backward { from, constants, dx, dr, write }) };
         });
         if let Some(dx) = dx {
             S::put(store, dx, dx_buf);

@@ -8,12 +8,28 @@ use crate::learner::{Learner, LearnerSpec};
 use crate::run_dir::CheckpointName;
 use crate::snapshot;
 use sdclr_data::{Dataset, Loader, LoaderSpec, Order, Shard};
+use sdclr_engine::Level;
 use sdclr_nn::mask::MaskStats;
 use sdclr_nn::{Model, Schedule, Single};
 use sdclr_records::RunConfig;
 use sdclr_records::augment::Augmentation;
 use sdclr_records::checkpoint::{CheckpointState, DataMark};
+use sdclr_records::names::Precision;
 use std::path::Path;
+
+/// The job's config with what `auto` stands for. A run may go on at another machine, and does so in the numbers it began in.
+pub(super) fn settled(job: &PretrainJob<'_>) -> Result<RunConfig, Error> {
+    let mut config = job.config.clone();
+    if config.train.precision == Precision::Auto {
+        config.train.precision = match job.claim.stored_config()? {
+            // When runs still stored it, `auto` was f32.
+            Some(stored) if stored.train.precision == Precision::Auto => Precision::F32,
+            Some(stored) => stored.train.precision,
+            None => Machine::of(&config, job.level).numbers(),
+        };
+    }
+    Ok(config)
+}
 
 /// A run that can begin.
 pub(super) struct Prepared {
@@ -166,8 +182,16 @@ fn loader_spec(config: &RunConfig) -> LoaderSpec {
         order: Order::Shuffled,
         seed: config.seed,
         workers: config.data.workers,
+        jpeg_scaling: config.data.jpeg_scaling,
+        cache_bytes: config.data.cache_bytes(),
         shard: Shard::default(),
         max_broken_share: config.data.max_broken as f32,
         strict: config.data.strict,
     }
+}
+
+/// Threads that computed with the stored config and that compute now, where they differ.
+pub(super) fn thread_counts(stored: &RunConfig, config: &RunConfig, level: Option<Level>) -> Option<(usize, usize)> {
+    let [before, now] = [stored, config].map(|config| Machine::of(config, level).n_threads());
+    (before != now).then_some((before, now))
 }

@@ -129,6 +129,8 @@ impl Extractor {
             order,
             seed,
             workers: self.workers,
+            jpeg_scaling: false,
+            cache_bytes: LoaderSpec::CACHE_BYTES,
             shard: Shard::default(),
             max_broken_share: self.max_broken as f32,
             strict: self.strict,

@@ -4,7 +4,7 @@
 //! network, SGD with learning rate 30. [`Protocol::LinearCached`] trains the same classifier on features computed once
 //! and standardised, which takes seconds; results say which it was. kNN trains nothing.
 
-mod classifier;
+pub(crate) mod classifier;
 mod features;
 mod knn;
 mod linear;

@@ -4,6 +4,7 @@
 
 use super::writer::{append_to, read_skipped};
 use super::{CONFIG_HEADER, Existing, LOCK_FILE, RUN_FILES, RunDir, RunDirError, RunWriter, write_atomic};
+use sdclr_records::names::Precision;
 use sdclr_records::{ProbeResult, RunConfig};
 use std::fs::{File, TryLockError};
 use std::io::ErrorKind;
@@ -16,6 +17,7 @@ use std::time::Duration;
 const RESUMABLE_KEYS: &[&str] = &[
     "data.source",
     "data.workers",
+    "data.cache_mib",
     "train.device",
     "train.threads",
     "train.log_every_steps",
@@ -191,7 +193,13 @@ fn lock(root: &Path) -> Result<File, RunDirError> {
 }
 
 fn check_resumable(dir: &RunDir, config: &RunConfig) -> Result<(), RunDirError> {
-    let differences = dir.config()?.differences(config);
+    let stored = dir.config()?;
+    let mut config = config.clone();
+    if config.train.precision == Precision::Auto {
+        // The run goes on in the numbers that it began in.
+        config.train.precision = stored.train.precision;
+    }
+    let differences = stored.differences(&config);
     let fixed = differences.iter().filter(|(key, ..)| !RESUMABLE_KEYS.contains(&key.as_str()));
     let changes: Vec<String> = fixed.map(|(key, old, new)| format!("{key} = {old}, not {new}")).collect();
     if changes.is_empty() {

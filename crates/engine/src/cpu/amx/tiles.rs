@@ -20,9 +20,7 @@ pub(crate) const BLOCK: usize = 4 * ROWS * ROWS;
 /// Whether this process may use AMX with bf16; asks the operating system the first time.
 pub(crate) fn available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
-    *AVAILABLE.get_or_init(|| {
-        super::super::simd::Level::detect() == super::super::simd::Level::Avx512 && present() && permitted()
-    })
+    *AVAILABLE.get_or_init(|| present() && permitted())
 }
 
 /// Amx-bf16 and amx-tile (CPUID leaf 7), tile state enabled by the system (XCR0 bits 17 and 18).
@@ -65,6 +63,10 @@ impl Tiles {
     /// # Panics
     /// Where [`available`] is false.
     pub fn configure() -> Self {
+        #[cfg(test)]
+        if !available() {
+            return Self(());
+        }
         assert!(available(), "AMX was asked for where there is none");
         let mut config = Config { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
         config.row_bytes[..8].fill(64);
@@ -74,40 +76,30 @@ impl Tiles {
         Self(())
     }
 
-    /// `c = a · b`, or `c += a · b`, for 32 rows and 32 columns over `depth` steps of 32.
+    /// `c = a · b`, or `c += a · b`, for 32 rows and 32 columns.
     ///
-    /// Row `r` of `a` begins `r · a_row` bytes after `a.0` (rows 0–15) or `a.1` (rows 16–31); step `k` is 64 bytes further
-    /// along each row. `b` is `depth` steps of two tiles `[16, 16, 2]`: for a pair of depths, 16 columns' two values.
-    /// `c` is four tiles (rows 0–15 and columns 0–15; columns 16–31; rows 16–31 likewise), `tile` floats from one to the
-    /// next column's and `tile_down` to the next rows', each with `c_row` bytes between its rows.
+    /// `b` has a row of 32 pairs for each pair of depths: pair `k` of column `j` is 32-bit word `32 k + j`.
     ///
     /// # Safety
-    /// All these addresses must be readable, and those of `c` writable.
+    /// All addresses must be readable, and those of `c` writable.
     #[inline(always)]
-    #[allow(clippy::too_many_arguments)]
-    pub unsafe fn multiply(
-        &self,
-        a: (*const u16, *const u16),
-        a_row: usize,
-        b: *const u16,
-        depth: usize,
-        c: *mut f32,
-        c_row: usize,
-        tile: usize,
-        tile_down: usize,
-        accumulate: bool,
-    ) {
+    pub unsafe fn multiply(&self, a: &A, b: *const u16, c: &C, accumulate: bool) {
+        #[cfg(test)]
+        if !available() {
+            // SAFETY: handed through.
+            return unsafe { emulated(a, b, c, accumulate) };
+        }
         // SAFETY: the caller vouches for the addresses; a `Tiles` exists only on a configured thread.
         unsafe {
-            let (c0, c1) = (c, c.add(tile));
-            let (c2, c3) = (c.add(tile_down), c.add(tile_down + tile));
+            let (c0, c1) = (c.start, c.start.add(c.right));
+            let (c2, c3) = (c.start.add(c.down), c.start.add(c.down + c.right));
             if accumulate {
                 std::arch::asm!(
                     "tileloadd tmm0, [{c0} + {row}*1]",
                     "tileloadd tmm1, [{c1} + {row}*1]",
                     "tileloadd tmm2, [{c2} + {row}*1]",
                     "tileloadd tmm3, [{c3} + {row}*1]",
-                    c0 = in(reg) c0, c1 = in(reg) c1, c2 = in(reg) c2, c3 = in(reg) c3, row = in(reg) c_row,
+                    c0 = in(reg) c0, c1 = in(reg) c1, c2 = in(reg) c2, c3 = in(reg) c3, row = in(reg) c.row,
                     options(nostack)
                 );
             } else {
@@ -120,11 +112,13 @@ impl Tiles {
                 );
             }
             std::arch::asm!(
+                "3:",
+                "mov {step}, {steps}",
                 "2:",
                 "tileloadd tmm4, [{a0} + {row}*1]",
-                "tileloadd tmm6, [{b} + {sixty_four}*1]",
+                "tileloadd tmm6, [{b} + {line}*1]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
-                "tileloadd tmm7, [{b} + {sixty_four}*1 + 1024]",
+                "tileloadd tmm7, [{b} + {line}*1 + 64]",
                 "tdpbf16ps tmm1, tmm4, tmm7",
                 "tileloadd tmm5, [{a1} + {row}*1]",
                 "tdpbf16ps tmm2, tmm5, tmm6",
@@ -132,14 +126,21 @@ impl Tiles {
                 "add {a0}, 64",
                 "add {a1}, 64",
                 "add {b}, 2048",
-                "dec {depth}",
+                "dec {step}",
                 "jnz 2b",
-                a0 = inout(reg) a.0 => _,
-                a1 = inout(reg) a.1 => _,
+                "add {a0}, {skip}",
+                "add {a1}, {skip}",
+                "dec {runs}",
+                "jnz 3b",
+                a0 = inout(reg) a.starts[0] => _,
+                a1 = inout(reg) a.starts[1] => _,
                 b = inout(reg) b => _,
-                depth = inout(reg) depth => _,
-                row = in(reg) a_row,
-                sixty_four = in(reg) 64usize,
+                runs = inout(reg) a.runs => _,
+                step = out(reg) _,
+                steps = in(reg) a.steps,
+                skip = in(reg) a.skip,
+                row = in(reg) a.row,
+                line = in(reg) 4 * PANEL,
                 options(nostack)
             );
             std::arch::asm!(
@@ -147,16 +148,61 @@ impl Tiles {
                 "tilestored [{c1} + {row}*1], tmm1",
                 "tilestored [{c2} + {row}*1], tmm2",
                 "tilestored [{c3} + {row}*1], tmm3",
-                c0 = in(reg) c0, c1 = in(reg) c1, c2 = in(reg) c2, c3 = in(reg) c3, row = in(reg) c_row,
+                c0 = in(reg) c0, c1 = in(reg) c1, c2 = in(reg) c2, c3 = in(reg) c3, row = in(reg) c.row,
                 options(nostack)
             );
         }
     }
 }
 
+/// Rows of a product's left side: 16 from each start on, `row` bytes apart. Along each row the depth runs in `runs` runs of
+/// `steps` steps of 64 bytes, with `skip` bytes from the end of one to the next.
+#[derive(Clone, Copy)]
+pub(crate) struct A {
+    pub starts: [*const u16; 2],
+    pub row: usize,
+    pub runs: usize,
+    pub steps: usize,
+    pub skip: isize,
+}
+
+/// Where a product goes: four tiles of 16 × 16 floats, `right` floats to the next columns', `down` floats to the next
+/// rows', each with `row` bytes between its rows.
+pub(crate) struct C {
+    pub start: *mut f32,
+    pub row: usize,
+    pub right: usize,
+    pub down: usize,
+}
+
 impl Drop for Tiles {
     fn drop(&mut self) {
+        #[cfg(test)]
+        if !available() {
+            return;
+        }
         // SAFETY: AMX is available, or there were no `Tiles`.
         unsafe { std::arch::asm!("tilerelease", options(nostack, nomem)) };
+    }
+}
+
+/// What [`Tiles::multiply`] does, as its definition: for tests of all that surrounds it, where there is no AMX.
+#[cfg(test)]
+unsafe fn emulated(a: &A, b: *const u16, c: &C, accumulate: bool) {
+    use crate::element::{Bf16, Element};
+    for (row, col) in (0..2 * ROWS).flat_map(|row| (0..PANEL).map(move |col| (row, col))) {
+        let to = row / ROWS * c.down + col / ROWS * c.right + row % ROWS * c.row / size_of::<f32>() + col % ROWS;
+        // SAFETY: the caller vouches for the same addresses as `multiply`'s.
+        unsafe {
+            let start = a.starts[row / ROWS].byte_add(row % ROWS * a.row);
+            let mut sum = if accumulate { *c.start.add(to) } else { 0.0 };
+            let run = a.steps * DEPTH;
+            for k in 0..a.runs * run {
+                let run_start = start.byte_offset((k / run) as isize * (2 * run as isize + a.skip));
+                let b = Bf16(*b.add((k / 2 * PANEL + col) * 2 + k % 2));
+                sum += Bf16(*run_start.add(k % run)).get() * b.get();
+            }
+            *c.start.add(to) = sum;
+        }
     }
 }

@@ -3,6 +3,7 @@
 use crate::backend::{self, Machine};
 use crate::error::Error;
 use crate::learner::{Learner, LearnerSpec};
+use sdclr_engine::Engine;
 use sdclr_nn::{Single, rng};
 use sdclr_records::RunConfig;
 use std::time::Instant;
@@ -22,6 +23,14 @@ impl StepBench {
     /// # Errors
     /// A model that cannot be built, out of memory.
     pub fn new(config: &RunConfig, machine: &Machine) -> Result<Self, Error> {
+        Self::on(config, machine.engine()?)
+    }
+
+    /// [`StepBench::new`] on a given engine.
+    ///
+    /// # Errors
+    /// A model that cannot be built, out of memory.
+    pub fn on(config: &RunConfig, engine: Box<dyn Engine>) -> Result<Self, Error> {
         let batch_size = config.train.batch_size;
         let network = backend::run_network(config)?;
         // Forward, gradient of the data, gradient of the weights; two views an image.
@@ -32,7 +41,7 @@ impl StepBench {
             temperature: config.train.temperature as f32,
             optimizer: backend::optimizer(&config.optimizer),
         };
-        let mut learner = Learner::new(machine.engine()?, Box::new(Single), network, &spec)?;
+        let mut learner = Learner::new(engine, Box::new(Single), network, &spec)?;
         learner.model.init(&mut *learner.engine, config.seed);
         if config.has_pruned_branch() {
             learner.update_mask(config.prune.rate, config.prune.random_rate, config.seed, 0)?;
@@ -55,15 +64,23 @@ impl StepBench {
         self.learner.engine.bytes_held()
     }
 
+    /// Seconds of one step, and its loss.
+    ///
+    /// # Errors
+    /// As the step's.
+    pub fn step_with_loss(&mut self) -> Result<(f64, f32), Error> {
+        let began = Instant::now();
+        // A rate this small keeps the loss finite on noise, whatever the number of steps.
+        let loss = self.learner.step(&self.views, self.config.train.batch_size, 1e-6)?;
+        self.learner.engine.sync()?;
+        Ok((began.elapsed().as_secs_f64(), loss))
+    }
+
     /// Seconds of one step.
     ///
     /// # Errors
     /// As the step's.
     pub fn step(&mut self) -> Result<f64, Error> {
-        let began = Instant::now();
-        // A rate this small keeps the loss finite on noise, whatever the number of steps.
-        self.learner.step(&self.views, self.config.train.batch_size, 1e-6)?;
-        self.learner.engine.sync()?;
-        Ok(began.elapsed().as_secs_f64())
+        Ok(self.step_with_loss()?.0)
     }
 }

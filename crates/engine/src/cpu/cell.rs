@@ -1,0 +1,98 @@
+//! What the vector kernels see of a feature map: 32-bit cells, each one f32 or two neighbouring bf16.
+//!
+//! In both precisions a convolution's inner loop multiplies a broadcast cell of the source with a vector of cells of
+//! packed weights; only the multiplication differs, and how results are stored.
+
+use super::simd::Simd;
+use crate::element::{Bf16, Element};
+
+/// A number that the vector kernels read in cells.
+///
+/// # Safety
+/// The methods marked so need what [`Simd`]'s need.
+pub trait Cell: Element {
+    /// Numbers in a cell.
+    const PER_CELL: usize;
+
+    /// The cell of these numbers, as the float of the same bits; where one number fills a cell, of the first.
+    fn cell(values: [f32; 2]) -> f32;
+
+    /// Scratch floats as numbers.
+    fn of_scratch(scratch: &mut [f32]) -> &mut [Self];
+
+    /// `acc` plus the products of two vectors of cells.
+    unsafe fn dot<S: Simd>(acc: S, a: S, b: S) -> S;
+
+    /// Cells across pixels: lane `i` holds number `i` of each of the `PER_CELL` pixels, for `n` lanes; zeros behind.
+    unsafe fn across<S: Simd>(pixels: [*const Self; 2], n: usize) -> S;
+
+    /// The first `n` numbers as f32, zeros behind.
+    unsafe fn load_first<S: Simd>(from: *const Self, n: usize) -> S;
+
+    /// Stores the first `n` lanes.
+    unsafe fn store_first<S: Simd>(values: S, to: *mut Self, n: usize);
+}
+
+impl Cell for f32 {
+    const PER_CELL: usize = 1;
+
+    fn cell(values: [f32; 2]) -> f32 {
+        values[0]
+    }
+    fn of_scratch(scratch: &mut [f32]) -> &mut [f32] {
+        scratch
+    }
+    #[inline(always)]
+    unsafe fn dot<S: Simd>(acc: S, a: S, b: S) -> S {
+        // SAFETY: the trait's contract, as in every method below.
+        unsafe { acc.fma(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn across<S: Simd>(pixels: [*const f32; 2], n: usize) -> S {
+        // SAFETY: see above.
+        unsafe { S::load_first(pixels[0], n) }
+    }
+    #[inline(always)]
+    unsafe fn load_first<S: Simd>(from: *const f32, n: usize) -> S {
+        // SAFETY: see above.
+        unsafe { S::load_first(from, n) }
+    }
+    #[inline(always)]
+    unsafe fn store_first<S: Simd>(values: S, to: *mut f32, n: usize) {
+        // SAFETY: see above.
+        unsafe { values.store_first(to, n) }
+    }
+}
+
+impl Cell for Bf16 {
+    const PER_CELL: usize = 2;
+
+    fn cell(values: [f32; 2]) -> f32 {
+        let [low, high] = values.map(|v| u32::from(Self::of(v).0));
+        f32::from_bits(low | high << 16)
+    }
+    fn of_scratch(scratch: &mut [f32]) -> &mut [Bf16] {
+        // SAFETY: twice as many numbers of half the size and alignment; any bits are valid.
+        unsafe { std::slice::from_raw_parts_mut(scratch.as_mut_ptr().cast(), 2 * scratch.len()) }
+    }
+    #[inline(always)]
+    unsafe fn dot<S: Simd>(acc: S, a: S, b: S) -> S {
+        // SAFETY: the trait's contract, as in every method below.
+        unsafe { acc.dot_pairs(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn across<S: Simd>(pixels: [*const Bf16; 2], n: usize) -> S {
+        // SAFETY: see above.
+        unsafe { S::pairs(pixels[0], pixels[1], n) }
+    }
+    #[inline(always)]
+    unsafe fn load_first<S: Simd>(from: *const Bf16, n: usize) -> S {
+        // SAFETY: see above.
+        unsafe { S::widen_first(from, n) }
+    }
+    #[inline(always)]
+    unsafe fn store_first<S: Simd>(values: S, to: *mut Bf16, n: usize) {
+        // SAFETY: see above.
+        unsafe { values.narrow_first(to, n) }
+    }
+}

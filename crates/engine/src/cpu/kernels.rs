@@ -1,0 +1,88 @@
+//! Which kernel runs a convolution's tasks: those on vectors, or those on AMX tiles.
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use super::amx;
+use super::cell::Cell;
+use super::layout::{Blocks, Layout};
+use super::simd::Level;
+use super::sweep::{Sweep, TaskShape};
+use super::{correlate, gradient};
+
+/// Evaluates the first expression where a layout is that of tiles, else the second.
+macro_rules! tiles_or {
+    ($layout:expr, $tiles:expr, $vectors:expr) => {{
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        if $layout.on_tiles {
+            $tiles
+        } else {
+            $vectors
+        }
+        #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+        $vectors
+    }};
+}
+
+/// The tasks of a sweep.
+pub(crate) fn tasks(layout: Layout, sweep: &Sweep) -> TaskShape {
+    tiles_or!(layout, amx::sweep::tasks(sweep), correlate::tasks(sweep))
+}
+
+/// Floats of scratch that a sweep's task needs.
+pub(crate) fn scratch_len(layout: Layout, sweep: &Sweep) -> usize {
+    tiles_or!(layout, amx::sweep::scratch_len(sweep), sweep.scratch_len(correlate::tasks(sweep)))
+}
+
+/// Runs a task of a sweep; `sums` `[2, dst.c]`, if given, receives Σ and Σ² of its pixels.
+///
+/// # Safety
+/// As [`correlate::correlate`].
+pub(crate) unsafe fn correlate<E: Cell>(
+    level: Level,
+    layout: Layout,
+    job: &correlate::Job<E>,
+    task: usize,
+    scratch: &mut [f32],
+    sums: Option<&mut [f32]>,
+) {
+    // SAFETY: handed through.
+    unsafe {
+        tiles_or!(
+            layout,
+            amx::sweep::correlate(job, task, scratch, sums),
+            correlate::correlate(level, job, task, scratch, sums)
+        );
+    }
+}
+
+/// The tasks of the weight gradient of a forward sweep.
+pub(crate) fn gradient_tasks(layout: Layout, sweep: &Sweep) -> TaskShape {
+    tiles_or!(layout, amx::gradient::tasks(sweep), gradient::tasks(sweep))
+}
+
+/// Floats of scratch that a task of a weight gradient needs.
+pub(crate) fn gradient_scratch_len(layout: Layout, sweep: &Sweep) -> usize {
+    tiles_or!(layout, amx::gradient::scratch_len(sweep), gradient::scratch_len(layout, sweep))
+}
+
+/// Adds a task's weight gradient to the blocks of inputs from `first` on that `dw` has room for.
+///
+/// # Safety
+/// As [`gradient::weight_gradient`].
+pub(crate) unsafe fn weight_gradient<E: Cell>(
+    level: Level,
+    job: &gradient::Job<E>,
+    blocks: &Blocks,
+    task: usize,
+    first: usize,
+    scratch: &mut [f32],
+    dw: &mut [f32],
+) {
+    // SAFETY: handed through.
+    unsafe {
+        tiles_or!(
+            blocks.layout,
+            amx::gradient::weight_gradient(job, blocks, task, first, scratch, dw),
+            gradient::weight_gradient(level, job, blocks, task, first, scratch, dw)
+        );
+    }
+}

@@ -1,0 +1,101 @@
+//! How a level's kernels want packed weights and weight gradients laid out.
+
+use super::cell::Cell;
+#[cfg(target_arch = "x86_64")]
+use super::simd::{Avx2, Avx512};
+use super::simd::{Level, Portable, Simd};
+use super::sweep::Sweep;
+
+/// Sizes in channels, cells and inputs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Layout {
+    /// Channels of a panel, and of one that has no more than that left.
+    pub panel: usize,
+    pub narrow: usize,
+    /// A panel's rows of cells come in multiples of this, zeros behind the last.
+    pub rows: usize,
+    /// Inputs of a block of the weight gradient.
+    pub inputs: usize,
+    /// Whether the kernels are those on AMX tiles.
+    pub on_tiles: bool,
+}
+
+impl Layout {
+    /// The layout of feature maps of `E` at a level.
+    pub fn of<E: Cell>(level: Level) -> Self {
+        if E::PER_CELL == 2 && level == Level::Amx {
+            return Self::TILES;
+        }
+        match level {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => Self::vectors::<Avx2>(),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 | Level::Avx512Bf16 | Level::Amx => Self::vectors::<Avx512>(),
+            _ => Self::vectors::<Portable>(),
+        }
+    }
+
+    const TILES: Self = Self { panel: 32, narrow: 32, rows: 16, inputs: 32, on_tiles: true };
+
+    fn vectors<S: Simd>() -> Self {
+        Self { panel: S::PANEL, narrow: S::LANES, rows: 1, inputs: S::PIXELS, on_tiles: false }
+    }
+
+    /// Width of the panel that begins where `left` channels are left.
+    pub fn width(self, left: usize) -> usize {
+        if left <= self.narrow { self.narrow } else { self.panel }
+    }
+
+    /// Channels of all panels of `c`.
+    pub fn channels(self, c: usize) -> usize {
+        let rest = c % self.panel;
+        c - rest + if rest == 0 { 0 } else { self.width(rest) }
+    }
+
+    /// Rows of cells of a sweep's packed weights.
+    pub fn packed_rows(self, sweep: &Sweep) -> usize {
+        sweep.cells().next_multiple_of(self.rows)
+    }
+}
+
+/// The blocks that a slice of a weight gradient consists of: per block and panel `[inputs, width]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Blocks {
+    pub layout: Layout,
+    /// Filter rows and columns, and channels of a tap.
+    taps: (usize, usize),
+    channels: usize,
+    /// How many there are, and floats of one.
+    pub n: usize,
+    pub len: usize,
+}
+
+impl Blocks {
+    /// The blocks of the weight gradient of a forward sweep.
+    pub fn of(layout: Layout, sweep: &Sweep) -> Self {
+        let (taps, channels) = (sweep.kernel, sweep.channels());
+        let n = if layout.on_tiles {
+            channels.div_ceil(layout.inputs) * taps.0 * taps.1
+        } else {
+            taps.0 * (taps.1 * channels).div_ceil(layout.inputs)
+        };
+        Self { layout, taps, channels, n, len: layout.inputs * layout.channels(sweep.dst.c) }
+    }
+
+    /// Blocks of a filter row, where blocks run along filter rows.
+    pub fn per_row(&self) -> usize {
+        (self.taps.1 * self.channels).div_ceil(self.layout.inputs)
+    }
+
+    /// Block of a tap and input channel, and the input's place in it. On vectors blocks run along filter rows, whose
+    /// inputs are contiguous in an image; on tiles all taps of some channels come first, which share a turned image.
+    pub fn place(&self, (a, b): (usize, usize), channel: usize) -> (usize, usize) {
+        let inputs = self.layout.inputs;
+        if self.layout.on_tiles {
+            let block = (channel / inputs * self.taps.0 + a) * self.taps.1 + b;
+            return (block, channel % inputs);
+        }
+        let input = b * self.channels + channel;
+        (a * self.per_row() + input / inputs, input % inputs)
+    }
+}

@@ -1,0 +1,231 @@
+//! Batch norm's loops over pixels: they move memory, and little else.
+//!
+//! All walk over rows of `c` channels in blocks of channels whose coefficients, or sums, stay in registers; the last block
+//! may be a part of a vector. Numbers are widened to f32 on the way in and rounded on the way out.
+
+use super::blocks::{Block, for_blocks, load, store};
+use super::cell::Cell;
+use super::simd::{Simd, kernel};
+use crate::types::Write;
+
+/// `y = relu?(x · scale + shift + residual?)` over rows of `c` channels.
+pub(crate) struct Apply<'a, E> {
+    pub x: &'a [E],
+    /// mean, 1/σ, scale, shift, `[4, c]`.
+    pub coef: &'a [f32],
+    pub residual: Option<&'a [E]>,
+    pub relu: bool,
+    pub y: &'a mut [E],
+}
+
+/// g is `dy` where `gate` is positive.
+#[derive(Clone, Copy)]
+pub(crate) struct Gated<'a, E> {
+    pub dy: &'a [E],
+    pub gate: Option<&'a [E]>,
+    pub x: &'a [E],
+}
+
+/// `dx = a·g + b·x + d` and `dr (+)= g`; empty outputs are skipped.
+pub(crate) struct Backward<'a, E> {
+    pub from: Gated<'a, E>,
+    /// a, b, d, `[3, c]`.
+    pub constants: &'a [f32],
+    pub dx: &'a mut [E],
+    pub dr: &'a mut [E],
+    pub write: Write,
+}
+
+kernel! {
+    /// # Safety
+    /// `level` must be supported by the CPU.
+    pub(crate) unsafe fn apply(job: &mut Apply<E>) = apply_rows
+}
+
+kernel! {
+    /// Σg and Σg·x̂ per channel, `[2, c]`.
+    ///
+    /// # Safety
+    /// `level` must be supported by the CPU.
+    pub(crate) unsafe fn backward_sums(job: &Gated<E>, coef: &[f32], sums: &mut [f32]) = sum_rows
+}
+
+kernel! {
+    /// # Safety
+    /// `level` must be supported by the CPU.
+    pub(crate) unsafe fn backward_apply(job: &mut Backward<E>) = backward_rows
+}
+
+#[inline(always)]
+unsafe fn apply_rows<E: Cell, S: Simd>(job: &mut Apply<E>) {
+    assert_eq!(job.x.len(), job.y.len());
+    assert!(job.residual.is_none_or(|r| r.len() == job.y.len()));
+    // SAFETY: the caller's promise; the rows are as long as each other.
+    unsafe {
+        match (job.residual.is_some(), job.relu) {
+            (false, false) => apply_blocks::<E, S, false, false>(job),
+            (false, true) => apply_blocks::<E, S, false, true>(job),
+            (true, false) => apply_blocks::<E, S, true, false>(job),
+            (true, true) => apply_blocks::<E, S, true, true>(job),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn apply_blocks<E: Cell, S: Simd, const ADDS: bool, const GATES: bool>(job: &mut Apply<E>) {
+    // SAFETY: handed through.
+    for_blocks!(S, job.coef.len() / 4, |block, V| unsafe { apply_block::<E, S, V, ADDS, GATES>(job, block) });
+}
+
+#[inline(always)]
+unsafe fn apply_block<E: Cell, S: Simd, const V: usize, const ADDS: bool, const GATES: bool>(
+    job: &mut Apply<E>,
+    block: Block,
+) {
+    let c = job.coef.len() / 4;
+    // SAFETY: the block lies in a row, all rows in their slices; the caller vouches for the level.
+    unsafe {
+        let scale = load::<f32, S, V>(job.coef[2 * c..].as_ptr(), block);
+        let shift = load::<f32, S, V>(job.coef[3 * c..].as_ptr(), block);
+        let residual = job.residual.map_or(std::ptr::null(), <[E]>::as_ptr);
+        for row in 0..job.y.len() / c {
+            let x = load::<E, S, V>(job.x.as_ptr().add(row * c), block);
+            let mut y = [S::zero(); V];
+            let added = if ADDS { load::<E, S, V>(residual.add(row * c), block) } else { [S::zero(); V] };
+            for v in 0..V {
+                y[v] = shift[v].fma(x[v], scale[v]);
+                if ADDS {
+                    y[v] = y[v].add(added[v]);
+                }
+                if GATES {
+                    y[v] = y[v].relu();
+                }
+            }
+            store::<E, S, V>(y, job.y.as_mut_ptr().add(row * c), block);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn sum_rows<E: Cell, S: Simd>(job: &Gated<E>, coef: &[f32], sums: &mut [f32]) {
+    assert_eq!(job.x.len(), job.dy.len());
+    assert!(job.gate.is_none_or(|gate| gate.len() == job.dy.len()) && 2 * sums.len() == coef.len());
+    // SAFETY: the caller's promise; the rows are as long as each other.
+    unsafe {
+        if job.gate.is_some() {
+            for_blocks!(S, coef.len() / 4, |block, V| sum_block::<E, S, V, true>(job, coef, sums, block));
+        } else {
+            for_blocks!(S, coef.len() / 4, |block, V| sum_block::<E, S, V, false>(job, coef, sums, block));
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn sum_block<E: Cell, S: Simd, const V: usize, const GATES: bool>(
+    job: &Gated<E>,
+    coef: &[f32],
+    sums: &mut [f32],
+    block: Block,
+) {
+    let c = coef.len() / 4;
+    // SAFETY: the block lies in a row, all rows in their slices; the caller vouches for the level.
+    unsafe {
+        let (mut sum, mut dot) = ([S::zero(); V], [S::zero(); V]);
+        let mean = load::<f32, S, V>(coef.as_ptr(), block);
+        for row in 0..job.dy.len() / c {
+            let g = gated::<E, S, V, GATES>(job, row * c, block);
+            let x = load::<E, S, V>(job.x.as_ptr().add(row * c), block);
+            for v in 0..V {
+                sum[v] = sum[v].add(g[v]);
+                dot[v] = dot[v].fma(g[v], x[v].sub(mean[v]));
+            }
+        }
+        let inverse = load::<f32, S, V>(coef[c..].as_ptr(), block);
+        for v in 0..V {
+            dot[v] = S::zero().fma(dot[v], inverse[v]);
+        }
+        store::<f32, S, V>(sum, sums.as_mut_ptr(), block);
+        store::<f32, S, V>(dot, sums.as_mut_ptr().add(c), block);
+    }
+}
+
+#[inline(always)]
+unsafe fn backward_rows<E: Cell, S: Simd>(job: &mut Backward<E>) {
+    let len = job.from.dy.len();
+    assert!(job.from.x.len() == len && job.from.gate.is_none_or(|gate| gate.len() == len));
+    assert!((job.dx.is_empty() || job.dx.len() == len) && (job.dr.is_empty() || job.dr.len() == len));
+    // SAFETY: the caller's promise; the rows are as long as each other.
+    unsafe {
+        match (job.from.gate.is_some(), !job.dx.is_empty(), !job.dr.is_empty()) {
+            (_, false, false) => {}
+            (false, true, false) => backward_blocks::<E, S, false, true, false>(job),
+            (false, true, true) => backward_blocks::<E, S, false, true, true>(job),
+            (false, false, true) => backward_blocks::<E, S, false, false, true>(job),
+            (true, true, false) => backward_blocks::<E, S, true, true, false>(job),
+            (true, true, true) => backward_blocks::<E, S, true, true, true>(job),
+            (true, false, true) => backward_blocks::<E, S, true, false, true>(job),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn backward_blocks<E: Cell, S: Simd, const GATES: bool, const DX: bool, const DR: bool>(job: &mut Backward<E>) {
+    // SAFETY: handed through.
+    for_blocks!(S, job.constants.len() / 3, |block, V| unsafe { backward_block::<E, S, V, GATES, DX, DR>(job, block) });
+}
+
+#[inline(always)]
+unsafe fn backward_block<E: Cell, S: Simd, const V: usize, const GATES: bool, const DX: bool, const DR: bool>(
+    job: &mut Backward<E>,
+    block: Block,
+) {
+    let c = job.constants.len() / 3;
+    // SAFETY: the block lies in a row, all rows in their slices; the caller vouches for the level.
+    unsafe {
+        let a = load::<f32, S, V>(job.constants.as_ptr(), block);
+        let b = load::<f32, S, V>(job.constants[c..].as_ptr(), block);
+        let d = load::<f32, S, V>(job.constants[2 * c..].as_ptr(), block);
+        for row in 0..job.from.dy.len() / c {
+            let g = gated::<E, S, V, GATES>(&job.from, row * c, block);
+            if DX {
+                let x = load::<E, S, V>(job.from.x.as_ptr().add(row * c), block);
+                let mut dx = [S::zero(); V];
+                for v in 0..V {
+                    dx[v] = S::zero().fma(a[v], g[v]).fma(b[v], x[v]).add(d[v]);
+                }
+                store::<E, S, V>(dx, job.dx.as_mut_ptr().add(row * c), block);
+            }
+            if DR {
+                let to = job.dr.as_mut_ptr().add(row * c);
+                let mut dr = g;
+                if job.write == Write::Add {
+                    let old = load::<E, S, V>(to, block);
+                    for v in 0..V {
+                        dr[v] = dr[v].add(old[v]);
+                    }
+                }
+                store::<E, S, V>(dr, to, block);
+            }
+        }
+    }
+}
+
+/// A row's gradient behind the gate.
+#[inline(always)]
+unsafe fn gated<E: Cell, S: Simd, const V: usize, const GATES: bool>(
+    job: &Gated<E>,
+    at: usize,
+    block: Block,
+) -> [S; V] {
+    // SAFETY: handed through.
+    unsafe {
+        let mut g = load::<E, S, V>(job.dy.as_ptr().add(at), block);
+        if let (true, Some(gate)) = (GATES, job.gate) {
+            let gate = load::<E, S, V>(gate.as_ptr().add(at), block);
+            for v in 0..V {
+                g[v] = g[v].where_positive(gate[v]);
+            }
+        }
+        g
+    }
+}

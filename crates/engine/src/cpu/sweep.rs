@@ -1,0 +1,155 @@
+//! Where a convolution's pixels come from and go to: the geometry that forward and backward-data share.
+
+use crate::element::Element;
+use crate::types::Dims;
+
+/// One sweep: every pixel of a grid is a sum over a small window of the source.
+///
+/// Grid pixel (r, c) reads source rows `r·stride + a − pad.0` for taps `a < kernel.0` (columns alike), and is pixel
+/// `(first.0 + r·step, first.1 + c·step)` of the destination.
+#[derive(Clone, Debug)]
+pub(crate) struct Sweep {
+    pub src: Dims,
+    pub dst: Dims,
+    pub grid: (usize, usize),
+    pub first: (usize, usize),
+    pub step: usize,
+    pub kernel: (usize, usize),
+    pub stride: usize,
+    pub pad: (isize, isize),
+    /// Source channels come in multiples of this, zeros behind the last: the numbers in a cell of the kernel.
+    pub per_cell: usize,
+}
+
+/// Images and grid rows of a task (all rows where a task holds several images).
+pub(crate) type TaskShape = (usize, usize);
+
+impl Sweep {
+    /// Taps times source channels: the length of a dot product.
+    pub fn depth(&self) -> usize {
+        self.kernel.0 * self.kernel.1 * self.src.c
+    }
+
+    /// Source channels as a view has them.
+    pub fn channels(&self) -> usize {
+        self.src.c.next_multiple_of(self.per_cell)
+    }
+
+    /// Cells of a window.
+    pub fn cells(&self) -> usize {
+        self.kernel.0 * self.kernel.1 * self.channels() / self.per_cell
+    }
+
+    /// Whether a task's source is copied: some window reaches over the source's edge, or channels do not fill cells.
+    pub fn needs_copy(&self) -> bool {
+        let reach = |n: usize, k: usize| (n - 1) * self.stride + k;
+        self.pad != (0, 0)
+            || self.channels() != self.src.c
+            || reach(self.grid.0, self.kernel.0) > self.src.h
+            || reach(self.grid.1, self.kernel.1) > self.src.w
+    }
+
+    /// The largest task of at most `pixels` pixels and `cells` cells of source, at least one row.
+    pub fn task_shape(&self, pixels: usize, cells: usize) -> TaskShape {
+        let (rows, cols) = self.grid;
+        let fits = |images: usize, rows: usize| {
+            images * rows * cols <= pixels && images * self.padded(rows).len() <= cells * self.per_cell
+        };
+        match (1..=pixels).rev().find(|&images| fits(images, rows)) {
+            Some(images) => (images, rows),
+            None => (1, (1..rows).rev().find(|&rows| fits(1, rows)).unwrap_or(1)),
+        }
+    }
+
+    /// Number of tasks for `n` images: fixed by the shape, whatever the number of threads.
+    pub fn n_tasks(&self, (images, rows): TaskShape, n: usize) -> usize {
+        n.div_ceil(images) * self.grid.0.div_ceil(rows)
+    }
+
+    /// Floats of scratch that the copied source of a task needs.
+    pub fn scratch_len(&self, (images, rows): TaskShape) -> usize {
+        if !self.needs_copy() {
+            return 0;
+        }
+        (images * self.padded(rows).len() + 16 * self.channels() * self.stride + 64).div_ceil(self.per_cell)
+    }
+
+    /// Dimensions of the padded source behind `rows` rows of the grid.
+    fn padded(&self, rows: usize) -> Dims {
+        Dims {
+            h: (rows - 1) * self.stride + self.kernel.0,
+            w: (self.grid.1 - 1) * self.stride + self.kernel.1,
+            c: self.channels(),
+        }
+    }
+
+    /// The images and grid rows of task `index` of `n` images.
+    pub fn task(&self, (images, rows): TaskShape, n: usize, index: usize) -> Task {
+        let bands = self.grid.0.div_ceil(rows);
+        let (image, row) = (index / bands * images, index % bands * rows);
+        Task { image, n_images: images.min(n - image), row, n_rows: rows.min(self.grid.0 - row) }
+    }
+
+    /// Brings the task's source within reach: a pointer to where window (0, 0) of its first pixel begins.
+    ///
+    /// `x` must have slack behind its last image (see `HostStore::alloc_act`): the last pixels of a row are read in
+    /// whole groups and the surplus is dropped.
+    pub fn source<'a, T: Element>(&self, task: &Task, x: &'a [T], scratch: &'a mut [T]) -> View<'a, T> {
+        if !self.needs_copy() {
+            let at = (task.image * self.src.h + task.row * self.stride) * self.src.w * self.src.c;
+            return View { data: &x[at..], row: self.src.w * self.src.c, image: self.src.len() };
+        }
+        let padded = self.padded(task.n_rows);
+        let top = (task.row * self.stride) as isize - self.pad.0;
+        for image in 0..task.n_images {
+            let source = &x[(task.image + image) * self.src.len()..][..self.src.len()];
+            let target = &mut scratch[image * padded.len()..][..padded.len()];
+            copy_window(source, self.src, target, padded, (top, -self.pad.1));
+        }
+        View { data: scratch, row: padded.w * padded.c, image: padded.len() }
+    }
+}
+
+/// Copies the window of `source` that begins at `origin` (which may lie outside) into `target`, zeros around; `target` may
+/// have more channels, then with zeros behind.
+fn copy_window<T: Element>(source: &[T], src: Dims, target: &mut [T], dst: Dims, origin: (isize, isize)) {
+    let from = origin.1.max(0) as usize;
+    let lead = (from as isize - origin.1) as usize;
+    let copied = dst.w.saturating_sub(lead).min(src.w.saturating_sub(from));
+    for (r, row) in target.chunks_exact_mut(dst.w * dst.c).enumerate() {
+        let y = origin.0 + r as isize;
+        if y < 0 || y >= src.h as isize || copied == 0 {
+            row.fill(T::default());
+            continue;
+        }
+        let at = (y as usize * src.w + from) * src.c;
+        let source = &source[at..at + copied * src.c];
+        let (left, rest) = row.split_at_mut(lead * dst.c);
+        let (middle, right) = rest.split_at_mut(copied * dst.c);
+        left.fill(T::default());
+        right.fill(T::default());
+        if dst.c == src.c {
+            middle.copy_from_slice(source);
+        } else {
+            for (to, from) in middle.chunks_exact_mut(dst.c).zip(source.chunks_exact(src.c)) {
+                to[..src.c].copy_from_slice(from);
+                to[src.c..].fill(T::default());
+            }
+        }
+    }
+}
+
+/// Images and grid rows that are computed together.
+pub(crate) struct Task {
+    pub image: usize,
+    pub n_images: usize,
+    pub row: usize,
+    pub n_rows: usize,
+}
+
+/// A task's source: `data` begins at its first window; steps from row to row and image to image in numbers.
+pub(crate) struct View<'a, T> {
+    pub data: &'a [T],
+    pub row: usize,
+    pub image: usize,
+}
