@@ -24,8 +24,8 @@ fn loss(level: &str, precision: &str, out: &Path) -> f64 {
     let output = sdclr(level, &[&args[..], &model, &["--threads", "1", "--seed", "1", "--lr", "0.05"]].concat());
     assert!(output.status.success(), "{level}, {precision}: {}", String::from_utf8_lossy(&output.stderr));
     let metrics = std::fs::read_to_string(Path::new(run).join("metrics.jsonl")).expect("metrics");
-    let epochs = metrics.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
-    let epoch = epochs.filter(|line| line["kind"] == "epoch").next_back().expect("an epoch");
+    let mut epochs = metrics.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+    let epoch = epochs.rfind(|line| line["kind"] == "epoch").expect("an epoch");
     epoch["loss"].as_f64().expect("a loss")
 }
 
