@@ -21,7 +21,7 @@ fn loss(level: &str, precision: &str, out: &Path) -> f64 {
     let run = run.to_str().expect("text");
     let args = ["pretrain", "--data", TRAIN_IMAGES, "--out", run, "--precision", precision, "--epochs", "1", "--quiet"];
     let model = ["--model", "resnet10", "--base-width", "8", "--image-size", "16", "--batch-size", "128"];
-    let output = sdclr(level, &[&args[..], &model, &["--threads", "1", "--seed", "1", "--lr", "0.05"]].concat());
+    let output = sdclr(level, &[&args[..], &model, &["--threads", "1", "--seed", "1", "--lr", "0.002"]].concat());
     assert!(output.status.success(), "{level}, {precision}: {}", String::from_utf8_lossy(&output.stderr));
     let metrics = std::fs::read_to_string(Path::new(run).join("metrics.jsonl")).expect("metrics");
     let mut epochs = metrics.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
@@ -35,7 +35,8 @@ fn every_level_trains_alike() {
     let expected = loss("portable", "f32", out.path());
     let mut n_seen = 0;
     for level in Level::names().filter(|name| Level::from_name(name) <= Some(Level::detect())) {
-        // Paths round differently, and twenty steps spread that; bf16 rounds every map to eight bits besides.
+        // Paths round differently, and twenty steps spread that: at this low rate to 0.06 % of the loss in f32 and 0.5 % in
+        // bf16 (at 0.05 it grows to 1.5 %, which would hide a wrong path); each bound is three to four times the spread.
         for (precision, tolerance) in [("f32", 2e-3), ("bf16", 2e-2)] {
             let loss = loss(level, precision, out.path().join(level).as_path());
             assert!((loss - expected).abs() < tolerance * expected, "{level}, {precision}: {loss}, not {expected}");
