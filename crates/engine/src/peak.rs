@@ -330,7 +330,7 @@ impl Operands {
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 fn tile_rounds(operands: &Operands, rounds: usize) -> f64 {
-    use crate::cpu::amx::tiles::{A, BLOCK, C, DEPTH, PANEL, ROWS, Tiles};
+    use crate::cpu::amx::tiles::{A, B, BLOCK, C, DEPTH, PANEL, ROWS, Tiles};
     #[repr(C, align(64))]
     struct Block([f32; BLOCK]);
     let tiles = Tiles::configure();
@@ -340,11 +340,11 @@ fn tile_rounds(operands: &Operands, rounds: usize) -> f64 {
         // SAFETY: `a` has 2 · ROWS rows of `ROW` lines, of which `STEPS` are read, and `b`, behind them, 32 lines a step;
         // `block` holds four tiles.
         unsafe {
-            let b = a.add(2 * ROWS * ROW * DEPTH);
+            let b = B { start: a.add(2 * ROWS * ROW * DEPTH), skip: 0 };
             let (rows, to) = ((a, a.add(ROWS * ROW * DEPTH)), block.0.as_mut_ptr());
             let a = A { starts: [rows.0, rows.1], row: 64 * ROW, runs: 1, steps: STEPS, skip: 0 };
             let c = C { start: to, row: 64, right: ROWS * ROWS, down: 2 * ROWS * ROWS };
-            tiles.multiply(&a, b, &c, false);
+            tiles.multiply(&a, &b, &c, false);
         }
         black_box(&mut block);
     }

@@ -139,6 +139,7 @@ impl<E: Cell> Convolution<E> for PlannedConv {
         let n_slices = n_slices(len, n_members).min(n_tasks);
         // Blocks of inputs that one share has; all of them where every member has a slice of its own.
         let share = if n_slices > 1 { n_blocks } else { n_blocks.div_ceil(SHARES * n_members) };
+        let share = share.next_multiple_of(blocks.together);
         let shares = n_blocks.div_ceil(share);
         let job = gradient::Job { sweep, tasks, x, dy, n };
         let (scratch, partial) = (Shards::new(ctx.scratch), Shards::new(&mut ctx.partial[..n_slices * len]));
@@ -160,7 +161,7 @@ impl<E: Cell> Convolution<E> for PlannedConv {
         ctx.team.for_parts(dw, depth * panel, |index, dw| {
             let width = self.layout.width(dw.len() / depth);
             let mask = mask.map(|mask| &mask[index * panel * depth..]);
-            elementwise::reduce_weights(level, &reduce, index * panel, width, dw, mask);
+            kernels::reduce_weights(level, &reduce, index * panel, width, dw, mask);
         });
     }
 }

@@ -36,7 +36,7 @@ pub(crate) struct Reduce<'a> {
 }
 
 dispatch! {
-    /// Adds all slices of a weight gradient to the output channels `dw` `[channels, kh, kw, cin]` of the panel at `at`.
+    /// Adds all slices of a weight gradient on vectors to the output channels `dw` `[channels, kh, kw, cin]` of the panel at `at`.
     pub(crate) fn reduce_weights(from: &Reduce, at: usize, width: usize, dw: &mut [f32], mask: Option<&[u8]>) {
         let (blocks, (kh, kw), cin) = (&from.blocks, from.taps, from.cin);
         let depth = kh * kw * cin;
@@ -46,8 +46,9 @@ dispatch! {
                 let n = RUN.min(cin - first);
                 let mut square = [[0.0f32; RUN]; WIDEST];
                 for i in 0..n {
-                    let (block, input) = blocks.place((a, b), first + i);
-                    let row = block * blocks.len + at * blocks.layout.inputs + input * width;
+                    let input = b * blocks.row / kw + first + i;
+                    let inputs = blocks.layout.inputs;
+                    let row = blocks.block(a, input) * blocks.len + at * inputs + input % inputs * width;
                     for slice in from.slices.chunks(blocks.n * blocks.len) {
                         for (line, v) in square.iter_mut().zip(&slice[row..row + width]) {
                             line[i] += v;

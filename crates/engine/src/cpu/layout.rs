@@ -58,44 +58,40 @@ impl Layout {
     }
 }
 
-/// The blocks that a slice of a weight gradient consists of: per block and panel `[inputs, width]`.
+/// The blocks that a slice of a weight gradient consists of, each of some inputs of a filter row towards all channels.
+///
+/// On vectors a block is, per panel of channels, `[inputs, width]`, and blocks run along filter rows. On tiles a block is
+/// `[channels, columns]`, the columns of even inputs first, and all filter rows' blocks of the same inputs lie together.
 #[derive(Clone, Copy)]
 pub(crate) struct Blocks {
     pub layout: Layout,
-    /// Filter rows and columns, and channels of a tap.
-    taps: (usize, usize),
-    channels: usize,
+    /// Filter rows, and inputs of each.
+    pub rows: usize,
+    pub row: usize,
     /// How many there are, and floats of one.
     pub n: usize,
     pub len: usize,
+    /// Blocks that threads may not share.
+    pub together: usize,
 }
 
 impl Blocks {
     /// The blocks of the weight gradient of a forward sweep.
     pub fn of(layout: Layout, sweep: &Sweep) -> Self {
-        let (taps, channels) = (sweep.kernel, sweep.channels());
-        let n = if layout.on_tiles {
-            channels.div_ceil(layout.inputs) * taps.0 * taps.1
-        } else {
-            taps.0 * (taps.1 * channels).div_ceil(layout.inputs)
-        };
-        Self { layout, taps, channels, n, len: layout.inputs * layout.channels(sweep.dst.c) }
+        let channels = if layout.on_tiles { sweep.src.c } else { sweep.channels() };
+        let (rows, row) = (sweep.kernel.0, sweep.kernel.1 * channels);
+        let (n, together) = (rows * row.div_ceil(layout.inputs), if layout.on_tiles { rows } else { 1 });
+        Self { layout, rows, row, n, len: layout.inputs * layout.channels(sweep.dst.c), together }
     }
 
-    /// Blocks of a filter row, where blocks run along filter rows.
+    /// Blocks of a filter row.
     pub fn per_row(&self) -> usize {
-        (self.taps.1 * self.channels).div_ceil(self.layout.inputs)
+        self.row.div_ceil(self.layout.inputs)
     }
 
-    /// Block of a tap and input channel, and the input's place in it. On vectors blocks run along filter rows, whose
-    /// inputs are contiguous in an image; on tiles all taps of some channels come first, which share a turned image.
-    pub fn place(&self, (a, b): (usize, usize), channel: usize) -> (usize, usize) {
-        let inputs = self.layout.inputs;
-        if self.layout.on_tiles {
-            let block = (channel / inputs * self.taps.0 + a) * self.taps.1 + b;
-            return (block, channel % inputs);
-        }
-        let input = b * self.channels + channel;
-        (a * self.per_row() + input / inputs, input % inputs)
+    /// Block of a filter row's input.
+    pub fn block(&self, row: usize, input: usize) -> usize {
+        let along = input / self.layout.inputs;
+        if self.layout.on_tiles { along * self.rows + row } else { row * self.per_row() + along }
     }
 }

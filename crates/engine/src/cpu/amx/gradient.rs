@@ -1,69 +1,98 @@
 //! The weight gradient on tiles: pixels along the tiles' depth.
 //!
-//! A tile of inputs wants pixels beside one another, so for each 32 channels a task turns its images to `[channel, position]`.
-//! Wide images are turned once, padding included (with stride 2, each parity of rows and columns apart), and every filter tap
-//! is then only an offset along the positions; the gradients lie at the same positions, zero where the padding is. Of small
-//! images padding would be the better half: there each tap has a turning of its own, of just the pixels that it meets.
+//! The left side's tiles have a row for each output channel and pixels along it, so a task first turns its gradients to
+//! `[channel, position]`: once, for all filter taps. The right side's tiles have pairs of pixels along their rows, which takes
+//! no turning: two pixels' inputs are woven into one another, 32 inputs of a filter row at a time. In such a plane, of all the
+//! image rows that any tap meets, the next filter row's positions are just one image row further on. Images whose pixels do
+//! not fill tiles well, or weave across their rows, have a plane for each filter row instead, of just the pixels it meets.
+//!
+//! Positions are taken in pieces that leave both sides' 32 rows in the nearest cache; the sums of a piece go to memory and
+//! come back for the next.
 
 use super::super::cell::Cell;
+use super::super::elementwise::Reduce;
 use super::super::gradient::Job;
 use super::super::layout::Blocks;
+use super::super::simd::dispatch;
 use super::super::sweep::{Sweep, Task, TaskShape};
-use super::tiles::{A, C, DEPTH, PANEL, ROWS, Tiles};
+use super::tiles::{A, B, C, DEPTH, PANEL, ROWS, Tiles};
 use crate::types::Dims;
 use std::arch::x86_64::{
-    __m512i, _mm512_loadu_si512, _mm512_maskz_loadu_epi16, _mm512_permutex2var_epi16, _mm512_setzero_si512,
-    _mm512_storeu_si512,
+    __m128i, __m512i, _mm_loadu_si128, _mm512_castsi128_si512, _mm512_inserti32x4, _mm512_mask_blend_epi16,
+    _mm512_maskz_loadu_epi16, _mm512_setzero_si512, _mm512_slli_epi32, _mm512_srli_epi32, _mm512_storeu_si512,
+    _mm512_unpackhi_epi16, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi16, _mm512_unpacklo_epi32,
+    _mm512_unpacklo_epi64,
 };
 
-/// Most positions of a task: with 64 channels, some hundred KB turned.
-const POSITIONS: usize = 1536;
-/// Most bytes of a task's gradients and of 32 channels turned.
+/// Most positions of a task.
+const POSITIONS: usize = 2048;
+/// Most bytes of a task's gradients and of a plane, both as tiles read them.
 const TASK_BYTES: usize = 1 << 20;
-/// Columns of a small image.
-const SMALL: usize = 8;
+/// Most steps of 32 positions in a piece.
+const PIECE: usize = 10;
+/// Pixels of an image from which on its last tiles may be half empty.
+const LARGE: usize = 512;
 
-/// How a task lays out its images.
+/// How a task lays out its pixels.
 #[derive(Clone, Copy)]
 struct Plan {
-    /// Whether each tap has a plane of its own.
-    by_tap: bool,
-    /// Rows and columns of a plane of one image.
-    plane: (usize, usize),
-    /// Planes, and values from one channel's row to the next: all images' positions in whole steps, what the taps reach
-    /// behind them, and room against cache conflicts.
+    /// Whether each filter row has a plane of its own.
+    by_row: bool,
+    images: usize,
+    /// Planes of 32 inputs, image rows in each of an image, and positions of all.
     n_planes: usize,
-    row: usize,
-    /// Positions of all images, in whole steps.
-    positions: usize,
+    plane_rows: usize,
+    plane_len: usize,
+    /// Runs of positions without gaps, and positions of one, in whole steps.
+    runs: usize,
+    run_len: usize,
+    /// Values from one channel's turned gradients to the next: an odd number of cache lines, which spreads rows over sets.
+    turned_row: usize,
 }
 
 impl Plan {
     fn of(sweep: &Sweep, images: usize, rows: usize) -> Self {
-        let ((kh, kw), s) = (sweep.kernel, sweep.stride);
-        let by_tap = kw == 1 || sweep.grid.1 <= SMALL;
-        let reach = if by_tap { 0 } else { (kw - 1) / s };
-        let plane = (rows + reach, sweep.grid.1 + reach);
-        let positions = (images * plane.0 * plane.1).next_multiple_of(DEPTH);
-        let row = positions + (reach * plane.1 + reach + 1).next_multiple_of(DEPTH) + DEPTH;
-        Self { by_tap, plane, n_planes: if by_tap { kh * kw } else { s * s }, row, positions }
+        let ((h, w), kh, s) = (sweep.grid, sweep.kernel.0, sweep.stride);
+        let by_row = kh == 1 || w % 2 == 1 || (h * w < LARGE && !(h * w).is_multiple_of(DEPTH));
+        let reach = if by_row { 0 } else { (kh - 1) / s };
+        let (runs, run) = if by_row { (1, images * rows * w) } else { (images, rows * w) };
+        let (plane_rows, run_len) = (rows + reach, run.next_multiple_of(DEPTH));
+        // The last run's surplus positions are read, too.
+        let plane_len = (images * plane_rows * w + run_len - run).next_multiple_of(DEPTH);
+        let turned_row = (runs * run_len / DEPTH | 1) * DEPTH;
+        let n_planes = if by_row { kh } else { s.min(kh) };
+        Self { by_row, images, n_planes, plane_rows, plane_len, runs, run_len, turned_row }
     }
 
-    /// Values of the planes of 32 channels.
+    /// Values of the planes of 32 inputs.
     fn planes_len(&self) -> usize {
-        self.n_planes * PANEL * self.row
+        self.n_planes * self.plane_len * PANEL
     }
 
-    /// The source pixel, relative to the first window's, of a plane's first position.
-    fn origin(&self, sweep: &Sweep, plane: usize) -> (usize, usize) {
-        let width = if self.by_tap { sweep.kernel.1 } else { sweep.stride };
-        (plane / width, plane % width)
+    /// Values of the turned gradients of `c` channels.
+    fn turned_len(&self, c: usize) -> usize {
+        self.turned_row * c.next_multiple_of(PANEL)
     }
 
-    /// The plane of a tap and where in its rows the tap's first position is.
-    fn tap(&self, sweep: &Sweep, (a, b): (usize, usize)) -> (usize, usize) {
-        let s = sweep.stride;
-        if self.by_tap { (a * sweep.kernel.1 + b, 0) } else { (a % s * s + b % s, a / s * self.plane.1 + b / s) }
+    /// The plane of a filter row, and the position in it where the filter row begins.
+    fn filter_row(&self, sweep: &Sweep, a: usize) -> (usize, usize) {
+        if self.by_row { (a, 0) } else { (a % sweep.stride, a / sweep.stride * sweep.grid.1) }
+    }
+
+    /// Pieces of the positions: where each begins in the turned gradients and in a plane, how many runs it has, and steps of
+    /// each.
+    fn pieces(&self, sweep: &Sweep) -> impl Iterator<Item = (usize, usize, usize, usize)> {
+        let steps = self.run_len / DEPTH;
+        let together = (PIECE / steps).max(1);
+        let parts = steps.div_ceil(PIECE);
+        let (run_len, plane_run, runs) = (self.run_len, self.plane_rows * sweep.grid.1, self.runs);
+        (0..runs).step_by(together).flat_map(move |run| {
+            (0..parts).map(move |part| {
+                let (from, to) = (steps * part / parts, steps * (part + 1) / parts);
+                let n = together.min(runs - run);
+                (run * run_len + from * DEPTH, run * plane_run + from * DEPTH, n, to - from)
+            })
+        })
     }
 }
 
@@ -71,8 +100,8 @@ impl Plan {
 pub(crate) fn tasks(sweep: &Sweep) -> TaskShape {
     let fits = |images: usize, rows: usize| {
         let plan = Plan::of(sweep, images, rows);
-        let bytes = 2 * (plan.planes_len() + plan.positions * sweep.dst.c.next_multiple_of(PANEL));
-        plan.positions <= POSITIONS && bytes <= TASK_BYTES
+        let bytes = 2 * (plan.planes_len() + plan.turned_len(sweep.dst.c));
+        plan.runs * plan.run_len <= POSITIONS && bytes <= TASK_BYTES
     };
     let rows = sweep.grid.0;
     match (1..=POSITIONS / rows.max(1)).rev().find(|&images| fits(images, rows)) {
@@ -85,10 +114,10 @@ pub(crate) fn tasks(sweep: &Sweep) -> TaskShape {
 pub(crate) fn scratch_len(sweep: &Sweep) -> usize {
     let (images, rows) = tasks(sweep);
     let plan = Plan::of(sweep, images, rows);
-    (plan.planes_len() + plan.positions * sweep.dst.c.next_multiple_of(PANEL)) / 2
+    (plan.planes_len() + plan.turned_len(sweep.dst.c)) / 2
 }
 
-/// Adds a task's weight gradient to the blocks of inputs from `first` on that `dw` has room for.
+/// Adds a task's weight gradient to the blocks of inputs from `first` on that `dw` has room for: all filter rows of some inputs.
 ///
 /// # Safety
 /// The CPU must have AMX, and `E` be bf16.
@@ -102,150 +131,234 @@ pub(crate) unsafe fn weight_gradient<E: Cell>(
     dw: &mut [f32],
 ) {
     assert_eq!(size_of::<E>(), 2);
-    let sweep = job.sweep;
+    let (sweep, kh) = (job.sweep, job.sweep.kernel.0);
+    assert!(first.is_multiple_of(kh), "a share begins with all filter rows of its inputs");
     let task = sweep.task(job.tasks, job.n, index);
-    // Laid out for a whole task, so that the last one's rows lie as far apart.
-    let plan = Plan::of(sweep, job.tasks.0, job.tasks.1);
-    let used = (task.n_images * plan.plane.0 * plan.plane.1).next_multiple_of(DEPTH);
-    let (planes, dys) = E::of_scratch(scratch).split_at_mut(plan.planes_len());
-    let n_panels = sweep.dst.c.div_ceil(PANEL);
-    let dys = &mut dys[..n_panels * used * PANEL];
+    let plan = Plan::of(sweep, task.n_images, task.n_rows);
+    let (planes, turned) = E::of_scratch(scratch).split_at_mut(plan.planes_len());
+    let turned = &mut turned[..plan.turned_len(sweep.dst.c)];
     // SAFETY: the caller's promise.
-    unsafe { interleave(job, &plan, &task, used, dys) };
-    let (taps, tiles) = (sweep.kernel.0 * sweep.kernel.1, Tiles::configure());
-    let mut turned = None;
-    for (block, dw) in (first..).zip(dw.chunks_exact_mut(blocks.len)) {
-        let (channel, tap) = (block / taps * PANEL, block % taps);
-        if turned != Some(channel) {
-            // SAFETY: the caller's promise.
-            unsafe { turn(job, &plan, &task, channel, planes) };
-            turned = Some(channel);
-        }
-        let (plane, offset) = plan.tap(sweep, (tap / sweep.kernel.1, tap % sweep.kernel.1));
-        let rows = &planes[plane * PANEL * plan.row + offset..];
-        assert!(rows.len() >= (PANEL - 1) * plan.row + used);
-        for (panel, dw) in dw.chunks_exact_mut(PANEL * PANEL).enumerate() {
-            let starts = [rows.as_ptr().cast(), rows[ROWS * plan.row..].as_ptr().cast()];
-            let a = A { starts, row: 2 * plan.row, runs: 1, steps: used / DEPTH, skip: 0 };
-            let c = C { start: dw.as_mut_ptr(), row: 4 * PANEL, right: ROWS, down: ROWS * PANEL };
-            let b = dys[panel * used * PANEL..][..used * PANEL].as_ptr().cast();
-            // SAFETY: 32 rows hold `used` positions by the assertion, and so do the gradients; `dw` is 32 × 32 floats.
-            unsafe { tiles.multiply(&a, b, &c, true) };
-        }
-    }
-}
-
-/// Turns 32 channels of a task's images into planes `[channel, position]`, zeros where no pixel or channel is.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-unsafe fn turn<E: Cell>(job: &Job<E>, plan: &Plan, task: &Task, channel: usize, planes: &mut [E]) {
-    let (sweep, Dims { h, w, c }) = (job.sweep, job.sweep.src);
-    let n_positions = task.n_images * plan.plane.0 * plan.plane.1;
-    let n = PANEL.min(c - channel);
-    let mask = ((1u64 << n) - 1) as u32;
-    let images = &job.x[task.image * sweep.src.len()..(task.image + task.n_images) * sweep.src.len()];
-    for (plane, out) in planes.chunks_exact_mut(PANEL * plan.row).enumerate() {
-        let origin = plan.origin(sweep, plane);
-        let mut at = Position::default();
-        for first in (0..plan.row).step_by(DEPTH) {
-            let mut rows = [_mm512_setzero_si512(); DEPTH];
-            for (i, row) in rows.iter_mut().enumerate() {
-                let y = ((task.row + at.row) * sweep.stride + origin.0) as isize - sweep.pad.0;
-                let x = (at.col * sweep.stride + origin.1) as isize - sweep.pad.1;
-                if first + i < n_positions && y >= 0 && x >= 0 && y < h as isize && x < w as isize {
-                    let pixel = ((at.image * h + y as usize) * w + x as usize) * c + channel;
-                    let values = &images[pixel..pixel + n];
-                    // SAFETY: the slice holds the `n` values that the mask lets through.
-                    *row = unsafe { _mm512_maskz_loadu_epi16(mask, values.as_ptr().cast()) };
+    unsafe { turn(job, &plan, &task, turned) };
+    let tiles = Tiles::configure();
+    let plane_gap = plan.plane_rows * sweep.grid.1;
+    for (group, dw) in dw.chunks_exact_mut(kh * blocks.len).enumerate() {
+        // SAFETY: the caller's promise.
+        unsafe { weave_planes(job, &plan, &task, (first / kh + group) * PANEL, planes) };
+        for (from, plane_from, runs, steps) in plan.pieces(sweep) {
+            for (a, dw) in dw.chunks_exact_mut(blocks.len).enumerate() {
+                let (plane, offset) = plan.filter_row(sweep, a);
+                let plane = &planes[plane * plan.plane_len * PANEL..][..plan.plane_len * PANEL];
+                let inputs = &plane[(offset + plane_from) * PANEL..];
+                assert!(inputs.len() >= ((runs - 1) * plane_gap + steps * DEPTH) * PANEL);
+                let skip = if runs > 1 { 2 * PANEL as isize * (plane_gap as isize - plan.run_len as isize) } else { 0 };
+                let b = B { start: inputs.as_ptr().cast(), skip };
+                for (panel, dw) in dw.chunks_exact_mut(PANEL * PANEL).enumerate() {
+                    let rows = &turned[panel * PANEL * plan.turned_row + from..];
+                    assert!(rows.len() >= (PANEL - 1) * plan.turned_row + runs * steps * DEPTH);
+                    let starts = [rows.as_ptr().cast(), rows[ROWS * plan.turned_row..].as_ptr().cast()];
+                    let a = A { starts, row: 2 * plan.turned_row, runs, steps, skip: 0 };
+                    let c = C { start: dw.as_mut_ptr(), row: 4 * PANEL, right: ROWS, down: ROWS * PANEL };
+                    // SAFETY: both sides hold all positions of the piece by the assertions; `dw` is 32 × 32 floats.
+                    unsafe { tiles.multiply(&a, &b, &c, true) };
                 }
-                at.advance(plan.plane);
-            }
-            transpose_32(&mut rows);
-            for (k, row) in rows.iter().enumerate() {
-                let to = &mut out[k * plan.row + first..][..DEPTH];
-                // SAFETY: the slice holds 32 values.
-                unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), *row) };
             }
         }
     }
 }
 
-/// Lays a task's gradients out per panel as `[pair of positions, 32 channels, 2]`, zero where no pixel or channel is.
+/// Turns a task's gradients to `[channel, position]`, zeros where no channel or pixel is.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-unsafe fn interleave<E: Cell>(job: &Job<E>, plan: &Plan, task: &Task, used: usize, out: &mut [E]) {
+unsafe fn turn<E: Cell>(job: &Job<E>, plan: &Plan, task: &Task, turned: &mut [E]) {
     let Dims { h, w, c } = job.sweep.dst;
-    let low: [u16; DEPTH] = std::array::from_fn(|i| (i / 2 + i % 2 * DEPTH) as u16);
-    let high: [u16; DEPTH] = std::array::from_fn(|i| (ROWS + i / 2 + i % 2 * DEPTH) as u16);
-    // SAFETY: both arrays hold 32 values.
-    let (low, high) = unsafe { (_mm512_loadu_si512(low.as_ptr().cast()), _mm512_loadu_si512(high.as_ptr().cast())) };
-    for (panel, out) in out.chunks_exact_mut(used * PANEL).enumerate() {
-        let n = PANEL.min(c - panel * PANEL);
-        let mask = ((1u64 << n) - 1) as u32;
-        let mut at = Position::default();
-        for out in out.chunks_exact_mut(2 * PANEL) {
-            let mut pair = [_mm512_setzero_si512(); 2];
-            for values in &mut pair {
-                if at.image < task.n_images && at.row < task.n_rows && at.col < w {
-                    let pixel = (((task.image + at.image) * h + task.row + at.row) * w + at.col) * c + panel * PANEL;
-                    let dy = &job.dy[pixel..pixel + n];
-                    // SAFETY: the slice holds the `n` values that the mask lets through.
-                    *values = unsafe { _mm512_maskz_loadu_epi16(mask, dy.as_ptr().cast()) };
+    let n = task.n_images * task.n_rows * w / plan.runs;
+    for run in 0..plan.runs {
+        let pixels = &job.dy[((task.image + run) * h + task.row) * w * c..][..n * c];
+        for first in (0..plan.run_len).step_by(DEPTH) {
+            let at = run * plan.run_len + first;
+            for channel in (0..c.next_multiple_of(PANEL)).step_by(LANE) {
+                let whole = first + DEPTH <= n && channel + LANE <= c;
+                let mut edge = [E::default(); DEPTH * LANE];
+                let (from, step) = if whole {
+                    (&pixels[first * c + channel..][..(DEPTH - 1) * c + LANE], c)
+                } else {
+                    let channels = channel.min(c)..c.min(channel + LANE);
+                    for (pixel, to) in pixels[first * c..].chunks_exact(c).zip(edge.chunks_exact_mut(LANE)) {
+                        to[..channels.len()].copy_from_slice(&pixel[channels.clone()]);
+                    }
+                    (&edge[..], LANE)
+                };
+                let to = &mut turned[channel * plan.turned_row + at..][..(LANE - 1) * plan.turned_row + DEPTH];
+                // SAFETY: `from` holds 8 values at each of 32 steps, `to` 32 values at each of 8 rows.
+                unsafe { turn_lanes(from.as_ptr().cast(), step, to.as_mut_ptr().cast(), plan.turned_row) };
+            }
+        }
+    }
+}
+
+/// Channels that are turned together: values of a 128-bit lane.
+const LANE: usize = 8;
+
+/// Transposes 32 pixels, `step` values apart, × 8 channels to 8 rows of 32 values: lane `l` of a vector takes pixels `8 l..8 l + 8`,
+/// and all four lanes are transposed as 8 × 8 squares.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn turn_lanes(from: *const u16, step: usize, to: *mut u16, row: usize) {
+    // SAFETY: the caller vouches for the values at 32 steps.
+    let lane = |pixel: usize| unsafe { _mm_loadu_si128(from.add(pixel * step).cast::<__m128i>()) };
+    let mut v: [__m512i; LANE] = std::array::from_fn(|r| {
+        let v = _mm512_castsi128_si512(lane(r));
+        let v = _mm512_inserti32x4::<1>(v, lane(LANE + r));
+        let v = _mm512_inserti32x4::<2>(v, lane(2 * LANE + r));
+        _mm512_inserti32x4::<3>(v, lane(3 * LANE + r))
+    });
+    v = [
+        _mm512_unpacklo_epi16(v[0], v[1]),
+        _mm512_unpackhi_epi16(v[0], v[1]),
+        _mm512_unpacklo_epi16(v[2], v[3]),
+        _mm512_unpackhi_epi16(v[2], v[3]),
+        _mm512_unpacklo_epi16(v[4], v[5]),
+        _mm512_unpackhi_epi16(v[4], v[5]),
+        _mm512_unpacklo_epi16(v[6], v[7]),
+        _mm512_unpackhi_epi16(v[6], v[7]),
+    ];
+    v = [
+        _mm512_unpacklo_epi32(v[0], v[2]),
+        _mm512_unpackhi_epi32(v[0], v[2]),
+        _mm512_unpacklo_epi32(v[1], v[3]),
+        _mm512_unpackhi_epi32(v[1], v[3]),
+        _mm512_unpacklo_epi32(v[4], v[6]),
+        _mm512_unpackhi_epi32(v[4], v[6]),
+        _mm512_unpacklo_epi32(v[5], v[7]),
+        _mm512_unpackhi_epi32(v[5], v[7]),
+    ];
+    for pair in 0..LANE / 2 {
+        // SAFETY: the caller vouches for 8 rows of 32 values.
+        unsafe {
+            let to = to.add(2 * pair * row);
+            _mm512_storeu_si512(to.cast(), _mm512_unpacklo_epi64(v[pair], v[pair + LANE / 2]));
+            _mm512_storeu_si512(to.add(row).cast(), _mm512_unpackhi_epi64(v[pair], v[pair + LANE / 2]));
+        }
+    }
+}
+
+/// Weaves the pixels of inputs `input..input + 32` of the filter rows into planes, zeros where no pixel or input is.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+unsafe fn weave_planes<E: Cell>(job: &Job<E>, plan: &Plan, task: &Task, input: usize, planes: &mut [E]) {
+    let (sweep, Dims { h, w, c }) = (job.sweep, job.sweep.src);
+    let n = PANEL.min(sweep.kernel.1 * c - input);
+    let first = input as isize - sweep.pad.1 * c as isize;
+    for (plane, out) in planes.chunks_exact_mut(plan.plane_len * PANEL).enumerate() {
+        let mut weaver = Weaver { out, waiting: None };
+        for image in 0..plan.images {
+            let pixels = &job.x[(task.image + image) * sweep.src.len()..][..sweep.src.len()];
+            for row in 0..plan.plane_rows {
+                let y = ((task.row + row) * sweep.stride + plane) as isize - sweep.pad.0;
+                let line = if y >= 0 && y < h as isize { &pixels[y as usize * w * c..][..w * c] } else { &[] };
+                // SAFETY: the caller's promise.
+                unsafe { weaver.line(line, first, n, sweep.stride * c, sweep.grid.1) };
+            }
+        }
+        // SAFETY: the caller's promise.
+        unsafe { weaver.end() };
+    }
+}
+
+/// Writes pairs of positions: the first 16 columns are those of even inputs, so that weaving takes a shift and a blend.
+struct Weaver<'a, E> {
+    out: &'a mut [E],
+    /// The first position of a pair that spans two lines.
+    waiting: Option<__m512i>,
+}
+
+impl<E: Cell> Weaver<'_, E> {
+    /// Takes `n_positions` runs of `n` inputs, the first at `first` of the line, then `step` apart; inputs outside the line are zero.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn line(&mut self, line: &[E], first: isize, n: usize, step: usize, n_positions: usize) {
+        let (mut at, mut left) = (first, n_positions);
+        // SAFETY: the caller has the features, here and below.
+        unsafe {
+            if let Some(waiting) = self.waiting.take() {
+                self.pair(waiting, inputs(line, at, n));
+                (at, left) = (at + step as isize, left - 1);
+            }
+            for _ in 0..left / 2 {
+                let next = at + step as isize;
+                self.pair(inputs(line, at, n), inputs(line, next, n));
+                at = next + step as isize;
+            }
+            if left % 2 == 1 {
+                self.waiting = Some(inputs(line, at, n));
+            }
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn pair(&mut self, one: __m512i, other: __m512i) {
+        const ODD: u32 = 0xAAAA_AAAA;
+        let (to, rest) = std::mem::take(&mut self.out).split_at_mut(2 * PANEL);
+        self.out = rest;
+        // SAFETY: `to` holds 64 values.
+        unsafe {
+            let to: *mut __m512i = to.as_mut_ptr().cast();
+            _mm512_storeu_si512(to, _mm512_mask_blend_epi16(ODD, one, _mm512_slli_epi32::<16>(other)));
+            _mm512_storeu_si512(to.add(1), _mm512_mask_blend_epi16(ODD, _mm512_srli_epi32::<16>(one), other));
+        }
+    }
+
+    /// Zeros behind the last position.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn end(&mut self) {
+        if let Some(waiting) = self.waiting.take() {
+            // SAFETY: handed through.
+            unsafe { self.pair(waiting, _mm512_setzero_si512()) };
+        }
+        self.out.fill(E::default());
+    }
+}
+
+/// `n` values of a line from `at` on, zeros outside the line and behind them.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn inputs<E: Cell>(line: &[E], at: isize, n: usize) -> __m512i {
+    let len = line.len() as isize;
+    // Bits of the values from the line's start on, and before its end.
+    let (skipped, within) = ((-at).clamp(0, n as isize), (len - at).clamp(0, n as isize));
+    let mask = ((1u64 << within) - (1u64 << skipped.min(within))) as u32;
+    // SAFETY: the mask lets through no value outside the line.
+    unsafe { _mm512_maskz_loadu_epi16(mask, line.as_ptr().wrapping_offset(at).cast()) }
+}
+
+dispatch! {
+    /// Adds all slices of a weight gradient on tiles to the output channels `dw` `[channels, kh, kw, cin]` from `at` on.
+    pub(crate) fn reduce_weights(from: &Reduce, at: usize, dw: &mut [f32], mask: Option<&[u8]>) {
+        let blocks = &from.blocks;
+        let depth = blocks.rows * blocks.row;
+        for (channel, dw) in dw.chunks_exact_mut(depth).enumerate() {
+            for k in (0..depth).step_by(blocks.row).flat_map(|row| (0..blocks.row).step_by(PANEL).map(move |k| row + k)) {
+                let (a, input) = (k / blocks.row, k % blocks.row);
+                let row = blocks.block(a, input) * blocks.len + (at + channel) * PANEL;
+                let mut sums = [0.0f32; PANEL];
+                for slice in from.slices.chunks(blocks.n * blocks.len) {
+                    let (evens, odds) = slice[row..row + PANEL].split_at(ROWS);
+                    for ((sums, even), odd) in sums.chunks_exact_mut(2).zip(evens).zip(odds) {
+                        sums[0] += even;
+                        sums[1] += odd;
+                    }
                 }
-                at.advance(plan.plane);
-            }
-            // SAFETY: `out` holds 64 values.
-            unsafe {
-                let to: *mut __m512i = out.as_mut_ptr().cast();
-                _mm512_storeu_si512(to, _mm512_permutex2var_epi16(pair[0], low, pair[1]));
-                _mm512_storeu_si512(to.add(1), _mm512_permutex2var_epi16(pair[0], high, pair[1]));
-            }
-        }
-    }
-}
-
-/// A position of a plane.
-#[derive(Default)]
-struct Position {
-    image: usize,
-    row: usize,
-    col: usize,
-}
-
-impl Position {
-    #[inline(always)]
-    fn advance(&mut self, plane: (usize, usize)) {
-        self.col += 1;
-        if self.col == plane.1 {
-            (self.row, self.col) = (self.row + 1, 0);
-            if self.row == plane.0 {
-                (self.image, self.row) = (self.image + 1, 0);
+                let n = PANEL.min(blocks.row - input);
+                let dw = &mut dw[k..k + n];
+                match mask {
+                    None => dw.iter_mut().zip(sums).for_each(|(dw, v)| *dw += v),
+                    Some(mask) => {
+                        for ((dw, v), &keep) in dw.iter_mut().zip(sums).zip(&mask[channel * depth + k..]) {
+                            *dw += if keep != 0 { v } else { 0.0 };
+                        }
+                    }
+                }
             }
         }
-    }
-}
-
-/// Transposes 32 × 32 16-bit values by swapping off-diagonal blocks of 16, 8, 4, 2 and 1.
-#[inline(always)]
-fn transpose_32(rows: &mut [__m512i; DEPTH]) {
-    let mut size = DEPTH / 2;
-    while size > 0 {
-        let mut low = [0u16; DEPTH];
-        let mut high = [0u16; DEPTH];
-        for lane in 0..DEPTH {
-            let moves = lane & size != 0;
-            low[lane] = (if moves { DEPTH + lane - size } else { lane }) as u16;
-            high[lane] = (if moves { DEPTH + lane } else { lane + size }) as u16;
-        }
-        // SAFETY: the arrays hold 32 values; callers have AVX-512 BW.
-        let (low, high) =
-            unsafe { (_mm512_loadu_si512(low.as_ptr().cast()), _mm512_loadu_si512(high.as_ptr().cast())) };
-        for i in (0..DEPTH).filter(|i| i & size == 0) {
-            let (a, b) = (rows[i], rows[i + size]);
-            // SAFETY: callers have AVX-512 BW.
-            unsafe {
-                rows[i] = _mm512_permutex2var_epi16(a, low, b);
-                rows[i + size] = _mm512_permutex2var_epi16(a, high, b);
-            }
-        }
-        size /= 2;
     }
 }

@@ -11,7 +11,7 @@ use super::super::cell::Cell;
 use super::super::correlate::Job;
 use super::super::simd::{Avx512Bf16, Simd};
 use super::super::sweep::{Sweep, Task, TaskShape, View};
-use super::tiles::{A, BLOCK, C, DEPTH, PANEL, ROWS, Tiles};
+use super::tiles::{A, B, BLOCK, C, DEPTH, PANEL, ROWS, Tiles};
 use crate::types::Write;
 
 /// Most bytes of a task's gathered windows, most of its pixels, and most cells of its source.
@@ -175,12 +175,12 @@ pub(crate) unsafe fn correlate<E: Cell>(job: &Job<E>, index: usize, scratch: &mu
         let first = windows.tile(2 * pair);
         let second = (2 * pair + 1 < windows.n_tiles()).then(|| windows.tile(2 * pair + 1));
         let a = A { starts: [first.a, second.map_or(first.a, |tile| tile.a)], ..strides };
-        let b = job.packed[panel * panel_len..][..panel_len].as_ptr().cast();
+        let b = B { start: job.packed[panel * panel_len..][..panel_len].as_ptr().cast(), skip: 0 };
         let c = C { start: block.as_mut_ptr(), row: 64, right: ROWS * ROWS, down: 2 * ROWS * ROWS };
         // SAFETY: tiles lie in the view, in its slack or in the gathered windows; a panel has a row of cells for each
         // step; `block` holds four tiles; the pixels are this task's.
         unsafe {
-            tiles.multiply(&a, b, &c, false);
+            tiles.multiply(&a, &b, &c, false);
             finish(job, &task, first, &block[..BLOCK / 2], panel * PANEL, sums.as_deref_mut());
             if let Some(second) = second {
                 finish(job, &task, second, &block[BLOCK / 2..], panel * PANEL, sums.as_deref_mut());

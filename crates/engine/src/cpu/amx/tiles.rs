@@ -78,12 +78,11 @@ impl Tiles {
 
     /// `c = a · b`, or `c += a · b`, for 32 rows and 32 columns.
     ///
-    /// `b` has a row of 32 pairs for each pair of depths: pair `k` of column `j` is 32-bit word `32 k + j`.
     ///
     /// # Safety
     /// All addresses must be readable, and those of `c` writable.
     #[inline(always)]
-    pub unsafe fn multiply(&self, a: &A, b: *const u16, c: &C, accumulate: bool) {
+    pub unsafe fn multiply(&self, a: &A, b: &B, c: &C, accumulate: bool) {
         #[cfg(test)]
         if !available() {
             // SAFETY: handed through.
@@ -130,15 +129,17 @@ impl Tiles {
                 "jnz 2b",
                 "add {a0}, {skip}",
                 "add {a1}, {skip}",
+                "add {b}, {skip_b}",
                 "dec {runs}",
                 "jnz 3b",
                 a0 = inout(reg) a.starts[0] => _,
                 a1 = inout(reg) a.starts[1] => _,
-                b = inout(reg) b => _,
+                b = inout(reg) b.start => _,
                 runs = inout(reg) a.runs => _,
                 step = out(reg) _,
                 steps = in(reg) a.steps,
                 skip = in(reg) a.skip,
+                skip_b = in(reg) b.skip,
                 row = in(reg) a.row,
                 line = in(reg) 4 * PANEL,
                 options(nostack)
@@ -166,6 +167,14 @@ pub(crate) struct A {
     pub skip: isize,
 }
 
+/// A product's right side: a row of 32 pairs for each pair of depths, pair `k` of column `j` the 32-bit word `32 k + j`, with `skip`
+/// bytes from the end of one of the left side's runs to the next.
+#[derive(Clone, Copy)]
+pub(crate) struct B {
+    pub start: *const u16,
+    pub skip: isize,
+}
+
 /// Where a product goes: four tiles of 16 × 16 floats, `right` floats to the next columns', `down` floats to the next
 /// rows', each with `row` bytes between its rows.
 pub(crate) struct C {
@@ -188,7 +197,7 @@ impl Drop for Tiles {
 
 /// What [`Tiles::multiply`] does, as its definition: for tests of all that surrounds it, where there is no AMX.
 #[cfg(test)]
-unsafe fn emulated(a: &A, b: *const u16, c: &C, accumulate: bool) {
+unsafe fn emulated(a: &A, b: &B, c: &C, accumulate: bool) {
     use crate::element::{Bf16, Element};
     for (row, col) in (0..2 * ROWS).flat_map(|row| (0..PANEL).map(move |col| (row, col))) {
         let to = row / ROWS * c.down + col / ROWS * c.right + row % ROWS * c.row / size_of::<f32>() + col % ROWS;
@@ -199,7 +208,8 @@ unsafe fn emulated(a: &A, b: *const u16, c: &C, accumulate: bool) {
             let run = a.steps * DEPTH;
             for k in 0..a.runs * run {
                 let run_start = start.byte_offset((k / run) as isize * (2 * run as isize + a.skip));
-                let b = Bf16(*b.add((k / 2 * PANEL + col) * 2 + k % 2));
+                let pairs = b.start.byte_offset((k / run) as isize * b.skip);
+                let b = Bf16(*pairs.add((k / 2 * PANEL + col) * 2 + k % 2));
                 sum += Bf16(*run_start.add(k % run)).get() * b.get();
             }
             *c.start.add(to) = sum;
