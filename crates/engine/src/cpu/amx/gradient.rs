@@ -27,7 +27,7 @@ use std::arch::x86_64::{
 /// Most positions of a task.
 const POSITIONS: usize = 2048;
 /// Most bytes of a task's gradients and of a plane, both as tiles read them.
-const TASK_BYTES: usize = 1 << 20;
+const TASK_BYTES: usize = 704 << 10;
 /// Most steps of 32 positions in a piece.
 const PIECE: usize = 10;
 /// Pixels of an image from which on its last tiles may be half empty.
@@ -323,10 +323,13 @@ impl<E: Cell> Weaver<'_, E> {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn inputs<E: Cell>(line: &[E], at: isize, n: usize) -> __m512i {
-    let len = line.len() as isize;
-    // Bits of the values from the line's start on, and before its end.
-    let (skipped, within) = ((-at).clamp(0, n as isize), (len - at).clamp(0, n as isize));
-    let mask = ((1u64 << within) - (1u64 << skipped.min(within))) as u32;
+    let (len, n) = (line.len() as isize, n as isize);
+    let mut mask = u32::MAX >> (PANEL as isize - n);
+    if at < 0 || at + n > len {
+        // Bits of the values from the line's start on, and before its end.
+        let (skipped, within) = ((-at).clamp(0, n), (len - at).clamp(0, n));
+        mask = ((1u64 << within) - (1u64 << skipped.min(within))) as u32;
+    }
     // SAFETY: the mask lets through no value outside the line.
     unsafe { _mm512_maskz_loadu_epi16(mask, line.as_ptr().wrapping_offset(at).cast()) }
 }
