@@ -59,7 +59,7 @@ impl Plan {
         let (plane_rows, run_len) = (rows + reach, run.next_multiple_of(DEPTH));
         // The last run's surplus positions are read, too.
         let plane_len = (images * plane_rows * w + run_len - run).next_multiple_of(DEPTH);
-        let turned_row = (runs * run_len / DEPTH | 1) * DEPTH;
+        let turned_row = ((runs * run_len / DEPTH) | 1) * DEPTH;
         let n_planes = if by_row { kh } else { s.min(kh) };
         Self { by_row, images, n_planes, plane_rows, plane_len, runs, run_len, turned_row }
     }
