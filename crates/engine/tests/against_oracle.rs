@@ -15,16 +15,19 @@ const BITS: u32 = 24;
 fn check(what: &str, f: impl Fn(&mut Bench) -> Vec<Vec<f32>>) -> Result<(), TestCaseError> {
     let expected = f(&mut Bench::new(Box::new(Oracle::new()), BITS));
     for level in [Level::Portable, Level::Avx2, Level::Avx512] {
-        for n_threads in [1, 3] {
-            let engine = Cpu::new(CpuOptions { n_threads, level: Some(level) }).unwrap();
+        for (n_threads, algorithm) in
+            [(1, Algorithm::Direct), (3, Algorithm::Direct), (1, Algorithm::Winograd), (3, Algorithm::Winograd)]
+        {
+            let engine = Cpu::new(CpuOptions { n_threads, level: Some(level), algorithm }).unwrap();
             let got = f(&mut Bench::new(Box::new(engine), BITS));
             for (k, (got, expected)) in got.iter().zip(&expected).enumerate() {
                 let largest = expected.iter().fold(1e-3f32, |m, v| m.max(v.abs()));
                 for (i, (g, e)) in got.iter().zip(expected).enumerate() {
                     prop_assert!(
                         (g - e).abs() <= 2e-5 * largest,
-                        "{what}, result {k}[{i}]: {g} instead of {e} ({}, {n_threads} threads)",
-                        level.name()
+                        "{what}, result {k}[{i}]: {g} instead of {e} ({}, {n_threads} threads, {})",
+                        level.name(),
+                        algorithm.name()
                     );
                 }
             }
@@ -241,7 +244,7 @@ fn convolutions_of_real_networks_agree() {
 fn forward_and_statistics_are_bit_identical_at_any_thread_count() {
     let shape = ConvShape { input: Dims { h: 16, w: 16, c: 8 }, cout: 24, kernel: 3, stride: 1, pad: 1 };
     let run = |n_threads| {
-        let mut b = Bench::new(Box::new(Cpu::new(CpuOptions { n_threads, level: None }).unwrap()), BITS);
+        let mut b = Bench::new(Box::new(Cpu::new(CpuOptions::threads(n_threads)).unwrap()), BITS);
         let conv = b.engine.alloc_conv(shape, 16, ConvUse::Train).unwrap();
         let w = b.span(shape.n_weights());
         let (x, y, sums) = (b.act(16, shape.input), b.act(16, shape.output()), b.span(48));
@@ -256,8 +259,7 @@ fn forward_and_statistics_are_bit_identical_at_any_thread_count() {
 /// A diverged network must show in the loss: PyTorch's ReLU, batch norm and max-pool let not-a-number through, and so do these.
 #[test]
 fn not_a_number_goes_through_norms_and_pools() {
-    let engines: [Box<dyn Engine>; 2] =
-        [Box::new(Oracle::new()), Box::new(Cpu::new(CpuOptions { n_threads: 1, level: None }).unwrap())];
+    let engines: [Box<dyn Engine>; 2] = [Box::new(Oracle::new()), Box::new(Cpu::new(CpuOptions::threads(1)).unwrap())];
     for engine in engines {
         let mut b = Bench::new(engine, BITS);
         let dims = Dims { h: 4, w: 4, c: 3 };

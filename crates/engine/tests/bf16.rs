@@ -59,12 +59,17 @@ fn conv_results(engine: Box<dyn Engine>, shape: ConvShape, n: usize) -> Results 
 
 fn check_conv(shape: ConvShape, n: usize, n_threads: usize) -> Result<(), TestCaseError> {
     let expected = conv_results(Box::new(Oracle::new()), shape, n);
-    for level in levels() {
-        let fast = CpuBf16::new(CpuOptions { n_threads, level: Some(level) }).unwrap();
+    for (level, algorithm) in levels().flat_map(|level| [(level, Algorithm::Direct), (level, Algorithm::Winograd)]) {
+        let fast = CpuBf16::new(CpuOptions { n_threads, level: Some(level), algorithm }).unwrap();
         let got = conv_results(Box::new(fast), shape, n);
         for ((what, relative, expected), (.., got)) in expected.iter().zip(&got) {
             // Σy² is of unrounded values here and there; Σy may cancel.
-            compare(&format!("{what} of {shape:?}, n = {n}, {}", level.name()), got, expected, *relative)?;
+            compare(
+                &format!("{what} of {shape:?}, n = {n}, {}, {}", level.name(), algorithm.name()),
+                got,
+                expected,
+                *relative,
+            )?;
         }
     }
     Ok(())

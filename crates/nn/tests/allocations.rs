@@ -18,7 +18,7 @@ fn a_steady_backbone_step_allocates_nothing() {
     for (model_name, small_stem) in [("resnet18", true), ("resnet50", false), ("resnet32s", true)] {
         let model = model_name.into();
         let spec = NetworkSpec { model, image_size: SIZE, small_stem, base_width: 16, dual_bn: true, head };
-        let e: &mut dyn Engine = &mut Cpu::new(CpuOptions { n_threads: 2, level: None }).unwrap();
+        let e: &mut dyn Engine = &mut Cpu::new(CpuOptions::threads(2)).unwrap();
         let mut model = Model::new(e, spec.build().unwrap()).unwrap();
         model.init(e, 1);
         model.update_mask(e, 0.5, 0.0, 1, 0).unwrap();

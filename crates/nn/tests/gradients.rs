@@ -9,10 +9,8 @@ use sdclr_nn::*;
 
 type MakeEngine = fn() -> Box<dyn Engine>;
 
-const ENGINES: [(&str, MakeEngine); 2] = [
-    ("oracle", || Box::new(Oracle::new())),
-    ("cpu", || Box::new(Cpu::new(CpuOptions { n_threads: 2, level: None }).unwrap())),
-];
+const ENGINES: [(&str, MakeEngine); 2] =
+    [("oracle", || Box::new(Oracle::new())), ("cpu", || Box::new(Cpu::new(CpuOptions::threads(2)).unwrap()))];
 
 const N: usize = 4;
 

@@ -31,7 +31,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let config: RunConfig = resolve(&[Layer::preset("demo")?, Layer::from_flags(&flags)?, recipe])?;
     let moments: Vec<u64> = moments.iter().map(|step| step.parse()).collect::<Result<_, _>>()?;
 
-    let options = CpuOptions { n_threads: 2, level: None };
+    let options = CpuOptions::threads(2);
     let mut trained = learner(Box::new(Cpu::new(options)?), &config)?;
     let mut exact = learner(Box::new(Cpu::new(options)?), &config)?;
     let mut rounded = learner(Box::new(CpuBf16::new(options)?), &config)?;

@@ -65,7 +65,7 @@ impl Machine {
                 self.device
             )));
         }
-        let options = CpuOptions { n_threads: self.n_threads(), level: self.level };
+        let options = CpuOptions { level: self.level, ..CpuOptions::threads(self.n_threads()) };
         match self.numbers() {
             Precision::Bf16 => Ok(Box::new(CpuBf16::new(options)?)),
             Precision::Auto | Precision::F32 => Ok(Box::new(Cpu::new(options)?)),

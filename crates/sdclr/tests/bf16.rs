@@ -74,7 +74,7 @@ fn cosine(a: &[f32], b: &[f32]) -> f64 {
 }
 
 fn check(model: &str, small_stem: bool) {
-    let options = CpuOptions { n_threads: 2, level: None };
+    let options = CpuOptions::threads(2);
     let mut reference = learner(Box::new(Cpu::new(options).unwrap()), model, small_stem);
     reference.model.init(&mut *reference.engine, 1);
     reference.update_mask(0.5, 0.0, 1, 0).unwrap();

@@ -8,7 +8,7 @@ use sdclr_records::names::Method;
 #[test]
 fn one_broken_weight_is_a_non_finite_loss_in_every_method_and_engine() {
     let engines: [fn() -> Box<dyn Engine>; 2] =
-        [|| Box::new(Oracle::new()), || Box::new(Cpu::new(CpuOptions { n_threads: 2, level: None }).unwrap())];
+        [|| Box::new(Oracle::new()), || Box::new(Cpu::new(CpuOptions::threads(2)).unwrap())];
     for make in engines {
         for method in [Method::SimClr, Method::SdClr] {
             let head = Head::Projection { layers: 2, dim: 8 };

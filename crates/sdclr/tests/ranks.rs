@@ -64,7 +64,7 @@ fn difference(a: &[f32], b: &[f32]) -> f32 {
 /// Ten steps: another order of f32 sums is all that differs, and grows by less than a hundredfold.
 #[test]
 fn two_and_four_ranks_train_as_one_process() {
-    let cpu = || -> Box<dyn Engine> { Box::new(Cpu::new(CpuOptions { n_threads: 1, level: None }).unwrap()) };
+    let cpu = || -> Box<dyn Engine> { Box::new(Cpu::new(CpuOptions::threads(1)).unwrap()) };
     for method in [Method::SimClr, Method::SdClr] {
         let one = train(method, cpu(), Box::new(Single), 12);
         for n_ranks in [2, 4] {
@@ -88,7 +88,7 @@ fn two_and_four_ranks_train_as_one_process() {
 
 #[test]
 fn fast_engine_trains_as_the_oracle() {
-    let cpu = Box::new(Cpu::new(CpuOptions { n_threads: 3, level: None }).unwrap());
+    let cpu = Box::new(Cpu::new(CpuOptions::threads(3)).unwrap());
     let fast = train(Method::SdClr, cpu, Box::new(Single), 6);
     let slow = train(Method::SdClr, Box::new(Oracle::new()), Box::new(Single), 6);
     assert!(difference(&fast.0, &slow.0) < 1e-4, "{:?} and {:?}", fast.0, slow.0);

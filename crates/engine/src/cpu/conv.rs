@@ -1,24 +1,73 @@
-//! Planned convolutions: the sweeps behind each pass, their packed weights, and how their tasks run on the team.
+//! Planned convolutions: what an engine asks of one, and which algorithm each shape gets.
 
 use super::cell::Cell;
-use super::correlate;
-use super::elementwise;
-use super::gradient;
-use super::kernels;
-use super::layout::{Blocks, Layout};
-use super::pack;
+use super::direct::DirectConv;
 use super::simd::Level;
-use super::sweep::Sweep;
-use super::team::{Shards, Team};
+use super::team::Team;
+use super::winograd::{self, WinogradConv};
 use crate::buffer::Buffer;
-use crate::host::slack;
-use crate::types::{ConvShape, ConvUse, Dims, EngineError, Write};
+use crate::types::{ConvShape, ConvUse, EngineError, Write};
+
+/// How convolutions are computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Algorithm {
+    /// What is fastest for each shape.
+    #[default]
+    Auto,
+    /// Every product.
+    Direct,
+    /// 3 × 3 convolutions of stride 1 with a quarter of the products; all others directly.
+    Winograd,
+}
+
+impl Algorithm {
+    const ALL: [Self; 3] = [Self::Auto, Self::Direct, Self::Winograd];
+
+    /// Name in the environment and in logs.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Direct => "direct",
+            Self::Winograd => "winograd",
+        }
+    }
+
+    /// The names of all.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        Self::ALL.into_iter().map(Self::name)
+    }
+
+    /// The algorithm called `name`.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|algorithm| algorithm.name() == name)
+    }
+
+    /// Whether a convolution over maps of `E` is computed by products at points.
+    fn is_winograd<E: Cell>(self, shape: &ConvShape, level: Level) -> bool {
+        let faster = || {
+            // What direct products cost, f32's being 1: tiles multiply sixteen times as many, pairs twice.
+            let direct = match level {
+                Level::Amx if E::PER_CELL == 2 => 1.0 / 16.0,
+                Level::Avx512Bf16 if E::PER_CELL == 2 => 0.5,
+                _ => 1.0,
+            };
+            shape.input.c.min(shape.cout) >= NARROWEST && winograd::cost(shape) < 0.8 * direct
+        };
+        match self {
+            Self::Auto => winograd::can(shape) && faster(),
+            Self::Direct => false,
+            Self::Winograd => winograd::can(shape),
+        }
+    }
+}
+
+/// Channels from which on bringing maps to points and back costs less than it saves.
+const NARROWEST: usize = 16;
 
 /// A planned convolution over feature maps of `E`: what an engine asks of it.
-pub trait Convolution<E>: Send + Sized {
-    /// Plans the passes and allocates packed weights.
-    fn new(shape: ConvShape, used: ConvUse, level: Level, held: &mut usize) -> Result<Self, EngineError>;
-
+pub trait Convolution<E>: Send {
     /// Floats of member scratch that any pass needs.
     fn scratch_len(&self, used: ConvUse) -> usize;
 
@@ -38,150 +87,19 @@ pub trait Convolution<E>: Send + Sized {
     fn backward_weight(&self, ctx: &mut Context, n: usize, x: &[E], dy: &[E], dw: &mut [f32], mask: Option<&[u8]>);
 }
 
-/// A sweep with its weights in compute layout.
-struct PackedSweep {
-    sweep: Sweep,
-    /// The master weights' taps, row by row, that this sweep's are.
-    taps: Vec<usize>,
-    packed: Buffer<f32>,
-}
-
-/// A convolution planned for a level.
-pub struct PlannedConv {
+/// Plans a convolution by the algorithm that suits it, and allocates its packed weights.
+pub(crate) fn plan<E: Cell>(
     shape: ConvShape,
-    layout: Layout,
-    forward: PackedSweep,
-    backward: Vec<PackedSweep>,
-    trains: bool,
-}
-
-/// Which channel of the master weights is a sweep's source and which its destination.
-#[derive(Clone, Copy, PartialEq)]
-enum Direction {
-    Forward,
-    BackwardData,
-}
-
-impl<E: Cell> Convolution<E> for PlannedConv {
-    fn new(shape: ConvShape, used: ConvUse, level: Level, held: &mut usize) -> Result<Self, EngineError> {
-        let layout = Layout::of::<E>(level);
-        let mut packed = |sweep: Sweep, (rows, cols): Taps| -> Result<PackedSweep, EngineError> {
-            let taps = rows.iter().flat_map(|row| cols.iter().map(move |col| row * shape.kernel + col)).collect();
-            let sweep = Sweep { per_cell: E::PER_CELL, ..sweep };
-            let len = layout.packed_rows(&sweep) * layout.channels(sweep.dst.c);
-            Ok(PackedSweep { packed: Buffer::zeroed(len, "packed weights", held)?, sweep, taps })
-        };
-        let all: Vec<usize> = (0..shape.kernel).collect();
-        let forward = packed(forward_sweep(&shape), (all.clone(), all))?;
-        let mut backward = Vec::new();
-        if used == ConvUse::Train {
-            for (sweep, taps) in backward_sweeps(&shape) {
-                backward.push(packed(sweep, taps)?);
-            }
-        }
-        Ok(Self { shape, layout, forward, backward, trains: used == ConvUse::Train })
-    }
-
-    fn scratch_len(&self, used: ConvUse) -> usize {
-        let sweeps = std::iter::once(&self.forward).chain(&self.backward);
-        let source = sweeps.map(|s| kernels::scratch_len(self.layout, &s.sweep)).max().unwrap_or(0);
-        let sweep = &self.forward.sweep;
-        source.max(if used == ConvUse::Forward { 0 } else { kernels::gradient_scratch_len(self.layout, sweep) })
-    }
-
-    fn partial_len(&self, max_batch: usize, n_members: usize, used: ConvUse) -> usize {
-        let sweep = &self.forward.sweep;
-        let sums = sweep.n_tasks(kernels::tasks(self.layout, sweep), max_batch) * 2 * self.shape.cout;
-        let blocks = Blocks::of(self.layout, sweep);
-        let len = blocks.n * blocks.len;
-        sums.max(if used == ConvUse::Forward { 0 } else { n_slices(len, n_members) * len })
-    }
-
-    fn pack(&mut self, team: &Team, level: Level, weights: &[f32], mask: Option<&[u8]>) {
-        let masters = pack::Masters { weights, mask, n_taps: self.shape.kernel.pow(2), cin: self.shape.input.c };
-        self.forward.pack::<E>(team, level, self.layout, masters, Direction::Forward);
-        for sweep in &mut self.backward {
-            sweep.pack::<E>(team, level, self.layout, masters, Direction::BackwardData);
-        }
-    }
-
-    fn forward(&self, ctx: &mut Context, n: usize, x: &[E], y: &mut [E], sums: Option<&mut [f32]>) {
-        let sweep = &self.forward.sweep;
-        let (n_tasks, width) = (sweep.n_tasks(kernels::tasks(self.layout, sweep), n), 2 * self.shape.cout);
-        let partial = Shards::new(&mut ctx.partial[..if sums.is_some() { n_tasks * width } else { 0 }]);
-        run(&self.forward, self.layout, ctx.team, ctx.level, ctx.scratch, n, x, y, Write::Set, |task| {
-            // SAFETY: one part per task, and each task runs once.
-            sums.is_some().then(|| unsafe { partial.part(task * width, width) })
-        });
-        if let Some(sums) = sums {
-            elementwise::add_partials(&ctx.partial[..n_tasks * width], sums);
-        }
-    }
-
-    fn backward_data(&self, ctx: &mut Context, n: usize, dy: &[E], dx: &mut [E], write: Write) {
-        assert!(self.trains, "a convolution planned without backward-data was asked for it");
-        let covered = self.backward.iter().map(|s| s.sweep.grid.0 * s.sweep.grid.1).sum();
-        clear_uncovered(ctx.team, &self.shape, covered, n, dx, write);
-        for sweep in &self.backward {
-            run(sweep, self.layout, ctx.team, ctx.level, ctx.scratch, n, dy, dx, write, |_| None);
-        }
-    }
-
-    /// Slices of a gradient are added in order, so the result depends on the number of threads but not on who ran what.
-    fn backward_weight(&self, ctx: &mut Context, n: usize, x: &[E], dy: &[E], dw: &mut [f32], mask: Option<&[u8]>) {
-        let (sweep, level) = (&self.forward.sweep, ctx.level);
-        assert_source(sweep, n, x);
-        assert!(dy.len() >= n * sweep.dst.len(), "gradient of {} numbers for {n} images", dy.len());
-        let tasks = kernels::gradient_tasks(self.layout, sweep);
-        let (n_tasks, n_members) = (sweep.n_tasks(tasks, n), ctx.team.n_members());
-        let blocks = Blocks::of(self.layout, sweep);
-        let (n_blocks, block, len) = (blocks.n, blocks.len, blocks.n * blocks.len);
-        let n_slices = n_slices(len, n_members).min(n_tasks);
-        // Blocks of inputs that one share has; all of them where every member has a slice of its own.
-        let share = if n_slices > 1 { n_blocks } else { n_blocks.div_ceil(SHARES * n_members) };
-        let share = share.next_multiple_of(blocks.together);
-        let shares = n_blocks.div_ceil(share);
-        let job = gradient::Job { sweep, tasks, x, dy, n };
-        let (scratch, partial) = (Shards::new(ctx.scratch), Shards::new(&mut ctx.partial[..n_slices * len]));
-        ctx.team.for_chunks(n_slices * shares, |index, member| {
-            let (slice, first) = (index / shares, index % shares * share);
-            let n_here = share.min(n_blocks - first);
-            // SAFETY: one scratch per member; shares of a slice do not overlap, and each runs once.
-            let (scratch, out) =
-                unsafe { (&mut scratch.part(member, 1)[0], partial.part(slice * len + first * block, n_here * block)) };
-            out.fill(0.0);
-            for task in n_tasks * slice / n_slices..n_tasks * (slice + 1) / n_slices {
-                // SAFETY: `level` is at most what the engine detected.
-                unsafe { kernels::weight_gradient(level, &job, &blocks, task, first, scratch, out) };
-            }
-        });
-        let (slices, depth) = (&ctx.partial[..n_slices * len], sweep.depth());
-        let reduce = elementwise::Reduce { slices, blocks, taps: sweep.kernel, cin: sweep.src.c };
-        let panel = self.layout.panel;
-        ctx.team.for_parts(dw, depth * panel, |index, dw| {
-            let width = self.layout.width(dw.len() / depth);
-            let mask = mask.map(|mask| &mask[index * panel * depth..]);
-            kernels::reduce_weights(level, &reduce, index * panel, width, dw, mask);
-        });
-    }
-}
-
-/// Floats above which threads share a weight gradient by its blocks instead of summing slices.
-const SLICE_LIMIT: usize = 1 << 18;
-
-/// Shares for each member of a gradient that is shared by blocks: more even out cores of unequal speed.
-const SHARES: usize = 2;
-
-/// Slices of a weight gradient of `len` floats.
-fn n_slices(len: usize, n_members: usize) -> usize {
-    if len > SLICE_LIMIT { 1 } else { n_members }
-}
-
-/// Zeroes what no sweep of a backward-data pass writes: pixels that no window reads.
-fn clear_uncovered<E: Cell>(team: &Team, shape: &ConvShape, covered: usize, n: usize, dx: &mut [E], write: Write) {
-    if write == Write::Set && covered < shape.input.pixels() {
-        team.for_parts(&mut dx[..n * shape.input.len()], 1 << 16, |_, part| part.fill(E::default()));
-    }
+    used: ConvUse,
+    level: Level,
+    algorithm: Algorithm,
+    held: &mut usize,
+) -> Result<Box<dyn Convolution<E>>, EngineError> {
+    Ok(if algorithm.is_winograd::<E>(&shape, level) {
+        Box::new(WinogradConv::new(shape, used, level, held)?)
+    } else {
+        Box::new(DirectConv::new::<E>(shape, used, level, held)?)
+    })
 }
 
 /// What a pass borrows from the engine.
@@ -190,145 +108,4 @@ pub struct Context<'a> {
     pub level: Level,
     pub scratch: &'a mut [Buffer<f32>],
     pub partial: &'a mut [f32],
-}
-
-#[allow(clippy::too_many_arguments)]
-fn run<'s, E: Cell>(
-    packed: &PackedSweep,
-    layout: Layout,
-    team: &Team,
-    level: Level,
-    scratch: &mut [Buffer<f32>],
-    n: usize,
-    x: &[E],
-    y: &mut [E],
-    write: Write,
-    sums: impl Fn(usize) -> Option<&'s mut [f32]> + Sync,
-) {
-    let sweep = &packed.sweep;
-    assert_source(sweep, n, x);
-    assert!(y.len() >= n * sweep.dst.len(), "destination of {} numbers for {n} images", y.len());
-    let tasks = kernels::tasks(layout, sweep);
-    let job = correlate::Job { sweep, tasks, packed: &packed.packed, x, y: Shards::new(y).as_ptr(), n, write };
-    let scratch = Shards::new(scratch);
-    team.for_chunks(sweep.n_tasks(tasks, n), |task, member| {
-        // SAFETY: one scratch per member; `y` holds `n` images by the assertion; tasks cover disjoint pixels and each
-        // runs once; `level` is at most what the engine detected.
-        unsafe {
-            let scratch = &mut scratch.part(member, 1)[0];
-            kernels::correlate(level, layout, &job, task, scratch, sums(task));
-        }
-    });
-}
-
-/// The kernels read pixels in groups, and past the last one: `x` must hold `n` images and their slack.
-fn assert_source<E>(sweep: &Sweep, n: usize, x: &[E]) {
-    let needed = n * sweep.src.len() + slack(sweep.src);
-    assert!(x.len() >= needed, "source of {} numbers where {n} images and slack are {needed}", x.len());
-}
-
-fn forward_sweep(shape: &ConvShape) -> Sweep {
-    assert!((1..=2).contains(&shape.stride), "strides 1 and 2 are planned for, not {}", shape.stride);
-    let dst = shape.output();
-    Sweep {
-        src: shape.input,
-        dst,
-        grid: (dst.h, dst.w),
-        first: (0, 0),
-        step: 1,
-        kernel: (shape.kernel, shape.kernel),
-        stride: shape.stride,
-        pad: (shape.pad as isize, shape.pad as isize),
-        per_cell: 1,
-    }
-}
-
-/// Taps along one axis of backward-data's phase `phase`: (filter positions, padding of the sweep).
-///
-/// Input position `s·r + phase` meets filter position `k` at output position `(s·r + phase + pad − k) / s` where that
-/// divides: `k = k0 + s·t`. Reversing `t` makes the output position ascend with the tap, as a sweep wants.
-fn phase_taps(shape: &ConvShape, phase: usize) -> (Vec<usize>, isize) {
-    let k0 = (phase + shape.pad) % shape.stride;
-    let taps: Vec<usize> = (k0..shape.kernel).step_by(shape.stride).rev().collect();
-    let shift = ((phase + shape.pad - k0) / shape.stride) as isize;
-    let pad = taps.len() as isize - 1 - shift;
-    (taps, pad)
-}
-
-/// Filter rows and columns of the master weights that a sweep's taps are.
-type Taps = (Vec<usize>, Vec<usize>);
-
-fn backward_sweeps(shape: &ConvShape) -> Vec<(Sweep, Taps)> {
-    let s = shape.stride;
-    let mut sweeps = Vec::new();
-    for (pr, pc) in (0..s).flat_map(|r| (0..s).map(move |c| (r, c))) {
-        let ((rows, top), (cols, left)) = (phase_taps(shape, pr), phase_taps(shape, pc));
-        let count = |size: usize, phase: usize| size.saturating_sub(phase).div_ceil(s);
-        let grid = (count(shape.input.h, pr), count(shape.input.w, pc));
-        if rows.is_empty() || cols.is_empty() || grid.0 == 0 || grid.1 == 0 {
-            continue;
-        }
-        let sweep = Sweep {
-            src: shape.output(),
-            dst: shape.input,
-            grid,
-            first: (pr, pc),
-            step: s,
-            kernel: (rows.len(), cols.len()),
-            stride: 1,
-            pad: (top, left),
-            per_cell: 1,
-        };
-        sweeps.push((sweep, (rows, cols)));
-    }
-    sweeps
-}
-
-impl PackedSweep {
-    fn pack<E: Cell>(
-        &mut self,
-        team: &Team,
-        level: Level,
-        layout: Layout,
-        masters: pack::Masters,
-        direction: Direction,
-    ) {
-        let Dims { c, .. } = self.sweep.dst;
-        let panel = layout.panel;
-        let (sweep, taps) = (&self.sweep, &self.taps);
-        team.for_parts(&mut self.packed, layout.packed_rows(sweep) * panel, |index, part| {
-            let first = index * panel;
-            let width = layout.width(c - first);
-            let panel = pack::Panel {
-                masters,
-                taps,
-                source: (sweep.src.c, sweep.channels()),
-                first,
-                n: width.min(c - first),
-                width,
-            };
-            match direction {
-                Direction::Forward => pack::forward::<E>(level, &panel, E::of_scratch(part)),
-                Direction::BackwardData => pack::backward::<E>(level, &panel, E::of_scratch(part)),
-            }
-        });
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn shape(size: usize, kernel: usize, stride: usize) -> ConvShape {
-        ConvShape { input: Dims { h: size, w: size, c: 4 }, cout: 4, kernel, stride, pad: kernel / 2 }
-    }
-
-    #[test]
-    fn backward_sweeps_use_every_tap_once_per_output() {
-        for (size, kernel, stride) in [(8, 3, 1), (8, 3, 2), (9, 3, 2), (8, 1, 2), (14, 7, 2), (5, 1, 1)] {
-            let taps: usize =
-                backward_sweeps(&shape(size, kernel, stride)).iter().map(|(_, t)| t.0.len() * t.1.len()).sum();
-            assert_eq!(taps, kernel * kernel, "kernel {kernel}, stride {stride}");
-        }
-    }
 }

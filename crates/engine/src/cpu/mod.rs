@@ -1,8 +1,8 @@
 //! The fast engine for CPUs, in f32 and bf16.
 //!
 //! [`HostEngine`] holds the buffers, a [`team::Team`] of threads and planned convolutions, and cuts every operation into
-//! chunks. Convolutions are planned in `conv`, over the geometry in `sweep`; their kernels are `correlate` and `gradient` on
-//! vectors and `amx` on tiles. `elementwise` is all that moves memory, `dense` the matrix products.
+//! chunks. `conv` plans convolutions: `direct` ones over the geometry in `sweep`, whose kernels are `correlate` and `gradient` on
+//! vectors and `amx` on tiles, and `winograd`. `elementwise` is all that moves memory, `dense` the matrix products.
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(crate) mod amx;
@@ -11,6 +11,7 @@ mod cell;
 mod conv;
 mod correlate;
 mod dense;
+mod direct;
 mod elementwise;
 mod gradient;
 mod kernels;
@@ -22,6 +23,7 @@ mod pool;
 pub(crate) mod simd;
 mod sweep;
 pub(crate) mod team;
+mod winograd;
 
 use crate::buffer::Buffer;
 use crate::element::Bf16;
@@ -32,6 +34,7 @@ use crate::types::{
     Act, AdamStep, ByteBuf, ByteSpan, Conv, ConvShape, ConvUse, Dims, EngineError, F32Buf, LarsStep, Normalization,
     Role, Rows, SgdStep, Span, Write,
 };
+pub use conv::Algorithm;
 use conv::{Context, Convolution};
 use dense::Mat;
 pub use simd::Level;
@@ -44,6 +47,16 @@ pub struct CpuOptions {
     pub n_threads: usize,
     /// Instruction set to use at most; `None` takes the best there is.
     pub level: Option<Level>,
+    /// How convolutions are computed.
+    pub algorithm: Algorithm,
+}
+
+impl CpuOptions {
+    /// As many threads, and the best that the machine has.
+    #[must_use]
+    pub fn threads(n_threads: usize) -> Self {
+        Self { n_threads, level: None, algorithm: Algorithm::Auto }
+    }
 }
 
 /// The fast f32 engine.
@@ -58,7 +71,8 @@ pub struct HostEngine<E: Compute> {
     store: HostStore<E>,
     team: Team,
     level: Level,
-    convs: Vec<E::Conv>,
+    algorithm: Algorithm,
+    convs: Vec<Box<dyn Convolution<E>>>,
     /// One padded-source buffer per member.
     scratch: Vec<Buffer<f32>>,
     /// Partial sums and gradients, and NT-Xent's logits.
@@ -69,8 +83,6 @@ memory_from_store!(HostEngine<E>, store, E: Compute);
 
 /// A number that this crate has convolutions for.
 pub trait Compute: MapElement + cell::Cell {
-    /// Its planned convolution.
-    type Conv: Convolution<Self>;
     /// Name in logs.
     const NAME: &'static str;
     /// The best level that differs from the ones below it in this precision.
@@ -78,13 +90,11 @@ pub trait Compute: MapElement + cell::Cell {
 }
 
 impl Compute for f32 {
-    type Conv = conv::PlannedConv;
     const NAME: &'static str = "f32";
     const BEST: Level = Level::Avx512;
 }
 
 impl Compute for Bf16 {
-    type Conv = conv::PlannedConv;
     const NAME: &'static str = "bf16";
     const BEST: Level = Level::Amx;
 }
@@ -113,6 +123,7 @@ impl<E: Compute> HostEngine<E> {
             store: HostStore::default(),
             team,
             level: options.level.map_or(best, |level| level.min(best)),
+            algorithm: options.algorithm,
             convs: Vec::new(),
             scratch: (0..n_threads).map(|_| Buffer::default()).collect(),
             partial: Buffer::default(),
@@ -188,7 +199,7 @@ impl<E: Compute> Engine for HostEngine<E> {
     }
 
     fn alloc_conv(&mut self, shape: ConvShape, max_batch: usize, used: ConvUse) -> Result<Conv, EngineError> {
-        let conv = E::Conv::new(shape, used, self.level, self.store.held_mut())?;
+        let conv = conv::plan::<E>(shape, used, self.level, self.algorithm, self.store.held_mut())?;
         self.grow_partial(conv.partial_len(max_batch, self.team.n_members(), used))?;
         let scratch_len = conv.scratch_len(used);
         for scratch in self.scratch.iter_mut().filter(|s| s.len() < scratch_len) {
@@ -205,7 +216,7 @@ impl<E: Compute> Engine for HostEngine<E> {
     }
 
     fn conv_forward(&mut self, n: usize, conv: Conv, x: Act, y: Act, sums: Option<Span>) {
-        let Self { store, team, level, convs, scratch, partial } = self;
+        let Self { store, team, level, convs, scratch, partial, .. } = self;
         let mut ctx = Context { team, level: *level, scratch, partial };
         store.with_map(y, |store, y| {
             let y = y.images_mut(n);
@@ -220,7 +231,7 @@ impl<E: Compute> Engine for HostEngine<E> {
     }
 
     fn conv_backward_data(&mut self, n: usize, conv: Conv, dy: Act, dx: Act, write: Write) {
-        let Self { store, team, level, convs, scratch, partial } = self;
+        let Self { store, team, level, convs, scratch, partial, .. } = self;
         let mut ctx = Context { team, level: *level, scratch, partial };
         store.with_map(dx, |store, dx| {
             convs[conv.0].backward_data(&mut ctx, n, &store.map(dy).data, dx.images_mut(n), write);
@@ -228,7 +239,7 @@ impl<E: Compute> Engine for HostEngine<E> {
     }
 
     fn conv_backward_weight(&mut self, n: usize, conv: Conv, grad: WeightGrad) {
-        let Self { store, team, level, convs, scratch, partial } = self;
+        let Self { store, team, level, convs, scratch, partial, .. } = self;
         let mut ctx = Context { team, level: *level, scratch, partial };
         store.with_span(grad.dw, |store, dw| {
             let mask = grad.mask.map(|mask| store.byte_span(mask));

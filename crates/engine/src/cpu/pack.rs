@@ -34,7 +34,7 @@ pub(crate) struct Panel<'a> {
 impl Masters<'_> {
     /// Rounds weights `at..at + to.len()`, zero where the mask is.
     #[inline(always)]
-    fn round<E: Cell>(&self, at: usize, to: &mut [E]) {
+    pub fn round<E: Cell>(&self, at: usize, to: &mut [E]) {
         let weights = &self.weights[at..at + to.len()];
         match self.mask {
             None => to.iter_mut().zip(weights).for_each(|(to, &w)| *to = E::of(w)),

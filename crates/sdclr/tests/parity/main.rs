@@ -13,10 +13,8 @@ use sdclr_nn::{Batch, Branch, GradPool, Mode, Pass, PassSpec, Single};
 
 type MakeEngine = fn() -> Box<dyn Engine>;
 
-const ENGINES: [(&str, MakeEngine); 2] = [
-    ("oracle", || Box::new(Oracle::new())),
-    ("cpu", || Box::new(Cpu::new(CpuOptions { n_threads: 2, level: None }).unwrap())),
-];
+const ENGINES: [(&str, MakeEngine); 2] =
+    [("oracle", || Box::new(Oracle::new())), ("cpu", || Box::new(Cpu::new(CpuOptions::threads(2)).unwrap()))];
 
 /// How far a loss may be off: 1e-5 of it, or what embeddings as far off as the recorded run's own make of it. Embeddings
 /// have length 1, so two that are off by `e` move a similarity by at most `2 e`, a logit by `2 e / τ`, and the loss, one

@@ -9,7 +9,8 @@ pub(crate) use tiles::available;
 #[cfg(test)]
 mod tests {
     use crate::buffer::Buffer;
-    use crate::cpu::conv::{Context, Convolution, PlannedConv};
+    use crate::cpu::conv::{Context, Convolution};
+    use crate::cpu::direct::DirectConv;
     use crate::cpu::simd::Level;
     use crate::cpu::team::Team;
     use crate::element::{Bf16, Element};
@@ -25,7 +26,7 @@ mod tests {
     fn passes(shape: ConvShape, n: usize, level: Level) -> [Vec<f32>; 4] {
         let team = Team::new(2).unwrap();
         let (mut held, used) = (0, ConvUse::Train);
-        let mut conv = <PlannedConv as Convolution<Bf16>>::new(shape, used, level, &mut held).unwrap();
+        let mut conv = DirectConv::new::<Bf16>(shape, used, level, &mut held).unwrap();
         let scratch_len = Convolution::<Bf16>::scratch_len(&conv, used);
         let scratch = &mut [(); 2].map(|()| Buffer::zeroed(scratch_len, "scratch", &mut held).unwrap());
         let partial = &mut vec![0.0; Convolution::<Bf16>::partial_len(&conv, n, 2, used)];

@@ -1,0 +1,91 @@
+//! Brings master weights to the points: per panel of destination channels `[point, source channel, panel]`.
+
+use super::transform::{self, POINTS, TAPS};
+use crate::cpu::cell::Cell;
+use crate::cpu::pack::Masters;
+use crate::cpu::simd::{Simd, kernel};
+
+/// Source channels that are turned together.
+const RUN: usize = 16;
+/// The widest panel of any level.
+const MAX_WIDTH: usize = 32;
+
+/// One panel: destination channels `first..first + n`, `width` with the zeros behind.
+pub(super) struct Panel<'a> {
+    pub masters: Masters<'a>,
+    pub cout: usize,
+    pub first: usize,
+    pub n: usize,
+    pub width: usize,
+}
+
+kernel! {
+    /// For the forward pass: from input to output channels.
+    ///
+    /// # Safety
+    /// `level` must be supported by the CPU.
+    pub(super) unsafe fn forward(panel: &Panel, out: &mut [f32]) = pack_forward
+}
+
+kernel! {
+    /// For backward-data: from output to input channels, the filters turned round.
+    ///
+    /// # Safety
+    /// `level` must be supported by the CPU.
+    pub(super) unsafe fn backward(panel: &Panel, out: &mut [f32]) = pack_backward
+}
+
+#[inline(always)]
+unsafe fn pack_forward<E: Cell, S: Simd>(panel: &Panel, out: &mut [f32]) {
+    let (masters, cin, width) = (&panel.masters, panel.masters.cin, panel.width);
+    for from in (0..cin).step_by(RUN) {
+        let n = RUN.min(cin - from);
+        // Master weights have input channels side by side, the panel output channels.
+        let mut turned = [[[0.0f32; MAX_WIDTH]; RUN]; TAPS * TAPS];
+        for j in 0..panel.n {
+            for (tap, turned) in turned.iter_mut().enumerate() {
+                let mut run = [0.0f32; RUN];
+                masters.round(((panel.first + j) * TAPS * TAPS + tap) * cin + from, &mut run[..n]);
+                for (line, v) in turned.iter_mut().zip(run) {
+                    line[j] = v;
+                }
+            }
+        }
+        for i in 0..n {
+            let filter = |tap: usize| turned[tap][i].as_ptr();
+            // SAFETY: the caller's promise; a line is as long as the widest panel.
+            unsafe { to_points::<S>(filter, width, &mut out[(from + i) * width..], cin * width) };
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn pack_backward<E: Cell, S: Simd>(panel: &Panel, out: &mut [f32]) {
+    let (masters, cout, width) = (&panel.masters, panel.cout, panel.width);
+    for co in 0..cout {
+        let mut turned = [[0.0f32; MAX_WIDTH]; TAPS * TAPS];
+        for (tap, line) in turned.iter_mut().rev().enumerate() {
+            masters.round((co * TAPS * TAPS + tap) * masters.cin + panel.first, &mut line[..panel.n]);
+        }
+        // SAFETY: the caller's promise; a line is as long as the widest panel.
+        unsafe { to_points::<S>(|tap| turned[tap].as_ptr(), width, &mut out[co * width..], cout * width) };
+    }
+}
+
+/// Brings `width` filters, side by side at each tap, to points that lie `point` floats apart.
+#[inline(always)]
+unsafe fn to_points<S: Simd>(filter: impl Fn(usize) -> *const f32, width: usize, out: &mut [f32], point: usize) {
+    assert!(out.len() >= (POINTS - 1) * point + width);
+    for v in (0..width).step_by(S::LANES) {
+        // SAFETY: the caller has the instructions; filters and points hold `width` floats, by the assertion.
+        unsafe {
+            let mut w = [[S::zero(); TAPS]; TAPS];
+            for (tap, w) in w.as_flattened_mut().iter_mut().enumerate() {
+                *w = S::load(filter(tap).add(v));
+            }
+            for (k, value) in transform::weights(w).as_flattened().iter().enumerate() {
+                value.store_first(out.as_mut_ptr().add(k * point + v), S::LANES);
+            }
+        }
+    }
+}
