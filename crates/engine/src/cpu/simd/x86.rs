@@ -268,10 +268,25 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn widen_first(from: *const Bf16, n: usize) -> Self {
+        // Each number goes to the upper half of its lane, and one of the zeros behind them to the lower: one instruction.
+        const ZERO: u16 = 31;
+        const TURNS: [u16; 32] = {
+            let mut turns = [0; 32];
+            let mut i = 0;
+            while i < 32 {
+                turns[i] = if i % 2 == 1 { i as u16 / 2 } else { ZERO };
+                i += 1;
+            }
+            turns
+        };
         // SAFETY: see above; masked lanes are not read.
         unsafe {
-            let wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first(n), from.cast()));
-            Self(_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16)))
+            let narrow = match n {
+                16 => _mm256_loadu_si256(from.cast()),
+                _ => _mm256_maskz_loadu_epi16(first(n), from.cast()),
+            };
+            let turns = _mm512_loadu_si512(TURNS.as_ptr().cast());
+            Self(_mm512_castsi512_ps(_mm512_permutexvar_epi16(turns, _mm512_zextsi256_si512(narrow))))
         }
     }
     #[inline(always)]

@@ -1,109 +1,201 @@
 //! The weight gradient by products at points, summed over tiles.
 //!
-//! A task brings the windows of its inputs and the tiles of its gradients to the points; at each point the sum over its tiles is
-//! a matrix product whose results are added in place. The map back to taps is linear, so it comes last, once.
+//! The windows of the inputs and the tiles of the gradients are brought to the points; at each point the sum over tiles is a
+//! matrix product. The map back to taps is linear, so it comes last, once.
+//!
+//! Output × input channels fall into blocks, whose sums at all points fit the second-level cache. In narrow layers a task's points
+//! stay in cache, too, and its products are added to sums that each thread keeps. In wide layers all sums together are large: there
+//! threads bring many tiles to the points first, and then share the blocks, whose sums go to taps before they leave the cache.
 
-use super::grid::{Grid, Tile};
+use super::grid::Grid;
+use super::points::{self, Place, Source};
 use super::product::{Left, Out, Right, multiply};
-use super::sweep::windows_to_points;
-use super::transform::{self, POINTS, TAPS, TILE, WINDOW};
+use super::transform::{self, POINTS, TAPS, WINDOW};
 use crate::cpu::cell::Cell;
-use crate::cpu::simd::{Simd, kernel};
+use crate::cpu::simd::{Level, Simd, kernel};
 use std::ops::Range;
 
 /// Floats between points: a cache line keeps them from falling into the same cache sets.
 const GAP: usize = 16;
+/// Output and input channels of a block: whole register blocks and panels of every level.
+const ROWS: usize = 48;
+const COLUMNS: usize = 64;
+/// Tiles that are summed at a time: a block's numbers of theirs at a point fit the first-level cache.
+const DEPTH: usize = 64;
 
-/// A weight gradient to be summed over tiles.
+/// Maps whose weight gradient is summed.
 pub(super) struct Job<'a, E> {
     pub grid: Grid,
-    /// Input and output channels.
-    pub channels: (usize, usize),
+    pub layout: Layout,
     pub x: &'a [E],
     pub dy: &'a [E],
 }
 
-/// Sums at all points of some output channels, those of the levels' vectors of input channels: `[point, panel, row, panel width]`.
+/// Where numbers at points lie. Those of tiles, inputs and gradients apart, as `[point, block, tile, channel]`; sums as
+/// `[block, point, panel, output channel, input channel]`, where a block's output channels are the outer ones.
 #[derive(Clone, Copy)]
-pub(super) struct Sums {
-    /// Output channels, and input channels of all panels.
-    pub rows: usize,
-    pub columns: usize,
+pub(super) struct Layout {
+    /// Input and output channels, and floats of a vector.
+    pub cin: usize,
+    pub cout: usize,
+    pub lanes: usize,
 }
 
-impl Sums {
-    pub fn len(self) -> usize {
+/// A block: its output and its input channels, the latter in whole vectors.
+#[derive(Clone)]
+pub(super) struct Block {
+    pub rows: Range<usize>,
+    pub columns: Range<usize>,
+    /// Output channels in whole vectors.
+    height: usize,
+}
+
+impl Layout {
+    fn x_width(&self) -> usize {
+        self.cin.next_multiple_of(self.lanes)
+    }
+
+    fn dy_width(&self) -> usize {
+        self.cout.next_multiple_of(self.lanes)
+    }
+
+    /// Blocks.
+    pub fn n_blocks(&self) -> usize {
+        self.cout.div_ceil(ROWS) * self.cin.div_ceil(COLUMNS)
+    }
+
+    /// Block `index`.
+    pub fn block(&self, index: usize) -> Block {
+        let across = self.cin.div_ceil(COLUMNS);
+        let (row, column) = (index / across * ROWS, index % across * COLUMNS);
+        let height = ROWS.min(self.dy_width() - row);
+        Block { rows: row..self.cout.min(row + ROWS), columns: column..self.x_width().min(column + COLUMNS), height }
+    }
+
+    /// Floats of the sums of all blocks.
+    pub fn sums(&self) -> usize {
+        POINTS * self.dy_width() * self.x_width()
+    }
+
+    /// Floats of the sums of the largest block.
+    pub fn largest_block(&self) -> usize {
+        self.block(0).len()
+    }
+
+    /// Where the sums of a block begin.
+    pub fn start(&self, block: &Block) -> usize {
+        POINTS * (block.rows.start * self.x_width() + block.height * block.columns.start)
+    }
+
+    /// Floats from one point of `n_tiles` tiles to the next, for inputs and gradients.
+    fn point(&self, n_tiles: usize) -> (usize, usize) {
+        (n_tiles * self.x_width() + GAP, n_tiles * self.dy_width() + GAP)
+    }
+
+    /// Floats of the points of `n_tiles` tiles.
+    pub fn points(&self, n_tiles: usize) -> usize {
+        let (x, dy) = self.point(n_tiles);
+        POINTS * (x + dy)
+    }
+}
+
+impl Block {
+    /// Floats of its sums.
+    pub fn len(&self) -> usize {
         POINTS * self.point()
     }
 
-    /// Floats from one point to the next.
-    fn point(self) -> usize {
-        self.rows * self.columns
+    /// Floats from one point's sums to the next.
+    fn point(&self) -> usize {
+        self.height * self.columns.len()
     }
 }
 
-/// Floats of scratch for a task of `n_tiles`.
-pub(super) fn scratch_len(n_tiles: usize, cin: usize, rows: usize, lanes: usize) -> usize {
-    POINTS * (n_tiles * (cin.next_multiple_of(lanes) + rows.next_multiple_of(lanes)) + 2 * GAP)
+/// Points of `n_tiles` tiles, inputs' first: some of them are written, or all read.
+#[derive(Clone, Copy)]
+pub(super) struct Points {
+    pub start: *mut f32,
+    pub n_tiles: usize,
+}
+
+// SAFETY: who writes tiles of it writes different ones from everybody else, by the contract of `to_points`.
+unsafe impl Sync for Points {}
+
+/// Brings tiles to the points, the first of them to place `at`.
+///
+/// # Safety
+/// `points` must hold its tiles, of which no other thread may use those; `level` must be supported by the CPU.
+pub(super) unsafe fn to_points<E: Cell>(
+    level: Level,
+    job: &Job<E>,
+    tiles: Range<usize>,
+    points: Points,
+    at: usize,
+    scratch: &mut [f32],
+) {
+    let (Layout { cin, cout, .. }, Points { start, n_tiles }) = (job.layout, points);
+    let (x_point, dy_point) = job.layout.point(n_tiles);
+    assert!(at + tiles.len() <= n_tiles);
+    let place = |start, width, block, point| Place { start, n_tiles, width, block, point };
+    let source = |channels, x| Source { grid: job.grid, channels, x };
+    // SAFETY: the caller's promises; the tiles' places are among the points' by the assertion.
+    unsafe {
+        let to = place(start, job.layout.x_width(), COLUMNS, x_point);
+        points::windows(level, &source(cin, job.x), tiles.clone(), to, at, scratch);
+        let to = place(start.add(POINTS * x_point), job.layout.dy_width(), ROWS, dy_point);
+        points::gradients(level, &source(cout, job.dy), tiles, to, at, scratch);
+    }
 }
 
 kernel! {
-    /// The sums over some tiles of output channels `channels`, added to `out` or put there.
+    /// A block's sums over all tiles at a point, added to `out` or put there.
     ///
     /// # Safety
-    /// `level` must be supported by the CPU.
-    pub(super) unsafe fn add_tiles(job: &Job<E>, tiles: Range<usize>, channels: Range<usize>, sums: Sums, scratch: &mut [f32],
-                                   out: &mut [f32], adds: bool) = add_task
+    /// `points` must hold its tiles; `level` must be supported by the CPU.
+    pub(super) unsafe fn sum_block(layout: &Layout, points: Points, block: &Block, point: usize, out: &mut [f32],
+                                   adds: bool) = sum_point
 }
 
 #[inline(always)]
-unsafe fn add_task<E: Cell, S: Simd>(
-    job: &Job<E>,
-    tiles: Range<usize>,
-    channels: Range<usize>,
-    sums: Sums,
-    scratch: &mut [f32],
+unsafe fn sum_point<E: Cell, S: Simd>(
+    layout: &Layout,
+    points: Points,
+    block: &Block,
+    point: usize,
     out: &mut [f32],
     adds: bool,
 ) {
-    let (cin, cout) = job.channels;
-    let (x_width, dy_width) = (cin.next_multiple_of(S::LANES), channels.len().next_multiple_of(S::LANES));
-    let (x_point, dy_point) = (tiles.len() * x_width + GAP, tiles.len() * dy_width + GAP);
-    let (windows, gradients) = scratch[..POINTS * (x_point + dy_point)].split_at_mut(POINTS * x_point);
-    for (i, tile) in tiles.clone().enumerate() {
-        let tile = job.grid.tile(tile);
-        // SAFETY: the caller's promise.
-        unsafe {
-            windows_to_points::<E, S>(&job.grid, &tile, cin, job.x, &mut windows[i * x_width..], x_point);
-            let to = &mut gradients[i * dy_width..];
-            gradients_to_points::<E, S>(&job.grid, &tile, cout, channels.clone(), job.dy, to, dy_point);
-        }
-    }
-    assert!(out.len() >= sums.len() && sums.rows.is_multiple_of(S::GROUP) && sums.rows >= channels.len());
-    for point in 0..POINTS {
-        let (x, dy) = (&windows[point * x_point..], &gradients[point * dy_point..]);
-        let out = &mut out[point * sums.point()..][..sums.point()];
-        for at in (0..cin).step_by(S::PANEL) {
-            let out = &mut out[at * sums.rows..];
-            // SAFETY: the points of all tiles are there; sums hold whole groups of rows, by the assertion.
+    let (n_tiles, columns) = (points.n_tiles, block.columns.len());
+    let out = &mut out[point * block.point()..][..block.point()];
+    assert!(block.height.is_multiple_of(S::GROUP));
+    let (x_point, dy_point) = layout.point(n_tiles);
+    let x = point * x_point + block.columns.start * n_tiles;
+    let dy = POINTS * x_point + point * dy_point + block.rows.start * n_tiles;
+    for first in (0..n_tiles).step_by(DEPTH) {
+        let (depth, adds) = (DEPTH.min(n_tiles - first), adds || first > 0);
+        for at in (0..columns).step_by(S::PANEL) {
+            let out = &mut out[at * block.height..];
+            // SAFETY: the points of all tiles are there by the caller's promise; sums hold whole groups of rows, by the assertion.
             unsafe {
-                if (cin - at).min(S::PANEL) <= S::LANES {
-                    multiply_panel::<S, 1>(tiles.len(), channels.len(), (dy, dy_width), (&x[at..], x_width), out, adds);
+                let left = Left { start: points.start.add(dy + first * block.height), row: 1, step: block.height };
+                let right = Right { start: points.start.add(x + first * columns + at), step: columns };
+                if (columns - at).min(S::PANEL) == S::LANES {
+                    multiply_panel::<S, 1>(depth, block.rows.len(), left, right, out, adds);
                 } else {
-                    multiply_panel::<S, 2>(tiles.len(), channels.len(), (dy, dy_width), (&x[at..], x_width), out, adds);
+                    multiply_panel::<S, 2>(depth, block.rows.len(), left, right, out, adds);
                 }
             }
         }
     }
 }
 
-/// Products of all rows with a panel of columns: rows and columns of a depth lie side by side, that many floats from the next's.
+/// Products of all rows with a panel of columns.
 #[inline(always)]
 unsafe fn multiply_panel<S: Simd, const V: usize>(
     depth: usize,
     rows: usize,
-    left: (&[f32], usize),
-    right: (&[f32], usize),
+    left: Left,
+    right: Right,
     out: &mut [f32],
     adds: bool,
 ) {
@@ -111,102 +203,71 @@ unsafe fn multiply_panel<S: Simd, const V: usize>(
     for first in (0..rows).step_by(S::PIXELS) {
         // SAFETY: the caller vouches for both sides and the sums.
         unsafe {
-            let from = Left { start: left.0.as_ptr().add(first), row: 1, step: left.1 };
-            let right = Right { start: right.0.as_ptr(), step: right.1 };
+            let left = Left { start: left.start.add(first), ..left };
             let out = Out { start: out.as_mut_ptr().add(first * width), row: width, adds };
-            multiply::<S, V>(S::PIXELS.min(rows - first), depth, from, right, out);
+            multiply::<S, V>(S::PIXELS.min(rows - first), depth, left, right, out);
         }
     }
 }
 
-/// Brings some channels of a tile's gradients to the points, `point` floats apart.
-#[inline(always)]
-unsafe fn gradients_to_points<E: Cell, S: Simd>(
-    grid: &Grid,
-    tile: &Tile,
-    c: usize,
-    channels: Range<usize>,
-    dy: &[E],
-    to: &mut [f32],
-    point: usize,
-) {
-    let image = &dy[tile.image * grid.h * grid.w * c..][..grid.h * grid.w * c];
-    let start = &image[(tile.row * grid.w + tile.col) * c..];
-    let (rows, cols) = tile.size(grid);
-    assert!(to.len() >= (POINTS - 1) * point + channels.len().next_multiple_of(S::LANES) && channels.end <= c);
-    for k in (0..channels.len()).step_by(S::LANES) {
-        let n = (channels.len() - k).min(S::LANES);
-        let load = |r: usize, col: usize, n: usize| unsafe {
-            // SAFETY: the caller has the instructions; asked for pixels inside only.
-            E::load_first::<S>(start.as_ptr().add((r * grid.w + col) * c + channels.start + k), n)
-        };
-        // SAFETY: as above; `to` holds a vector at every point, by the assertion.
-        unsafe {
-            let mut tile = [[S::zero(); TILE]; TILE];
-            if (rows, cols) == (TILE, TILE) && n == S::LANES {
-                for (r, row) in tile.iter_mut().enumerate() {
-                    for (col, value) in row.iter_mut().enumerate() {
-                        *value = load(r, col, S::LANES);
-                    }
-                }
-            } else {
-                for r in 0..rows {
-                    for col in 0..cols {
-                        tile[r][col] = load(r, col, n);
-                    }
-                }
-            }
-            for (p, value) in transform::gradients(tile).as_flattened().iter().enumerate() {
-                value.store_first(to.as_mut_ptr().add(p * point + k), S::LANES);
-            }
-        }
-    }
+/// A block's sums at all points: those of `n` slices, `step` floats apart, are to be added.
+#[derive(Clone, Copy)]
+pub(super) struct Slices {
+    pub start: *const f32,
+    pub step: usize,
+    pub n: usize,
 }
 
-/// All slices of the sums, `[slice, share, Sums]`, of shares of `share` output channels each.
-pub(super) struct Slices<'a> {
-    pub slices: &'a [f32],
-    pub sums: Sums,
-    pub share: usize,
-    pub n_shares: usize,
-}
+// SAFETY: read only.
+unsafe impl Sync for Slices {}
 
 kernel! {
-    /// Adds all slices, brings them to taps and adds those to output channels `dw` `[channels, 3, 3, cin]` from `first` on.
+    /// Brings output channels `rows` of a block's sums to taps and adds them to `dw` `[cout, 3, 3, cin]`, where the mask keeps them.
     ///
     /// # Safety
-    /// `level` must be supported by the CPU.
-    pub(super) unsafe fn reduce(from: &Slices, cin: usize, first: usize, dw: &mut [f32], mask: Option<&[u8]>) = reduce_rows
+    /// All slices must hold the block's sums; `dw` must point to all weights, of which no other thread may use the block's rows; `level` must
+    /// be supported by the CPU.
+    pub(super) unsafe fn reduce(layout: &Layout, block: &Block, rows: Range<usize>, sums: Slices, dw: *mut f32,
+                                mask: Option<&[u8]>) = reduce_rows
 }
 
 #[inline(always)]
-unsafe fn reduce_rows<E: Cell, S: Simd>(from: &Slices, cin: usize, first: usize, dw: &mut [f32], mask: Option<&[u8]>) {
-    let sums = from.sums;
-    for (i, dw) in dw.chunks_exact_mut(TAPS * TAPS * cin).enumerate() {
-        let (share, row) = ((first + i) / from.share, (first + i) % from.share);
-        for k in (0..cin).step_by(S::LANES) {
+unsafe fn reduce_rows<E: Cell, S: Simd>(
+    layout: &Layout,
+    block: &Block,
+    rows: Range<usize>,
+    sums: Slices,
+    dw: *mut f32,
+    mask: Option<&[u8]>,
+) {
+    let (cin, columns) = (layout.cin, block.columns.len());
+    assert!(rows.start >= block.rows.start && rows.end <= block.rows.end);
+    assert!(mask.is_none_or(|mask| mask.len() == layout.cout * TAPS * TAPS * cin));
+    for row in rows {
+        for k in (0..columns).step_by(S::LANES) {
             let at = k / S::PANEL * S::PANEL;
-            let width = if (cin - at).min(S::PANEL) <= S::LANES { S::LANES } else { S::PANEL };
-            let start = share * sums.len() + at * sums.rows + row * width + (k - at);
-            let n = (cin - k).min(S::LANES);
-            // SAFETY: the caller has the instructions; every slice has a vector at every point of each row.
+            let width = (columns - at).min(S::PANEL);
+            let from = at * block.height + (row - block.rows.start) * width + (k - at);
+            let column = block.columns.start + k;
+            let n = (cin - column).min(S::LANES);
+            // SAFETY: the caller's promises; the block's sums have a vector at every point of each of its rows.
             unsafe {
                 let mut points = [[S::zero(); WINDOW]; WINDOW];
-                for slice in from.slices.chunks_exact(from.n_shares * sums.len()) {
-                    let slice = &slice[start..];
-                    assert!(slice.len() >= (POINTS - 1) * sums.point() + S::LANES);
+                for slice in 0..sums.n {
+                    let from = sums.start.add(slice * sums.step + from);
                     for (p, total) in points.as_flattened_mut().iter_mut().enumerate() {
-                        *total = total.add(S::load(slice.as_ptr().add(p * sums.point())));
+                        *total = total.add(S::load(from.add(p * block.point())));
                     }
                 }
                 let taps = transform::taps(points);
                 for (tap, &value) in taps.as_flattened().iter().enumerate() {
+                    let at = (row * TAPS * TAPS + tap) * cin + column;
                     let mut kept = value;
                     if let Some(mask) = mask {
-                        kept = value.where_positive(gate::<S>(&mask[(i * TAPS * TAPS + tap) * cin + k..][..n]));
+                        kept = value.where_positive(gate::<S>(&mask[at..at + n]));
                     }
-                    let dw = &mut dw[tap * cin + k..][..n];
-                    kept.add(S::load_first(dw.as_ptr(), n)).store_first(dw.as_mut_ptr(), n);
+                    let dw = dw.add(at);
+                    kept.add(S::load_first(dw, n)).store_first(dw, n);
                 }
             }
         }

@@ -7,6 +7,7 @@
 mod gradient;
 mod grid;
 mod pack;
+mod points;
 mod product;
 mod sweep;
 mod transform;
@@ -20,22 +21,24 @@ use super::simd::Level;
 use super::team::{Shards, Team};
 use crate::buffer::Buffer;
 use crate::types::{ConvShape, ConvUse, EngineError, Write};
-use gradient::{Slices, Sums};
+use gradient::{Points, Slices};
 use grid::Grid;
 use transform::{POINTS, TAPS, TILE};
 
 /// Floats of a task's windows at their points, about: with the products, what a second-level cache holds.
 const TASK_WINDOWS: usize = 120 << 10;
 /// Tiles of a task: fewer, and the weights are read too often; more, and small batches fall into too few tasks.
-const TASK_TILES: (usize, usize) = (24, 96);
-/// The same of the weight gradient, for windows and gradients together.
-const GRADIENT_WINDOWS: usize = 240 << 10;
+const TASK_TILES: (usize, usize) = (32, 96);
+/// The same of the weight gradient, whose tasks bring windows and gradients to the points.
+const GRADIENT_POINTS: usize = 240 << 10;
 const GRADIENT_TILES: (usize, usize) = (32, 96);
 
-/// Floats above which threads share a weight gradient by its output channels instead of summing slices.
-const SLICE_LIMIT: usize = 1 << 20;
-/// Shares for each member of a gradient that is shared by channels: more even out cores of unequal speed.
-const SHARES: usize = 2;
+/// Floats of sums at the points above which threads do not keep sums of their own.
+const NARROW: usize = 1 << 20;
+/// Floats of the tiles that are brought to the points in one round, where threads share the sums.
+const ROUND: usize = 8 << 20;
+/// Tiles that one thread brings to the points at a time.
+const ROUND_TASK: usize = 16;
 
 /// Output channels whose sums are brought to taps at a time.
 const REDUCED: usize = 4;
@@ -64,20 +67,26 @@ pub(crate) fn cost(shape: &ConvShape) -> f64 {
 #[derive(Clone, Copy)]
 struct Tasks {
     total: usize,
-    each: usize,
     n: usize,
 }
 
 impl Tasks {
-    /// As few tasks of about the same size as `most` tiles allow: fixed by the shape, whatever the number of threads.
+    /// As few tasks of about the same size as `most` tiles allow, of a number that divides well among threads: fixed by the shape,
+    /// whatever their number.
     fn of(total: usize, most: usize) -> Self {
         let n = total.div_ceil(most).max(1);
-        let each = total.div_ceil(n).next_multiple_of(TILE).min(most).max(1);
-        Self { total, each, n: total.div_ceil(each) }
+        Self { total, n: n.next_multiple_of((n.next_power_of_two() / 4).max(1)) }
     }
 
+    /// The tiles of a task: whole groups of rows, but for the last.
     fn tiles(self, task: usize) -> std::ops::Range<usize> {
-        task * self.each..self.total.min((task + 1) * self.each)
+        let at = |task: usize| (self.total.div_ceil(TILE) * task / self.n * TILE).min(self.total);
+        at(task)..at(task + 1)
+    }
+
+    /// Most tiles of a task.
+    fn most(self) -> usize {
+        self.total.div_ceil(TILE).div_ceil(self.n) * TILE
     }
 }
 
@@ -109,23 +118,107 @@ impl WinogradConv {
         Tasks::of(n_images * self.grid.per_image(), most_tiles(TASK_WINDOWS, source, TASK_TILES))
     }
 
-    fn gradient_tasks(&self, n_images: usize, rows: usize) -> Tasks {
-        let most = most_tiles(GRADIENT_WINDOWS, self.shape.input.c + rows, GRADIENT_TILES);
+    /// How the weight gradient's numbers lie.
+    fn gradient_layout(&self) -> gradient::Layout {
+        let (cin, cout) = self.channels();
+        gradient::Layout { cin, cout, lanes: self.layout.narrow }
+    }
+
+    /// Whether each thread keeps sums of its own.
+    fn is_narrow(&self) -> bool {
+        self.gradient_layout().sums() <= NARROW
+    }
+
+    /// Tiles that are brought to the points together: by one thread where layers are narrow, else by all.
+    fn gradient_tasks(&self, n_images: usize) -> Tasks {
+        let (cin, cout) = self.channels();
+        let most = if self.is_narrow() {
+            most_tiles(GRADIENT_POINTS, cin + cout, GRADIENT_TILES)
+        } else {
+            most_tiles(ROUND, cin + cout, (ROUND_TASK, usize::MAX))
+        };
         Tasks::of(n_images * self.grid.per_image(), most)
     }
 
-    /// Output channels of a share of the weight gradient, and slices that are summed.
-    fn gradient_shares(&self, n_members: usize) -> (usize, usize) {
-        let (cin, cout) = self.channels();
-        if POINTS * cin * cout <= SLICE_LIMIT {
-            return (cout, n_members);
-        }
-        let lanes = self.layout.narrow;
-        (cout.div_ceil(SHARES * n_members).next_multiple_of(lanes).min(cout), 1)
+    /// Every thread sums its share of the tasks. Their sums are added in order, so the result depends on the number of threads but
+    /// not on who ran what.
+    fn narrow_gradient<E: Cell>(
+        &self,
+        ctx: &mut Context,
+        tasks: Tasks,
+        job: &gradient::Job<E>,
+        dw: &mut [f32],
+        mask: Option<&[u8]>,
+    ) {
+        let (level, layout) = (ctx.level, &job.layout);
+        let (n_slices, len) = (ctx.team.n_members().min(tasks.n), layout.sums());
+        let (scratch, slices) = (Shards::new(ctx.scratch), Shards::new(&mut ctx.partial[..n_slices * len]));
+        ctx.team.for_chunks(n_slices, |slice, member| {
+            // SAFETY: one scratch per member, one part per slice, and each slice runs once.
+            let (scratch, out) = unsafe { (&mut scratch.part(member, 1)[0], slices.part(slice * len, len)) };
+            let mine = tasks.n * slice / n_slices..tasks.n * (slice + 1) / n_slices;
+            for task in mine.clone() {
+                let tiles = tasks.tiles(task);
+                let (points, rest) = scratch.split_at_mut(layout.points(tiles.len()));
+                let points = Points { start: points.as_mut_ptr(), n_tiles: tiles.len() };
+                // SAFETY: scratch holds the points; `level` is at most what the engine detected.
+                unsafe { gradient::to_points(level, job, tiles, points, 0, rest) };
+                for (point, index) in (0..POINTS).flat_map(|p| (0..layout.n_blocks()).map(move |index| (p, index))) {
+                    let block = layout.block(index);
+                    let out = &mut out[layout.start(&block)..];
+                    // SAFETY: as above.
+                    unsafe { gradient::sum_block::<E>(level, layout, points, &block, point, out, task > mine.start) };
+                }
+            }
+        });
+        let (slices, dw) = (&ctx.partial[..n_slices * len], Shards::new(dw));
+        let parts = layout.block(0).rows.len().div_ceil(REDUCED);
+        ctx.team.for_chunks(layout.n_blocks() * parts, |chunk, _| {
+            let block = layout.block(chunk / parts);
+            let first = block.rows.start + chunk % parts * REDUCED;
+            let rows = first.min(block.rows.end)..block.rows.end.min(first + REDUCED);
+            let start = slices[layout.start(&block)..].as_ptr();
+            let sums = Slices { start, step: len, n: n_slices };
+            // SAFETY: slices hold all blocks' sums; chunks have different rows or blocks; `level` as above.
+            unsafe { gradient::reduce::<f32>(level, layout, &block, rows, sums, dw.as_ptr(), mask) };
+        });
     }
 
-    fn sums(&self, share: usize) -> Sums {
-        Sums { rows: share.next_multiple_of(TILE), columns: self.layout.channels(self.shape.input.c) }
+    /// In rounds, threads bring tiles to the points and share the blocks.
+    fn wide_gradient<E: Cell>(
+        &self,
+        ctx: &mut Context,
+        rounds: Tasks,
+        job: &gradient::Job<E>,
+        dw: &mut [f32],
+        mask: Option<&[u8]>,
+    ) {
+        let (level, layout) = (ctx.level, &job.layout);
+        let (scratch, dw) = (Shards::new(ctx.scratch), Shards::new(dw));
+        for tiles in (0..rounds.n).map(|round| rounds.tiles(round)) {
+            assert!(ctx.partial.len() >= layout.points(tiles.len()));
+            let points = Points { start: ctx.partial.as_mut_ptr(), n_tiles: tiles.len() };
+            ctx.team.for_chunks(tiles.len().div_ceil(ROUND_TASK), |chunk, member| {
+                let at = chunk * ROUND_TASK;
+                let some = tiles.start + at..tiles.end.min(tiles.start + at + ROUND_TASK);
+                // SAFETY: points hold the round's tiles by the assertion; chunks bring different ones; one scratch per member; `level` is
+                // at most what the engine detected.
+                unsafe { gradient::to_points(level, job, some, points, at, &mut scratch.part(member, 1)[0]) };
+            });
+            ctx.team.for_chunks(layout.n_blocks(), |index, member| {
+                let block = layout.block(index);
+                // SAFETY: one scratch per member, which holds a block's sums by the next line; all tiles were brought to the
+                // points; blocks do not overlap; `level` as above.
+                unsafe {
+                    let out = &mut scratch.part(member, 1)[0][..block.len()];
+                    for point in 0..POINTS {
+                        gradient::sum_block::<E>(level, layout, points, &block, point, out, false);
+                    }
+                    let sums = Slices { start: out.as_ptr(), step: 0, n: 1 };
+                    gradient::reduce::<f32>(level, layout, &block, block.rows.clone(), sums, dw.as_ptr(), mask);
+                }
+            });
+        }
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -150,7 +243,7 @@ impl WinogradConv {
         let width = 2 * channels.1;
         let partial = Shards::new(&mut ctx.partial[..if sums.is_some() { tasks.n * width } else { 0 }]);
         let scratch = Shards::new(ctx.scratch);
-        let job = sweep::Job { grid, channels, packed, x, y: y.as_mut_ptr(), write };
+        let job = sweep::Job { level: ctx.level, grid, channels, packed, x, y: y.as_mut_ptr(), write };
         let (level, has_sums) = (ctx.level, sums.is_some());
         ctx.team.for_chunks(tasks.n * splits, |chunk, member| {
             let (task, split) = (chunk / splits, chunk % splits);
@@ -177,13 +270,14 @@ impl<E: Cell> Convolution<E> for WinogradConv {
         if used == ConvUse::Forward {
             return forward;
         }
-        // A share of one channel has the most tiles; the least share of all is as wide as a vector.
-        let gradient = |rows: usize| {
-            let most = most_tiles(GRADIENT_WINDOWS, cin + rows, GRADIENT_TILES);
-            gradient::scratch_len(most, cin, rows, lanes)
+        let layout = self.gradient_layout();
+        let copied = points::scratch_len(cin.max(cout), lanes);
+        let gradient = if self.is_narrow() {
+            layout.points(most_tiles(GRADIENT_POINTS, cin + cout, GRADIENT_TILES)) + copied
+        } else {
+            layout.largest_block().max(copied)
         };
-        let gradients = (1..=cout.div_ceil(lanes)).map(|rows| gradient((rows * lanes).min(cout)));
-        gradients.fold(forward.max(pass(cout)), usize::max)
+        forward.max(pass(cout)).max(gradient)
     }
 
     fn partial_len(&self, max_batch: usize, n_members: usize, used: ConvUse) -> usize {
@@ -192,8 +286,8 @@ impl<E: Cell> Convolution<E> for WinogradConv {
         if used == ConvUse::Forward {
             return sums;
         }
-        let (share, n_slices) = self.gradient_shares(n_members);
-        sums.max(n_slices * cout.div_ceil(share) * self.sums(share).len())
+        let (layout, tasks) = (self.gradient_layout(), self.gradient_tasks(max_batch));
+        sums.max(if self.is_narrow() { n_members * layout.sums() } else { layout.points(tasks.most()) })
     }
 
     fn pack(&mut self, team: &Team, level: Level, weights: &[f32], mask: Option<&[u8]>) {
@@ -231,39 +325,17 @@ impl<E: Cell> Convolution<E> for WinogradConv {
         self.sweep(ctx, n, &self.backward, (cout, cin), dy, dx, write, None);
     }
 
-    /// Slices of a gradient are added in order, so the result depends on the number of threads but not on who ran what.
     fn backward_weight(&self, ctx: &mut Context, n: usize, x: &[E], dy: &[E], dw: &mut [f32], mask: Option<&[u8]>) {
-        let ((cin, cout), level) = (self.channels(), ctx.level);
+        let (cin, cout) = self.channels();
         let pixels = n * self.grid.h * self.grid.w;
         assert!(x.len() >= pixels * cin && dy.len() >= pixels * cout, "maps of {n} images");
-        let (share, n_slices) = self.gradient_shares(ctx.team.n_members());
-        let (sums, n_shares) = (self.sums(share), cout.div_ceil(share));
-        let tasks = self.gradient_tasks(n, share);
-        let n_slices = n_slices.min(tasks.n);
-        let job = gradient::Job { grid: self.grid, channels: (cin, cout), x, dy };
-        let slices = &mut ctx.partial[..n_slices * n_shares * sums.len()];
-        let scratch = Shards::new(ctx.scratch);
-        let parts = Shards::new(slices);
-        ctx.team.for_chunks(n_slices * n_shares, |chunk, member| {
-            let (slice, first) = (chunk / n_shares, chunk % n_shares * share);
-            let channels = first..cout.min(first + share);
-            // SAFETY: one scratch per member, one part per chunk, and each chunk runs once.
-            let (scratch, out) =
-                unsafe { (&mut scratch.part(member, 1)[0], parts.part(chunk * sums.len(), sums.len())) };
-            let mine = tasks.n * slice / n_slices..tasks.n * (slice + 1) / n_slices;
-            for task in mine.clone() {
-                let (tiles, adds) = (tasks.tiles(task), task > mine.start);
-                // SAFETY: `level` is at most what the engine detected.
-                unsafe { gradient::add_tiles(level, &job, tiles, channels.clone(), sums, scratch, out, adds) };
-            }
-        });
-        let slices = Slices { slices: &ctx.partial[..n_slices * n_shares * sums.len()], sums, share, n_shares };
-        let row = TAPS * TAPS * cin;
-        ctx.team.for_parts(dw, REDUCED * row, |index, dw| {
-            let first = index * REDUCED;
-            let mask = mask.map(|mask| &mask[first * row..]);
-            // SAFETY: `level` is at most what the engine detected.
-            unsafe { gradient::reduce::<f32>(level, &slices, cin, first, dw, mask) };
-        });
+        let (tasks, layout) = (self.gradient_tasks(n), self.gradient_layout());
+        assert!(dw.len() == self.shape.n_weights(), "gradient of {} weights", dw.len());
+        let job = gradient::Job { grid: self.grid, layout, x, dy };
+        if self.is_narrow() {
+            self.narrow_gradient(ctx, tasks, &job, dw, mask);
+        } else {
+            self.wide_gradient(ctx, tasks, &job, dw, mask);
+        }
     }
 }

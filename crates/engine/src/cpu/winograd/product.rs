@@ -46,6 +46,9 @@ pub(super) unsafe fn multiply<S: Simd, const V: usize>(rows: usize, depth: usize
     }
 }
 
+/// Steps of the depth that lines are asked for ahead of their use.
+const AHEAD: usize = 8;
+
 #[inline(always)]
 unsafe fn block<S: Simd, const V: usize, const GROUPS: usize>(depth: usize, left: Left, right: Right, out: Out) {
     // SAFETY: the caller's promise, for `GROUPS` whole groups of rows.
@@ -55,11 +58,25 @@ unsafe fn block<S: Simd, const V: usize, const GROUPS: usize>(depth: usize, left
         for (g, base) in base.iter_mut().enumerate().take(GROUPS) {
             *base = left.start.add(g * S::GROUP * left.row);
         }
+        if out.adds {
+            // What is added to comes from far away, and is not needed before the end.
+            for r in 0..GROUPS * S::GROUP {
+                for v in 0..V {
+                    S::prefetch(out.start.add(r * out.row + v * S::LANES));
+                }
+            }
+        }
         let mut from = right.start;
         for _ in 0..depth {
             let mut b = [S::zero(); V];
             for (v, b) in b.iter_mut().enumerate() {
                 *b = S::load(from.add(v * S::LANES));
+            }
+            if left.row == 1 {
+                S::prefetch(base[0].wrapping_add(AHEAD * left.step));
+            }
+            for v in 0..V {
+                S::prefetch(from.wrapping_add(AHEAD * right.step + v * S::LANES));
             }
             from = from.add(right.step);
             for g in 0..GROUPS {

@@ -5,10 +5,11 @@
 //! reads and writes whole cache lines of one stretch of memory.
 
 use super::grid::{Grid, Tile};
+use super::points::{self, Place, Source};
 use super::product::{Left, Out, Right, multiply};
 use super::transform::{self, POINTS, TILE, WINDOW};
 use crate::cpu::cell::Cell;
-use crate::cpu::simd::{Simd, kernel};
+use crate::cpu::simd::{Level, Simd, kernel};
 use crate::types::Write;
 use std::ops::Range;
 
@@ -17,6 +18,7 @@ const GAP: usize = 16;
 
 /// What the tasks of a pass read and write.
 pub(super) struct Job<'a, E> {
+    pub level: Level,
     pub grid: Grid,
     /// Source and destination channels.
     pub channels: (usize, usize),
@@ -49,6 +51,7 @@ fn tile_len(channels: usize) -> usize {
 pub(super) fn scratch_len(n_tiles: usize, source: usize, panel: usize, lanes: usize) -> usize {
     // Whole groups of rows are multiplied.
     n_tiles.next_multiple_of(lanes) * (tile_len(source.next_multiple_of(lanes)) + tile_len(panel))
+        + points::scratch_len(source, lanes)
 }
 
 kernel! {
@@ -65,13 +68,13 @@ unsafe fn correlate_task<E: Cell, S: Simd>(job: &Job<E>, task: &Task, scratch: &
     let (source, channels) = job.channels;
     let (n_tiles, padded) = (task.tiles.len(), source.next_multiple_of(S::LANES));
     let windows_len = n_tiles.next_multiple_of(S::GROUP) * tile_len(padded);
-    assert!(scratch.len() >= windows_len + n_tiles.next_multiple_of(S::GROUP) * tile_len(S::PANEL));
-    let (windows, products) = scratch.split_at_mut(windows_len);
-    for (i, tile) in task.tiles.clone().enumerate() {
-        let to = &mut windows[i * tile_len(padded)..][..POINTS * padded];
-        // SAFETY: the caller's promise.
-        unsafe { windows_to_points::<E, S>(&job.grid, &job.grid.tile(tile), source, job.x, to, padded) };
-    }
+    let (windows, rest) = scratch.split_at_mut(windows_len);
+    let (products, rest) = rest.split_at_mut(n_tiles.next_multiple_of(S::GROUP) * tile_len(S::PANEL));
+    let (start, width) = (windows.as_mut_ptr(), tile_len(padded));
+    let place = Place { start, n_tiles, width, block: width, point: padded };
+    let maps = Source { grid: job.grid, channels: source, x: job.x };
+    // SAFETY: the caller's promise; windows have room for all channels of all tiles.
+    unsafe { points::windows::<E>(job.level, &maps, task.tiles.clone(), place, 0, rest) };
     for panel in task.panels.clone() {
         let at = panel * S::PANEL;
         let weights = &job.packed[at * POINTS * source..];
@@ -81,55 +84,6 @@ unsafe fn correlate_task<E: Cell, S: Simd>(job: &Job<E>, task: &Task, scratch: &
                 correlate_panel::<E, S, 1>(job, task, windows, weights, products, at);
             } else {
                 correlate_panel::<E, S, 2>(job, task, windows, weights, products, at);
-            }
-        }
-    }
-}
-
-/// Brings the window of a tile to the points, `point` floats apart.
-///
-/// # Safety
-/// As [`Simd`].
-#[inline(always)]
-pub(super) unsafe fn windows_to_points<E: Cell, S: Simd>(
-    grid: &Grid,
-    tile: &Tile,
-    c: usize,
-    x: &[E],
-    to: &mut [f32],
-    point: usize,
-) {
-    let image = &x[tile.image * grid.h * grid.w * c..][..grid.h * grid.w * c];
-    assert!(to.len() >= (POINTS - 1) * point + c.next_multiple_of(S::LANES));
-    // Rows and columns of the window that lie in the image.
-    let inside = |at: usize, size: usize| usize::from(at == 0)..(size + 1 - at).min(WINDOW);
-    let (rows, cols) = (inside(tile.row, grid.h), inside(tile.col, grid.w));
-    // The window begins a pixel above and to the left of the tile.
-    let start = image.as_ptr().wrapping_add((tile.row * grid.w + tile.col) * c).wrapping_sub((grid.w + 1) * c);
-    for k in (0..c).step_by(S::LANES) {
-        let n = (c - k).min(S::LANES);
-        let load = |r: usize, col: usize, n: usize| unsafe {
-            // SAFETY: the caller has the instructions; asked for pixels inside only.
-            E::load_first::<S>(start.wrapping_add((r * grid.w + col) * c + k), n)
-        };
-        // SAFETY: as above; `to` holds a vector at every point, by the assertion.
-        unsafe {
-            let mut window = [[S::zero(); WINDOW]; WINDOW];
-            if rows.len() == WINDOW && cols.len() == WINDOW && n == S::LANES {
-                for (r, row) in window.iter_mut().enumerate() {
-                    for (col, value) in row.iter_mut().enumerate() {
-                        *value = load(r, col, S::LANES);
-                    }
-                }
-            } else {
-                for r in rows.clone() {
-                    for col in cols.clone() {
-                        window[r][col] = load(r, col, n);
-                    }
-                }
-            }
-            for (p, value) in transform::window(window).as_flattened().iter().enumerate() {
-                value.store_first(to.as_mut_ptr().add(p * point + k), S::LANES);
             }
         }
     }
@@ -172,9 +126,9 @@ unsafe fn correlate_panel<E: Cell, S: Simd, const V: usize>(
                 let from = products.as_ptr().add(i * to_tile + k);
                 let tile = job.grid.tile(tile);
                 if tile.is_whole(&job.grid) && n == S::LANES {
-                    write_tile::<E, S>(job, &tile, from, width, at + k, S::LANES, (TILE, TILE), &mut sums);
+                    write_whole::<E, S>(job, &tile, from, width, at + k, &mut sums);
                 } else {
-                    write_tile::<E, S>(job, &tile, from, width, at + k, n, tile.size(&job.grid), &mut sums);
+                    write_part::<E, S>(job, &tile, from, width, (at + k, n), &mut sums);
                 }
             }
             if !task.sums.is_null() {
@@ -185,42 +139,78 @@ unsafe fn correlate_panel<E: Cell, S: Simd, const V: usize>(
     }
 }
 
-/// Turns a tile's products into outputs, writes `n` channels of `size` of them and adds them to the sums.
-#[allow(clippy::too_many_arguments)]
+/// The outputs of a tile's products, which lie `point` floats apart.
 #[inline(always)]
-unsafe fn write_tile<E: Cell, S: Simd>(
-    job: &Job<E>,
-    tile: &Tile,
-    from: *const f32,
-    point: usize,
-    channel: usize,
-    n: usize,
-    size: (usize, usize),
-    sums: &mut [S; 2],
-) {
-    let (grid, c) = (&job.grid, job.channels.1);
-    // SAFETY: the caller vouches for the products and for the tile's pixels.
+unsafe fn outputs<S: Simd>(from: *const f32, point: usize) -> [[S; TILE]; TILE] {
+    // SAFETY: the caller vouches for the products.
     unsafe {
         let mut products = [[S::zero(); WINDOW]; WINDOW];
         for (p, product) in products.as_flattened_mut().iter_mut().enumerate() {
             *product = S::load(from.add(p * point));
         }
-        let one = S::splat(&1.0);
-        let outputs = transform::outputs(products);
-        for (r, row) in outputs.into_iter().enumerate() {
-            for (col, mut value) in row.into_iter().enumerate() {
-                if r >= size.0 || col >= size.1 {
-                    continue;
-                }
-                let pixel = (tile.image * grid.h + tile.row + r) * grid.w + tile.col + col;
-                let to = job.y.add(pixel * c + channel);
-                sums[0] = sums[0].add(value);
-                sums[1] = sums[1].fma(value, value);
-                if job.write == Write::Add {
-                    value = value.fma(E::load_first::<S>(to, n), one);
-                }
-                E::store_first(value, to, n);
+        transform::outputs(products)
+    }
+}
+
+/// Writes a vector of channels of a tile's outputs and adds them to the sums.
+#[inline(always)]
+unsafe fn write_whole<E: Cell, S: Simd>(
+    job: &Job<E>,
+    tile: &Tile,
+    from: *const f32,
+    point: usize,
+    channel: usize,
+    sums: &mut [S; 2],
+) {
+    let (w, c) = (job.grid.w, job.channels.1);
+    // SAFETY: the caller vouches for the products and for the tile's pixels.
+    unsafe {
+        let to = job.y.add(((tile.image * job.grid.h + tile.row) * w + tile.col) * c + channel);
+        for (r, row) in outputs::<S>(from, point).into_iter().enumerate() {
+            for (col, value) in row.into_iter().enumerate() {
+                write_pixel(value, to.add((r * w + col) * c), S::LANES, job.write, sums);
             }
         }
+    }
+}
+
+/// The same for `n` channels of the pixels that lie in the image.
+#[inline(always)]
+unsafe fn write_part<E: Cell, S: Simd>(
+    job: &Job<E>,
+    tile: &Tile,
+    from: *const f32,
+    point: usize,
+    (channel, n): (usize, usize),
+    sums: &mut [S; 2],
+) {
+    let (w, c) = (job.grid.w, job.channels.1);
+    let (rows, cols) = tile.size(&job.grid);
+    let mut values = [[[0.0f32; WIDEST]; TILE]; TILE];
+    // SAFETY: the caller vouches for the products and for the tile's pixels; no vector is longer than a value.
+    unsafe {
+        for (value, output) in values.as_flattened_mut().iter_mut().zip(outputs::<S>(from, point).as_flattened()) {
+            output.store_first(value.as_mut_ptr(), S::LANES);
+        }
+        let to = job.y.add(((tile.image * job.grid.h + tile.row) * w + tile.col) * c + channel);
+        for (r, col) in (0..rows).flat_map(|r| (0..cols).map(move |col| (r, col))) {
+            write_pixel(S::load(values[r][col].as_ptr()), to.add((r * w + col) * c), n, job.write, sums);
+        }
+    }
+}
+
+/// Floats of the longest vector.
+const WIDEST: usize = 16;
+
+#[inline(always)]
+unsafe fn write_pixel<E: Cell, S: Simd>(mut value: S, to: *mut E, n: usize, write: Write, sums: &mut [S; 2]) {
+    // SAFETY: the caller vouches for the pixel.
+    unsafe {
+        sums[0] = sums[0].add(value);
+        sums[1] = sums[1].fma(value, value);
+        if write == Write::Add {
+            value = value.add(E::load_first::<S>(to, n));
+        }
+        E::store_first(value, to, n);
     }
 }
