@@ -16,10 +16,11 @@ fn levels() -> impl Iterator<Item = Level> {
 }
 
 /// bf16 keeps 8 bits: a result is off by at most 2⁻⁸ of itself, and sums of products by f32's rounding.
-fn compare(what: &str, got: &[f32], expected: &[f32], relative: f32) -> Result<(), TestCaseError> {
+fn compare(what: &str, got: &[f32], expected: &[f32], relative: f32, of_largest: f32) -> Result<(), TestCaseError> {
     let largest = expected.iter().fold(1e-3f32, |m, v| m.max(v.abs()));
     for (i, (g, e)) in got.iter().zip(expected).enumerate() {
-        let allowed = relative * e.abs() + 1e-5 * largest;
+        // Products at points of sums that are zero may leave as much as their rounding.
+        let allowed = relative * e.abs() + of_largest * largest + 1e-6;
         prop_assert!((g - e).abs() <= allowed, "{what}[{i}]: {g} instead of {e}");
     }
     Ok(())
@@ -63,13 +64,14 @@ fn check_conv(shape: ConvShape, n: usize, n_threads: usize) -> Result<(), TestCa
         let fast = CpuBf16::new(CpuOptions { n_threads, level: Some(level), algorithm }).unwrap();
         let got = conv_results(Box::new(fast), shape, n);
         for ((what, relative, expected), (.., got)) in expected.iter().zip(&got) {
+            // Weight gradients by products at points are sums of rounded products where there are instructions for pairs: off by
+            // 1 % of a standard deviation of sums of many tiles, of which single numbers are up to five off.
+            let has_pairs =
+                level.has_bf16() && algorithm == Algorithm::Winograd && shape.kernel == 3 && shape.stride == 1;
+            let of_largest = if has_pairs && *what == "backward weight" { 0.05 } else { 1e-5 };
             // Σy² is of unrounded values here and there; Σy may cancel.
-            compare(
-                &format!("{what} of {shape:?}, n = {n}, {}, {}", level.name(), algorithm.name()),
-                got,
-                expected,
-                *relative,
-            )?;
+            let what = format!("{what} of {shape:?}, n = {n}, {}, {}", level.name(), algorithm.name());
+            compare(&what, got, expected, *relative, of_largest)?;
         }
     }
     Ok(())
@@ -103,6 +105,7 @@ fn convolutions_of_real_networks_agree() {
         (64, 128, 1, 2, 32, 2),
         (128, 128, 3, 1, 16, 3),
         (256, 256, 3, 1, 8, 5),
+        (200, 180, 3, 1, 7, 3),
         (256, 512, 3, 2, 8, 5),
         (3, 64, 7, 2, 64, 1),
         (64, 256, 1, 1, 28, 2),

@@ -96,7 +96,7 @@ pub(crate) fn plan<E: Cell>(
     held: &mut usize,
 ) -> Result<Box<dyn Convolution<E>>, EngineError> {
     Ok(if algorithm.is_winograd::<E>(&shape, level) {
-        Box::new(WinogradConv::new(shape, used, level, held)?)
+        Box::new(WinogradConv::new::<E>(shape, used, level, held)?)
     } else {
         Box::new(DirectConv::new::<E>(shape, used, level, held)?)
     })

@@ -173,6 +173,9 @@ macro_rules! kernel {
 }
 pub(crate) use kernel;
 
+/// Floats of the longest vector.
+pub(crate) const MAX_LANES: usize = 16;
+
 /// A vector of f32 and the register blocking that suits its instruction set.
 ///
 /// A lane can also hold a pair of bf16, the first in its lower half: then it is a *cell* of a bf16 feature map, moved
@@ -190,6 +193,8 @@ pub trait Simd: Copy {
     const GROUP: usize;
     /// Vectors of output channels in a register block.
     const VECTORS: usize;
+    /// Whether one instruction multiplies pairs of bf16: [`Simd::dot_pairs`] is as fast as [`Simd::fma`].
+    const HAS_PAIRS: bool = false;
     /// Pixels in a register block.
     const PIXELS: usize = Self::GROUPS * Self::GROUP;
     /// Output channels in a register block: the width of a packed weight panel.
@@ -230,6 +235,17 @@ pub trait Simd: Copy {
     unsafe fn dot_pairs(self, a: Self, b: Self) -> Self;
     /// Lanes of pairs: the first `n` numbers of `low` and of `high`, zeros behind.
     unsafe fn pairs(low: *const Bf16, high: *const Bf16, n: usize) -> Self;
+    /// Lanes of pairs: the numbers of `low` and of `high`, rounded.
+    #[inline(always)]
+    unsafe fn round_pairs(low: Self, high: Self) -> Self {
+        let mut numbers = [[Bf16(0); MAX_LANES]; 2];
+        // SAFETY: the caller's promise; no vector is longer than the numbers.
+        unsafe {
+            low.narrow_first(numbers[0].as_mut_ptr(), Self::LANES);
+            high.narrow_first(numbers[1].as_mut_ptr(), Self::LANES);
+            Self::pairs(numbers[0].as_ptr(), numbers[1].as_ptr(), Self::LANES)
+        }
+    }
     /// The first `n` numbers as f32, zeros behind.
     unsafe fn widen_first(from: *const Bf16, n: usize) -> Self;
     /// Rounds as [`Bf16`]'s `Element::of` (subnormal numbers may become zero) and stores the first `n` only.

@@ -316,6 +316,7 @@ impl Simd for Avx512Bf16 {
     const GROUPS: usize = Avx512::GROUPS;
     const GROUP: usize = Avx512::GROUP;
     const VECTORS: usize = Avx512::VECTORS;
+    const HAS_PAIRS: bool = true;
 
     #[inline(always)]
     unsafe fn zero() -> Self {
@@ -391,6 +392,25 @@ impl Simd for Avx512Bf16 {
     unsafe fn pairs(low: *const Bf16, high: *const Bf16, n: usize) -> Self {
         // SAFETY: see above.
         Self(unsafe { Avx512::pairs(low, high, n) })
+    }
+    #[inline(always)]
+    unsafe fn round_pairs(low: Self, high: Self) -> Self {
+        // The numbers of `low`, then of `high`, are to alternate.
+        const TURNS: [u16; 32] = {
+            let mut turns = [0; 32];
+            let mut i = 0;
+            while i < 32 {
+                turns[i] = (i / 2 + i % 2 * 16) as u16;
+                i += 1;
+            }
+            turns
+        };
+        // SAFETY: see above; both types are the same 64 bytes.
+        unsafe {
+            let rounded = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high.0.0, low.0.0));
+            let turns = _mm512_loadu_si512(TURNS.as_ptr().cast());
+            Self(Avx512(_mm512_castsi512_ps(_mm512_permutexvar_epi16(turns, rounded))))
+        }
     }
     #[inline(always)]
     unsafe fn widen_first(from: *const Bf16, n: usize) -> Self {

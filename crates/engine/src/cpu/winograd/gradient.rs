@@ -12,7 +12,7 @@ use super::points::{self, Place, Source};
 use super::product::{Left, Out, Right, multiply};
 use super::transform::{self, POINTS, TAPS, WINDOW};
 use crate::cpu::cell::Cell;
-use crate::cpu::simd::{Level, Simd, kernel};
+use crate::cpu::simd::{Level, MAX_LANES, Simd, kernel};
 use std::ops::Range;
 
 /// Floats between points: a cache line keeps them from falling into the same cache sets.
@@ -20,7 +20,7 @@ const GAP: usize = 16;
 /// Output and input channels of a block: whole register blocks and panels of every level.
 const ROWS: usize = 48;
 const COLUMNS: usize = 64;
-/// Tiles that are summed at a time: a block's numbers of theirs at a point fit the first-level cache.
+/// Cells that are summed at a time: a block's numbers of theirs at a point fit the first-level cache.
 const DEPTH: usize = 64;
 
 /// Maps whose weight gradient is summed.
@@ -39,6 +39,8 @@ pub(super) struct Layout {
     pub cin: usize,
     pub cout: usize,
     pub lanes: usize,
+    /// Tiles in a cell: see [`points::has_pairs`].
+    pub per_cell: usize,
 }
 
 /// A block: its output and its input channels, the latter in whole vectors.
@@ -87,14 +89,19 @@ impl Layout {
         POINTS * (block.rows.start * self.x_width() + block.height * block.columns.start)
     }
 
-    /// Floats from one point of `n_tiles` tiles to the next, for inputs and gradients.
-    fn point(&self, n_tiles: usize) -> (usize, usize) {
-        (n_tiles * self.x_width() + GAP, n_tiles * self.dy_width() + GAP)
+    /// Cells of `n_tiles` tiles.
+    pub fn cells(&self, n_tiles: usize) -> usize {
+        n_tiles.div_ceil(self.per_cell)
+    }
+
+    /// Floats from one point of `n_cells` cells to the next, for inputs and gradients.
+    fn point(&self, n_cells: usize) -> (usize, usize) {
+        (n_cells * self.x_width() + GAP, n_cells * self.dy_width() + GAP)
     }
 
     /// Floats of the points of `n_tiles` tiles.
     pub fn points(&self, n_tiles: usize) -> usize {
-        let (x, dy) = self.point(n_tiles);
+        let (x, dy) = self.point(self.cells(n_tiles));
         POINTS * (x + dy)
     }
 }
@@ -111,20 +118,20 @@ impl Block {
     }
 }
 
-/// Points of `n_tiles` tiles, inputs' first: some of them are written, or all read.
+/// Points of `n_cells` cells of tiles, inputs' first: some of them are written, or all read.
 #[derive(Clone, Copy)]
 pub(super) struct Points {
     pub start: *mut f32,
-    pub n_tiles: usize,
+    pub n_cells: usize,
 }
 
 // SAFETY: who writes tiles of it writes different ones from everybody else, by the contract of `to_points`.
 unsafe impl Sync for Points {}
 
-/// Brings tiles to the points, the first of them to place `at`.
+/// Brings tiles to the points, the first of them to cell `at`.
 ///
 /// # Safety
-/// `points` must hold its tiles, of which no other thread may use those; `level` must be supported by the CPU.
+/// `points` must hold its cells, of which no other thread may use those; `level` must be supported by the CPU.
 pub(super) unsafe fn to_points<E: Cell>(
     level: Level,
     job: &Job<E>,
@@ -133,15 +140,15 @@ pub(super) unsafe fn to_points<E: Cell>(
     at: usize,
     scratch: &mut [f32],
 ) {
-    let (Layout { cin, cout, .. }, Points { start, n_tiles }) = (job.layout, points);
-    let (x_point, dy_point) = job.layout.point(n_tiles);
-    assert!(at + tiles.len() <= n_tiles);
-    let place = |start, width, block, point| Place { start, n_tiles, width, block, point };
+    let (Layout { cin, cout, .. }, Points { start, n_cells }) = (job.layout, points);
+    let (x_point, dy_point) = job.layout.point(n_cells);
+    assert!(at + job.layout.cells(tiles.len()) <= n_cells);
+    let place = |start, width, block, point| Place { start, n_cells, width, block, point };
     let source = |channels, x| Source { grid: job.grid, channels, x };
     // SAFETY: the caller's promises; the tiles' places are among the points' by the assertion.
     unsafe {
         let to = place(start, job.layout.x_width(), COLUMNS, x_point);
-        points::windows(level, &source(cin, job.x), tiles.clone(), to, at, scratch);
+        points::gradient_windows(level, &source(cin, job.x), tiles.clone(), to, at, scratch);
         let to = place(start.add(POINTS * x_point), job.layout.dy_width(), ROWS, dy_point);
         points::gradients(level, &source(cout, job.dy), tiles, to, at, scratch);
     }
@@ -151,7 +158,7 @@ kernel! {
     /// A block's sums over all tiles at a point, added to `out` or put there.
     ///
     /// # Safety
-    /// `points` must hold its tiles; `level` must be supported by the CPU.
+    /// `points` must hold its cells; `level` must be supported by the CPU.
     pub(super) unsafe fn sum_block(layout: &Layout, points: Points, block: &Block, point: usize, out: &mut [f32],
                                    adds: bool) = sum_point
 }
@@ -165,14 +172,15 @@ unsafe fn sum_point<E: Cell, S: Simd>(
     out: &mut [f32],
     adds: bool,
 ) {
-    let (n_tiles, columns) = (points.n_tiles, block.columns.len());
+    let (n_cells, columns) = (points.n_cells, block.columns.len());
     let out = &mut out[point * block.point()..][..block.point()];
     assert!(block.height.is_multiple_of(S::GROUP));
-    let (x_point, dy_point) = layout.point(n_tiles);
-    let x = point * x_point + block.columns.start * n_tiles;
-    let dy = POINTS * x_point + point * dy_point + block.rows.start * n_tiles;
-    for first in (0..n_tiles).step_by(DEPTH) {
-        let (depth, adds) = (DEPTH.min(n_tiles - first), adds || first > 0);
+    assert_eq!(layout.per_cell, if points::has_pairs::<E, S>() { 2 } else { 1 });
+    let (x_point, dy_point) = layout.point(n_cells);
+    let x = point * x_point + block.columns.start * n_cells;
+    let dy = POINTS * x_point + point * dy_point + block.rows.start * n_cells;
+    for first in (0..n_cells).step_by(DEPTH) {
+        let (depth, adds) = (DEPTH.min(n_cells - first), adds || first > 0);
         for at in (0..columns).step_by(S::PANEL) {
             let out = &mut out[at * block.height..];
             // SAFETY: the points of all tiles are there by the caller's promise; sums hold whole groups of rows, by the assertion.
@@ -180,9 +188,9 @@ unsafe fn sum_point<E: Cell, S: Simd>(
                 let left = Left { start: points.start.add(dy + first * block.height), row: 1, step: block.height };
                 let right = Right { start: points.start.add(x + first * columns + at), step: columns };
                 if (columns - at).min(S::PANEL) == S::LANES {
-                    multiply_panel::<S, 1>(depth, block.rows.len(), left, right, out, adds);
+                    multiply_panel::<E, S, 1>(depth, block.rows.len(), left, right, out, adds);
                 } else {
-                    multiply_panel::<S, 2>(depth, block.rows.len(), left, right, out, adds);
+                    multiply_panel::<E, S, 2>(depth, block.rows.len(), left, right, out, adds);
                 }
             }
         }
@@ -191,7 +199,7 @@ unsafe fn sum_point<E: Cell, S: Simd>(
 
 /// Products of all rows with a panel of columns.
 #[inline(always)]
-unsafe fn multiply_panel<S: Simd, const V: usize>(
+unsafe fn multiply_panel<E: Cell, S: Simd, const V: usize>(
     depth: usize,
     rows: usize,
     left: Left,
@@ -205,7 +213,12 @@ unsafe fn multiply_panel<S: Simd, const V: usize>(
         unsafe {
             let left = Left { start: left.start.add(first), ..left };
             let out = Out { start: out.as_mut_ptr().add(first * width), row: width, adds };
-            multiply::<S, V>(S::PIXELS.min(rows - first), depth, left, right, out);
+            let rows = S::PIXELS.min(rows - first);
+            if points::has_pairs::<E, S>() {
+                multiply::<E, S, V>(rows, depth, left, right, out);
+            } else {
+                multiply::<f32, S, V>(rows, depth, left, right, out);
+            }
         }
     }
 }
@@ -277,7 +290,7 @@ unsafe fn reduce_rows<E: Cell, S: Simd>(
 /// A mask as floats, 1 where it keeps.
 #[inline(always)]
 unsafe fn gate<S: Simd>(mask: &[u8]) -> S {
-    let mut gate = [0.0f32; 16];
+    let mut gate = [0.0f32; MAX_LANES];
     for (gate, &keep) in gate.iter_mut().zip(mask) {
         *gate = f32::from(u8::from(keep != 0));
     }

@@ -47,6 +47,8 @@ const REDUCED: usize = 4;
 pub(crate) struct WinogradConv {
     shape: ConvShape,
     layout: Layout,
+    /// Tiles in a cell of the weight gradient.
+    per_cell: usize,
     grid: Grid,
     forward: Buffer<f32>,
     backward: Buffer<f32>,
@@ -96,7 +98,7 @@ fn most_tiles(windows: usize, channels: usize, (least, most): (usize, usize)) ->
 
 impl WinogradConv {
     /// Plans the passes and allocates packed weights.
-    pub fn new(shape: ConvShape, used: ConvUse, level: Level, held: &mut usize) -> Result<Self, EngineError> {
+    pub fn new<E: Cell>(shape: ConvShape, used: ConvUse, level: Level, held: &mut usize) -> Result<Self, EngineError> {
         assert!(can(&shape), "{shape:?} has no tiles");
         // Points are floats, whatever the maps hold.
         let layout = Layout::of::<f32>(level);
@@ -106,7 +108,8 @@ impl WinogradConv {
         let forward = packed(shape.input.c, shape.cout)?;
         let backward = if used == ConvUse::Train { packed(shape.cout, shape.input.c)? } else { Buffer::default() };
         let grid = Grid { h: shape.input.h, w: shape.input.w };
-        Ok(Self { shape, layout, grid, forward, backward })
+        let per_cell = if level.has_bf16() { E::PER_CELL } else { 1 };
+        Ok(Self { shape, layout, per_cell, grid, forward, backward })
     }
 
     fn channels(&self) -> (usize, usize) {
@@ -121,7 +124,7 @@ impl WinogradConv {
     /// How the weight gradient's numbers lie.
     fn gradient_layout(&self) -> gradient::Layout {
         let (cin, cout) = self.channels();
-        gradient::Layout { cin, cout, lanes: self.layout.narrow }
+        gradient::Layout { cin, cout, lanes: self.layout.narrow, per_cell: self.per_cell }
     }
 
     /// Whether each thread keeps sums of its own.
@@ -133,9 +136,9 @@ impl WinogradConv {
     fn gradient_tasks(&self, n_images: usize) -> Tasks {
         let (cin, cout) = self.channels();
         let most = if self.is_narrow() {
-            most_tiles(GRADIENT_POINTS, cin + cout, GRADIENT_TILES)
+            most_tiles(self.per_cell * GRADIENT_POINTS, cin + cout, GRADIENT_TILES)
         } else {
-            most_tiles(ROUND, cin + cout, (ROUND_TASK, usize::MAX))
+            most_tiles(self.per_cell * ROUND, cin + cout, (ROUND_TASK, usize::MAX))
         };
         Tasks::of(n_images * self.grid.per_image(), most)
     }
@@ -160,7 +163,7 @@ impl WinogradConv {
             for task in mine.clone() {
                 let tiles = tasks.tiles(task);
                 let (points, rest) = scratch.split_at_mut(layout.points(tiles.len()));
-                let points = Points { start: points.as_mut_ptr(), n_tiles: tiles.len() };
+                let points = Points { start: points.as_mut_ptr(), n_cells: layout.cells(tiles.len()) };
                 // SAFETY: scratch holds the points; `level` is at most what the engine detected.
                 unsafe { gradient::to_points(level, job, tiles, points, 0, rest) };
                 for (point, index) in (0..POINTS).flat_map(|p| (0..layout.n_blocks()).map(move |index| (p, index))) {
@@ -197,13 +200,15 @@ impl WinogradConv {
         let (scratch, dw) = (Shards::new(ctx.scratch), Shards::new(dw));
         for tiles in (0..rounds.n).map(|round| rounds.tiles(round)) {
             assert!(ctx.partial.len() >= layout.points(tiles.len()));
-            let points = Points { start: ctx.partial.as_mut_ptr(), n_tiles: tiles.len() };
+            let points = Points { start: ctx.partial.as_mut_ptr(), n_cells: layout.cells(tiles.len()) };
             ctx.team.for_chunks(tiles.len().div_ceil(ROUND_TASK), |chunk, member| {
                 let at = chunk * ROUND_TASK;
                 let some = tiles.start + at..tiles.end.min(tiles.start + at + ROUND_TASK);
                 // SAFETY: points hold the round's tiles by the assertion; chunks bring different ones; one scratch per member; `level` is
                 // at most what the engine detected.
-                unsafe { gradient::to_points(level, job, some, points, at, &mut scratch.part(member, 1)[0]) };
+                unsafe {
+                    gradient::to_points(level, job, some, points, layout.cells(at), &mut scratch.part(member, 1)[0])
+                };
             });
             ctx.team.for_chunks(layout.n_blocks(), |index, member| {
                 let block = layout.block(index);
@@ -273,7 +278,7 @@ impl<E: Cell> Convolution<E> for WinogradConv {
         let layout = self.gradient_layout();
         let copied = points::scratch_len(cin.max(cout), lanes);
         let gradient = if self.is_narrow() {
-            layout.points(most_tiles(GRADIENT_POINTS, cin + cout, GRADIENT_TILES)) + copied
+            layout.points(most_tiles(self.per_cell * GRADIENT_POINTS, cin + cout, GRADIENT_TILES)) + copied
         } else {
             layout.largest_block().max(copied)
         };

@@ -16,12 +16,13 @@ pub(super) struct Source<'a, E> {
     pub x: &'a [E],
 }
 
-/// Where the numbers of tiles at a point lie: channels in blocks of `block`, `[block, tile, channel]`, `width` channels in all.
+/// Where cells of tiles at a point lie: channels in blocks of `block`, `[block, cell, channel]`, `width` channels in all. A cell holds a
+/// number of one tile, or of two.
 #[derive(Clone, Copy)]
 pub(super) struct Place {
-    /// Channel 0 of the first tile at the first point.
+    /// Channel 0 of the first cell at the first point.
     pub start: *mut f32,
-    pub n_tiles: usize,
+    pub n_cells: usize,
     pub width: usize,
     pub block: usize,
     /// Floats from one point to the next.
@@ -32,47 +33,103 @@ pub(super) struct Place {
 unsafe impl Sync for Place {}
 
 impl Place {
-    /// Channel `k` of a tile at the first point.
-    fn of(&self, tile: usize, k: usize) -> *mut f32 {
+    /// Channel `k` of a cell at the first point.
+    fn of(&self, cell: usize, k: usize) -> *mut f32 {
         let first = k / self.block * self.block;
-        let offset = first * self.n_tiles + tile * self.block.min(self.width - first) + (k - first);
+        let offset = first * self.n_cells + cell * self.block.min(self.width - first) + (k - first);
         self.start.wrapping_add(offset)
     }
 }
 
-/// Floats of scratch for a copied tile of `channels` in whole vectors.
+/// Whether cells of gradients' products hold two tiles' numbers, rounded to bf16.
+///
+/// A product's rounding is half a percent of it, and independent of all others': a sum's direction hardly changes, and nothing is
+/// computed from a weight gradient but the update. Feature maps and their gradients go on from layer to layer: those stay f32 at
+/// the points.
+pub(super) const fn has_pairs<E: Cell, S: Simd>() -> bool {
+    E::PER_CELL == 2 && S::HAS_PAIRS
+}
+
+/// Floats of scratch for copied tiles of `channels` in whole vectors.
 pub(super) fn scratch_len(channels: usize, lanes: usize) -> usize {
-    WINDOW * WINDOW * channels.next_multiple_of(lanes)
+    2 * WINDOW * WINDOW * channels.next_multiple_of(lanes)
 }
 
 kernel! {
-    /// Brings the windows of tiles to the points; the first tile has place `at`.
+    /// Brings the windows of tiles to the points.
     ///
     /// # Safety
-    /// `to` must have room for all channels, in whole vectors, of the tiles at every point, and no other thread may use those; `level` must be
-    /// supported by the CPU.
-    pub(super) unsafe fn windows(source: &Source<E>, tiles: Range<usize>, to: Place, at: usize, scratch: &mut [f32]) = bring_windows
+    /// `to` must have room for all channels, in whole vectors, of the tiles at every point; `level` must be supported by the CPU.
+    pub(super) unsafe fn windows(source: &Source<E>, tiles: Range<usize>, to: Place, scratch: &mut [f32]) = bring_windows
 }
 
 kernel! {
-    /// Brings the gradients of tiles to the points; the first tile has place `at`.
+    /// Brings the windows of tiles to the points, as the weight gradient's cells; the first one's place is `at`.
     ///
     /// # Safety
-    /// As [`windows`].
+    /// As [`windows`], and no other thread may use those cells.
+    pub(super) unsafe fn gradient_windows(source: &Source<E>, tiles: Range<usize>, to: Place, at: usize,
+                                          scratch: &mut [f32]) = bring_gradient_windows
+}
+
+kernel! {
+    /// Brings the gradients of tiles to the points, as the weight gradient's cells; the first one's place is `at`.
+    ///
+    /// # Safety
+    /// As [`gradient_windows`].
     pub(super) unsafe fn gradients(source: &Source<E>, tiles: Range<usize>, to: Place, at: usize,
                                    scratch: &mut [f32]) = bring_gradients
 }
 
+/// A map of squares of `N` × `N` pixels, which begin `BEFORE` rows and columns before their tiles.
+trait Map<const N: usize> {
+    const BEFORE: usize;
+
+    /// # Safety
+    /// As [`Simd`].
+    unsafe fn map<S: Simd>(square: [[S; N]; N]) -> [[S; WINDOW]; WINDOW];
+}
+
+struct Windows;
+
+impl Map<WINDOW> for Windows {
+    const BEFORE: usize = 1;
+
+    #[inline(always)]
+    unsafe fn map<S: Simd>(square: [[S; WINDOW]; WINDOW]) -> [[S; WINDOW]; WINDOW] {
+        // SAFETY: handed through, as in all below.
+        unsafe { transform::window(square) }
+    }
+}
+
+struct Gradients;
+
+impl Map<TILE> for Gradients {
+    const BEFORE: usize = 0;
+
+    #[inline(always)]
+    unsafe fn map<S: Simd>(square: [[S; TILE]; TILE]) -> [[S; WINDOW]; WINDOW] {
+        // SAFETY: see above.
+        unsafe { transform::gradients(square) }
+    }
+}
+
 #[inline(always)]
-unsafe fn bring_windows<E: Cell, S: Simd>(
+unsafe fn bring_windows<E: Cell, S: Simd>(source: &Source<E>, tiles: Range<usize>, to: Place, scratch: &mut [f32]) {
+    // SAFETY: see above.
+    unsafe { bring::<E, S, Windows, WINDOW>(source, tiles, to, 0, scratch) };
+}
+
+#[inline(always)]
+unsafe fn bring_gradient_windows<E: Cell, S: Simd>(
     source: &Source<E>,
     tiles: Range<usize>,
     to: Place,
     at: usize,
     scratch: &mut [f32],
 ) {
-    // SAFETY: handed through; the window begins a pixel above and to the left of its tile.
-    unsafe { bring::<E, S, WINDOW>(source, tiles, 1, to, at, scratch, |square| transform::window(square)) };
+    // SAFETY: see above.
+    unsafe { bring_cells::<E, S, Windows, WINDOW>(source, tiles, to, at, scratch) };
 }
 
 #[inline(always)]
@@ -83,53 +140,132 @@ unsafe fn bring_gradients<E: Cell, S: Simd>(
     at: usize,
     scratch: &mut [f32],
 ) {
-    // SAFETY: handed through.
-    unsafe { bring::<E, S, TILE>(source, tiles, 0, to, at, scratch, |square| transform::gradients(square)) };
+    // SAFETY: see above.
+    unsafe { bring_cells::<E, S, Gradients, TILE>(source, tiles, to, at, scratch) };
+}
+
+/// Brings tiles to the points, in the cells of the weight gradient.
+#[inline(always)]
+unsafe fn bring_cells<E: Cell, S: Simd, M: Map<N>, const N: usize>(
+    source: &Source<E>,
+    tiles: Range<usize>,
+    to: Place,
+    at: usize,
+    scratch: &mut [f32],
+) {
+    // SAFETY: see above.
+    unsafe {
+        if has_pairs::<E, S>() {
+            bring_pairs::<E, S, M, N>(source, tiles, to, at, scratch);
+        } else {
+            bring::<E, S, M, N>(source, tiles, to, at, scratch);
+        }
+    }
+}
+
+/// Brings tiles to the points, one by one.
+#[inline(always)]
+unsafe fn bring<E: Cell, S: Simd, M: Map<N>, const N: usize>(
+    source: &Source<E>,
+    tiles: Range<usize>,
+    to: Place,
+    at: usize,
+    scratch: &mut [f32],
+) {
+    let copied = E::of_scratch(scratch);
+    for (i, index) in tiles.enumerate() {
+        // SAFETY: squares have all their channels in whole vectors; the caller vouches for the place.
+        unsafe {
+            let square = Square::of::<S, N>(source, index, M::BEFORE, copied);
+            for k in (0..square.channels).step_by(S::LANES) {
+                let (points, place) = (M::map(square.load::<S, N>(k)), to.of(at + i, k));
+                for (p, value) in points.as_flattened().iter().enumerate() {
+                    value.store_first(place.add(p * to.point), S::LANES);
+                }
+            }
+        }
+    }
+}
+
+/// Brings tiles to the points, two by two; the last one may be paired with zeros.
+#[inline(always)]
+unsafe fn bring_pairs<E: Cell, S: Simd, M: Map<N>, const N: usize>(
+    source: &Source<E>,
+    tiles: Range<usize>,
+    to: Place,
+    at: usize,
+    scratch: &mut [f32],
+) {
+    let half = scratch.len() / 2;
+    let (low, high) = scratch.split_at_mut(half);
+    let (low, high) = (E::of_scratch(low), E::of_scratch(high));
+    for (i, index) in tiles.clone().step_by(2).enumerate() {
+        // SAFETY: as above.
+        unsafe {
+            let square = Square::of::<S, N>(source, index, M::BEFORE, low);
+            let other = if index + 1 < tiles.end {
+                Square::of::<S, N>(source, index + 1, M::BEFORE, high)
+            } else {
+                Square::zeros::<N>(square.channels, high)
+            };
+            for k in (0..square.channels).step_by(S::LANES) {
+                let place = to.of(at + i, k);
+                let (points, others) = (M::map(square.load::<S, N>(k)), M::map(other.load::<S, N>(k)));
+                for (p, (&a, &b)) in points.as_flattened().iter().zip(others.as_flattened()).enumerate() {
+                    S::round_pairs(a, b).store_first(place.add(p * to.point), S::LANES);
+                }
+            }
+        }
+    }
+}
+
+/// A square of pixels with their channels in whole vectors.
+struct Square<E> {
+    start: *const E,
+    /// From one row and one pixel to the next.
+    row: usize,
+    pixel: usize,
+    channels: usize,
 }
 
 /// Tiles that pixels are asked for ahead of their use: rows of a tile lie too far apart for the processor to foresee.
 const AHEAD: usize = 2;
 
-/// Brings squares of `N` × `N` pixels, which begin `before` rows and columns before their tiles.
-#[inline(always)]
-unsafe fn bring<E: Cell, S: Simd, const N: usize>(
-    source: &Source<E>,
-    tiles: Range<usize>,
-    before: usize,
-    to: Place,
-    at: usize,
-    scratch: &mut [f32],
-    map: impl Fn([[S; N]; N]) -> [[S; WINDOW]; WINDOW],
-) {
-    let (Source { grid, channels: c, x }, padded) = (source, source.channels.next_multiple_of(S::LANES));
-    let edge = E::of_scratch(&mut scratch[..WINDOW * WINDOW * padded]);
-    for (i, index) in tiles.enumerate() {
+impl<E: Cell> Square<E> {
+    /// The square of tile `index`: where it lies if it has no edge, else a copy.
+    #[inline(always)]
+    unsafe fn of<S: Simd, const N: usize>(source: &Source<E>, index: usize, before: usize, copied: &mut [E]) -> Self {
+        let (Source { grid, channels: c, x }, padded) = (source, source.channels.next_multiple_of(S::LANES));
         let tile = grid.tile(index);
         let image = &x[tile.image * grid.h * grid.w * c..][..grid.h * grid.w * c];
         let is_inside = |at: usize, size: usize| at >= before && at + N - before <= size;
-        let is_plain = is_inside(tile.row, grid.h) && is_inside(tile.col, grid.w) && padded == *c;
-        let (start, row, pixel) = if is_plain {
-            // SAFETY: handed through; a hint.
-            unsafe { prefetch_tile::<E, S>(source, index + AHEAD) };
-            (image[((tile.row - before) * grid.w + tile.col - before) * c..].as_ptr(), grid.w * c, *c)
-        } else {
-            copy_square::<E, N>(source, image, (tile.row, tile.col), before, padded, edge);
-            (edge.as_ptr(), N * padded, padded)
-        };
-        for k in (0..padded).step_by(S::LANES) {
-            // SAFETY: the square lies in the image or in scratch; the caller vouches for the place.
-            unsafe {
-                let mut square = [[S::zero(); N]; N];
-                for (r, line) in square.iter_mut().enumerate() {
-                    for (col, value) in line.iter_mut().enumerate() {
-                        *value = E::load_first::<S>(start.add(r * row + col * pixel + k), S::LANES);
-                    }
-                }
-                let place = to.of(at + i, k);
-                for (p, value) in map(square).as_flattened().iter().enumerate() {
-                    value.store_first(place.add(p * to.point), S::LANES);
+        // SAFETY: handed through; a hint.
+        unsafe { prefetch_tile::<E, S>(source, index + AHEAD) };
+        if is_inside(tile.row, grid.h) && is_inside(tile.col, grid.w) && padded == *c {
+            let start = image[((tile.row - before) * grid.w + tile.col - before) * c..].as_ptr();
+            return Self { start, row: grid.w * c, pixel: *c, channels: *c };
+        }
+        copy_square::<E, N>(source, image, (tile.row, tile.col), before, padded, copied);
+        Self { start: copied.as_ptr(), row: N * padded, pixel: padded, channels: padded }
+    }
+
+    fn zeros<const N: usize>(channels: usize, copied: &mut [E]) -> Self {
+        copied[..N * N * channels].fill(E::default());
+        Self { start: copied.as_ptr(), row: N * channels, pixel: channels, channels }
+    }
+
+    /// The vectors from channel `k` on.
+    #[inline(always)]
+    unsafe fn load<S: Simd, const N: usize>(&self, k: usize) -> [[S; N]; N] {
+        // SAFETY: the caller has the instructions and asks for channels that there are.
+        unsafe {
+            let mut square = [[S::zero(); N]; N];
+            for (r, line) in square.iter_mut().enumerate() {
+                for (col, value) in line.iter_mut().enumerate() {
+                    *value = E::load_first::<S>(self.start.add(r * self.row + col * self.pixel + k), S::LANES);
                 }
             }
+            square
         }
     }
 }

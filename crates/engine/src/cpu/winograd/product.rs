@@ -1,8 +1,10 @@
-//! The matrix product at one point: the hot loop of all three passes.
+//! The matrix product at one point: the hot loop of all three passes. Its numbers are 32-bit cells: floats, or pairs of bf16 whose
+//! products are added up.
 //!
 //! A register block of rows × vectors of columns stays in registers while the loop runs along the depth: per step it loads one
 //! row of the right side and broadcasts one number of the left side per row.
 
+use crate::cpu::cell::Cell;
 use crate::cpu::correlate::{MAX_GROUPS, MAX_PIXELS};
 use crate::cpu::simd::Simd;
 
@@ -35,13 +37,19 @@ pub(super) struct Out {
 /// # Safety
 /// As [`Simd`]; both sides must be readable and `out` writable for all rows of whole groups.
 #[inline(always)]
-pub(super) unsafe fn multiply<S: Simd, const V: usize>(rows: usize, depth: usize, left: Left, right: Right, out: Out) {
+pub(super) unsafe fn multiply<C: Cell, S: Simd, const V: usize>(
+    rows: usize,
+    depth: usize,
+    left: Left,
+    right: Right,
+    out: Out,
+) {
     // SAFETY: handed through.
     unsafe {
         match rows.div_ceil(S::GROUP) {
-            1 => block::<S, V, 1>(depth, left, right, out),
-            2 => block::<S, V, 2>(depth, left, right, out),
-            _ => block::<S, V, 3>(depth, left, right, out),
+            1 => block::<C, S, V, 1>(depth, left, right, out),
+            2 => block::<C, S, V, 2>(depth, left, right, out),
+            _ => block::<C, S, V, 3>(depth, left, right, out),
         }
     }
 }
@@ -50,7 +58,12 @@ pub(super) unsafe fn multiply<S: Simd, const V: usize>(rows: usize, depth: usize
 const AHEAD: usize = 8;
 
 #[inline(always)]
-unsafe fn block<S: Simd, const V: usize, const GROUPS: usize>(depth: usize, left: Left, right: Right, out: Out) {
+unsafe fn block<C: Cell, S: Simd, const V: usize, const GROUPS: usize>(
+    depth: usize,
+    left: Left,
+    right: Right,
+    out: Out,
+) {
     // SAFETY: the caller's promise, for `GROUPS` whole groups of rows.
     unsafe {
         let mut acc = [[S::zero(); V]; MAX_PIXELS];
@@ -83,7 +96,7 @@ unsafe fn block<S: Simd, const V: usize, const GROUPS: usize>(depth: usize, left
                 for q in 0..S::GROUP {
                     let a = S::splat(base[g].add(q * left.row));
                     for v in 0..V {
-                        acc[g * S::GROUP + q][v] = acc[g * S::GROUP + q][v].fma(a, b[v]);
+                        acc[g * S::GROUP + q][v] = C::dot(acc[g * S::GROUP + q][v], a, b[v]);
                     }
                 }
                 base[g] = base[g].add(left.step);

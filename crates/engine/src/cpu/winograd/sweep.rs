@@ -9,7 +9,7 @@ use super::points::{self, Place, Source};
 use super::product::{Left, Out, Right, multiply};
 use super::transform::{self, POINTS, TILE, WINDOW};
 use crate::cpu::cell::Cell;
-use crate::cpu::simd::{Level, Simd, kernel};
+use crate::cpu::simd::{Level, MAX_LANES, Simd, kernel};
 use crate::types::Write;
 use std::ops::Range;
 
@@ -71,10 +71,10 @@ unsafe fn correlate_task<E: Cell, S: Simd>(job: &Job<E>, task: &Task, scratch: &
     let (windows, rest) = scratch.split_at_mut(windows_len);
     let (products, rest) = rest.split_at_mut(n_tiles.next_multiple_of(S::GROUP) * tile_len(S::PANEL));
     let (start, width) = (windows.as_mut_ptr(), tile_len(padded));
-    let place = Place { start, n_tiles, width, block: width, point: padded };
+    let place = Place { start, n_cells: n_tiles, width, block: width, point: padded };
     let maps = Source { grid: job.grid, channels: source, x: job.x };
     // SAFETY: the caller's promise; windows have room for all channels of all tiles.
-    unsafe { points::windows::<E>(job.level, &maps, task.tiles.clone(), place, 0, rest) };
+    unsafe { points::windows(job.level, &maps, task.tiles.clone(), place, rest) };
     for panel in task.panels.clone() {
         let at = panel * S::PANEL;
         let weights = &job.packed[at * POINTS * source..];
@@ -112,7 +112,7 @@ unsafe fn correlate_panel<E: Cell, S: Simd, const V: usize>(
                 let left = Left { start, row: from_tile, step: 1 };
                 let right = Right { start: weights.as_ptr().add(point * source * width), step: width };
                 let start = products.as_mut_ptr().add(first * to_tile + point * width);
-                multiply::<S, V>(rows, source, left, right, Out { start, row: to_tile, adds: false });
+                multiply::<f32, S, V>(rows, source, left, right, Out { start, row: to_tile, adds: false });
             }
         }
     }
@@ -186,7 +186,7 @@ unsafe fn write_part<E: Cell, S: Simd>(
 ) {
     let (w, c) = (job.grid.w, job.channels.1);
     let (rows, cols) = tile.size(&job.grid);
-    let mut values = [[[0.0f32; WIDEST]; TILE]; TILE];
+    let mut values = [[[0.0f32; MAX_LANES]; TILE]; TILE];
     // SAFETY: the caller vouches for the products and for the tile's pixels; no vector is longer than a value.
     unsafe {
         for (value, output) in values.as_flattened_mut().iter_mut().zip(outputs::<S>(from, point).as_flattened()) {
@@ -198,9 +198,6 @@ unsafe fn write_part<E: Cell, S: Simd>(
         }
     }
 }
-
-/// Floats of the longest vector.
-const WIDEST: usize = 16;
 
 #[inline(always)]
 unsafe fn write_pixel<E: Cell, S: Simd>(mut value: S, to: *mut E, n: usize, write: Write, sums: &mut [S; 2]) {
