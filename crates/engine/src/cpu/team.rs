@@ -11,6 +11,13 @@ use std::thread::JoinHandle;
 /// How often a member looks for work before it sleeps: some tens of microseconds.
 const SPINS: usize = 4_000;
 
+/// Most runs of chunks that members begin with.
+const MAX_RUNS: usize = 64;
+
+/// Chunks of a run that were taken, in a cache line of its own.
+#[repr(align(64))]
+struct Taken(AtomicUsize);
+
 type Job = *const (dyn Fn(usize) + Sync);
 
 struct Shared {
@@ -95,18 +102,25 @@ impl Team {
     }
 
     /// Runs `work(chunk, member)` for every chunk of `0..n_chunks`, in any order, on whichever member is free.
+    ///
+    /// Members begin with runs of chunks that are the same in every call, so that what one wrote it mostly finds in its own caches in
+    /// the next operation; who is done takes from the others' runs.
     pub fn for_chunks(&self, n_chunks: usize, work: impl Fn(usize, usize) + Sync) {
         if n_chunks <= 1 || self.helpers.is_empty() {
             return (0..n_chunks).for_each(|chunk| work(chunk, 0));
         }
-        let next = AtomicUsize::new(0);
+        let n_runs = self.n_members().min(MAX_RUNS);
+        let taken = [const { Taken(AtomicUsize::new(0)) }; MAX_RUNS];
         self.broadcast(&|member| {
-            loop {
-                let chunk = next.fetch_add(1, Ordering::Relaxed);
-                if chunk >= n_chunks {
-                    break;
+            for run in (0..n_runs).map(|i| (member + i) % n_runs) {
+                let (first, end) = (n_chunks * run / n_runs, n_chunks * (run + 1) / n_runs);
+                loop {
+                    let chunk = first + taken[run].0.fetch_add(1, Ordering::Relaxed);
+                    if chunk >= end {
+                        break;
+                    }
+                    work(chunk, member);
                 }
-                work(chunk, member);
             }
         });
     }

@@ -219,6 +219,16 @@ pub trait Simd: Copy {
     unsafe fn load_first(from: *const f32, n: usize) -> Self;
     /// Stores the first `n` floats only.
     unsafe fn store_first(self, to: *mut f32, n: usize);
+    /// Stores all floats to an address that a vector's size divides, past the caches where there is an instruction for it; seen by
+    /// other threads after [`Simd::fence`].
+    #[inline(always)]
+    unsafe fn stream(self, to: *mut f32) {
+        // SAFETY: handed through.
+        unsafe { self.store_first(to, Self::LANES) };
+    }
+    /// Ends a run of [`Simd::stream`].
+    #[inline(always)]
+    unsafe fn fence() {}
     unsafe fn add(self, other: Self) -> Self;
     unsafe fn sub(self, other: Self) -> Self;
     /// Zero where negative; not-a-number stays.

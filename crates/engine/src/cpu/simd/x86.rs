@@ -66,6 +66,16 @@ impl Simd for Avx2 {
         unsafe { _mm256_maskstore_ps(to, Self::mask(n), self.0) }
     }
     #[inline(always)]
+    unsafe fn stream(self, to: *mut f32) {
+        // SAFETY: see above.
+        unsafe { _mm256_stream_ps(to, self.0) }
+    }
+    #[inline(always)]
+    unsafe fn fence() {
+        // SAFETY: orders stores, and touches nothing.
+        unsafe { _mm_sfence() }
+    }
+    #[inline(always)]
     unsafe fn add(self, other: Self) -> Self {
         // SAFETY: see above.
         Self(unsafe { _mm256_add_ps(self.0, other.0) })
@@ -196,6 +206,16 @@ impl Simd for Avx512 {
     unsafe fn store_first(self, to: *mut f32, n: usize) {
         // SAFETY: see above; masked lanes are not written.
         unsafe { _mm512_mask_storeu_ps(to, first(n), self.0) }
+    }
+    #[inline(always)]
+    unsafe fn stream(self, to: *mut f32) {
+        // SAFETY: see above.
+        unsafe { _mm512_stream_ps(to, self.0) }
+    }
+    #[inline(always)]
+    unsafe fn fence() {
+        // SAFETY: orders stores, and touches nothing.
+        unsafe { _mm_sfence() }
     }
     #[inline(always)]
     unsafe fn add(self, other: Self) -> Self {
@@ -342,6 +362,16 @@ impl Simd for Avx512Bf16 {
     unsafe fn store_first(self, to: *mut f32, n: usize) {
         // SAFETY: see above.
         unsafe { self.0.store_first(to, n) }
+    }
+    #[inline(always)]
+    unsafe fn stream(self, to: *mut f32) {
+        // SAFETY: see above.
+        unsafe { self.0.stream(to) }
+    }
+    #[inline(always)]
+    unsafe fn fence() {
+        // SAFETY: orders stores, and touches nothing.
+        unsafe { _mm_sfence() }
     }
     #[inline(always)]
     unsafe fn add(self, other: Self) -> Self {

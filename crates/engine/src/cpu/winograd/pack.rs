@@ -57,6 +57,8 @@ unsafe fn pack_forward<E: Cell, S: Simd>(panel: &Panel, out: &mut [f32]) {
             unsafe { to_points::<S>(filter, width, &mut out[(from + i) * width..], cin * width) };
         }
     }
+    // SAFETY: the caller's promise.
+    unsafe { S::fence() };
 }
 
 #[inline(always)]
@@ -70,12 +72,16 @@ unsafe fn pack_backward<E: Cell, S: Simd>(panel: &Panel, out: &mut [f32]) {
         // SAFETY: the caller's promise; a line is as long as the widest panel.
         unsafe { to_points::<S>(|tap| turned[tap].as_ptr(), width, &mut out[co * width..], cout * width) };
     }
+    // SAFETY: the caller's promise.
+    unsafe { S::fence() };
 }
 
-/// Brings `width` filters, side by side at each tap, to points that lie `point` floats apart.
+/// Brings `width` filters, side by side at each tap, to points that lie `point` floats apart. All points of a network are more than
+/// caches hold until they are read.
 #[inline(always)]
 unsafe fn to_points<S: Simd>(filter: impl Fn(usize) -> *const f32, width: usize, out: &mut [f32], point: usize) {
     assert!(out.len() >= (POINTS - 1) * point + width);
+    assert!((out.as_ptr().addr() | (4 * point)).is_multiple_of(4 * S::LANES), "vectors are stored where one begins");
     for v in (0..width).step_by(S::LANES) {
         // SAFETY: the caller has the instructions; filters and points hold `width` floats, by the assertion.
         unsafe {
@@ -84,7 +90,7 @@ unsafe fn to_points<S: Simd>(filter: impl Fn(usize) -> *const f32, width: usize,
                 *w = S::load(filter(tap).add(v));
             }
             for (k, value) in transform::weights(w).as_flattened().iter().enumerate() {
-                value.store_first(out.as_mut_ptr().add(k * point + v), S::LANES);
+                value.stream(out.as_mut_ptr().add(k * point + v));
             }
         }
     }
