@@ -31,7 +31,7 @@ pub fn resolve_run(args: &PretrainArgs, context: &Context) -> anyhow::Result<(Ru
     // A variable that is not UTF-8 cannot be one of ours.
     let vars =
         std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    let (env, warnings) = Layer::from_env(vars, &[crate::system::LEVEL_VARIABLE])?;
+    let (env, warnings) = Layer::from_env(vars, &[crate::system::LEVEL_VARIABLE, crate::system::CONVOLUTION_VARIABLE])?;
     warnings.iter().for_each(|warning| context.warn(warning));
     layers.push(env);
     layers.push(Layer::from_assignments(&args.assignments)?);

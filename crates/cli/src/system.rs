@@ -1,14 +1,17 @@
-//! What the machine offers: memory, disk, and the instruction set that an environment variable may force.
+//! What the machine offers: memory, disk, and the kernels that environment variables may force.
 
 use crate::exit::UsageError;
 use sdclr::run_dir::describe_io;
-use sdclr_engine::Level;
+use sdclr_engine::{Algorithm, Kernels, Level};
 use sdclr_records::RunConfig;
 use std::path::Path;
 use sysinfo::{Disks, System};
 
 /// Caps the CPU kernels at an instruction set, to try each path: one of [`Level::names`].
 pub const LEVEL_VARIABLE: &str = "SDCLR_CPU_LEVEL";
+
+/// Forces how convolutions are computed, to try each path: one of [`Algorithm::names`].
+pub const CONVOLUTION_VARIABLE: &str = "SDCLR_CPU_CONVOLUTION";
 
 /// Bytes of memory in all and free, a container's limit included.
 pub fn memory() -> (u64, u64) {
@@ -36,17 +39,28 @@ pub fn disk_free(path: &Path) -> Option<u64> {
     Some(nearest.available_space())
 }
 
-/// The instruction set that [`LEVEL_VARIABLE`] asks for.
+/// The kernels that [`LEVEL_VARIABLE`] and [`CONVOLUTION_VARIABLE`] ask for.
 ///
 /// # Errors
 /// An unknown name.
-pub fn level() -> anyhow::Result<Option<Level>> {
-    let Ok(name) = std::env::var(LEVEL_VARIABLE) else { return Ok(None) };
-    match Level::from_name(&name) {
-        Some(level) => Ok(Some(level)),
+pub fn kernels() -> anyhow::Result<Kernels> {
+    let level = named(LEVEL_VARIABLE, Level::from_name, Level::names())?;
+    let algorithm = named(CONVOLUTION_VARIABLE, Algorithm::from_name, Algorithm::names())?.unwrap_or_default();
+    Ok(Kernels { level, algorithm })
+}
+
+/// What a variable names, if it is set.
+fn named<T>(
+    variable: &str,
+    from_name: impl Fn(&str) -> Option<T>,
+    names: impl Iterator<Item = &'static str>,
+) -> anyhow::Result<Option<T>> {
+    let Ok(name) = std::env::var(variable) else { return Ok(None) };
+    match from_name(&name) {
+        Some(value) => Ok(Some(value)),
         None => {
-            let known: Vec<_> = Level::names().collect();
-            Err(UsageError(format!("{LEVEL_VARIABLE}={name}: known are {}", known.join(", "))).into())
+            let known: Vec<_> = names.collect();
+            Err(UsageError(format!("{variable}={name}: known are {}", known.join(", "))).into())
         }
     }
 }

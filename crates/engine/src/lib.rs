@@ -16,7 +16,7 @@ pub mod peak;
 mod scalar;
 pub mod types;
 
-pub use cpu::{Algorithm, Cpu, CpuBf16, CpuOptions, Level};
+pub use cpu::{Algorithm, Cpu, CpuBf16, CpuOptions, Kernels, Level};
 pub use engine::{Engine, Memory, NormApply, NormBackward, NormEval, NormTrain, NtXent, WeightGrad};
 pub use oracle::Oracle;
 pub use peak::{Peaks, Rates};

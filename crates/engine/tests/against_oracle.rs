@@ -18,7 +18,8 @@ fn check(what: &str, f: impl Fn(&mut Bench) -> Vec<Vec<f32>>) -> Result<(), Test
         for (n_threads, algorithm) in
             [(1, Algorithm::Direct), (3, Algorithm::Direct), (1, Algorithm::Winograd), (3, Algorithm::Winograd)]
         {
-            let engine = Cpu::new(CpuOptions { n_threads, level: Some(level), algorithm }).unwrap();
+            let engine =
+                Cpu::new(CpuOptions { n_threads, kernels: Kernels { level: Some(level), algorithm } }).unwrap();
             let got = f(&mut Bench::new(Box::new(engine), BITS));
             for (k, (got, expected)) in got.iter().zip(&expected).enumerate() {
                 let largest = expected.iter().fold(1e-3f32, |m, v| m.max(v.abs()));

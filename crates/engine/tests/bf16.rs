@@ -61,7 +61,7 @@ fn conv_results(engine: Box<dyn Engine>, shape: ConvShape, n: usize) -> Results 
 fn check_conv(shape: ConvShape, n: usize, n_threads: usize) -> Result<(), TestCaseError> {
     let expected = conv_results(Box::new(Oracle::new()), shape, n);
     for (level, algorithm) in levels().flat_map(|level| [(level, Algorithm::Direct), (level, Algorithm::Winograd)]) {
-        let fast = CpuBf16::new(CpuOptions { n_threads, level: Some(level), algorithm }).unwrap();
+        let fast = CpuBf16::new(CpuOptions { n_threads, kernels: Kernels { level: Some(level), algorithm } }).unwrap();
         let got = conv_results(Box::new(fast), shape, n);
         for ((what, relative, expected), (.., got)) in expected.iter().zip(&got) {
             // Weight gradients by products at points are sums of rounded products where there are instructions for pairs: off by

@@ -1,7 +1,7 @@
 //! From configs to what runs them: engines, networks, optimizers, schedules.
 
 use crate::error::Error;
-use sdclr_engine::{Cpu, CpuBf16, CpuOptions, Engine, Level};
+use sdclr_engine::{Cpu, CpuBf16, CpuOptions, Engine, Kernels, Level};
 use sdclr_nn::{Decay, Head, Network, NetworkSpec, OptimizerKind, Schedule};
 use sdclr_records::config::{ModelConfig, OptimizerConfig, RunConfig};
 use sdclr_records::names::{Device, OptimizerKind as OptimizerName, Precision, ScheduleKind, Stem};
@@ -17,17 +17,17 @@ pub struct Machine {
     pub threads: usize,
     /// Threads that decode and augment; 0 chooses.
     pub workers: usize,
-    /// Instruction set of the CPU to use at most; `None` takes the best there is.
-    pub level: Option<Level>,
+    /// Which of the CPU's kernels run.
+    pub kernels: Kernels,
 }
 
 impl Machine {
     /// What a run's config asks for.
     #[must_use]
-    pub fn of(config: &RunConfig, level: Option<Level>) -> Self {
+    pub fn of(config: &RunConfig, kernels: Kernels) -> Self {
         let train = &config.train;
         let (device, precision, threads) = (train.device, train.precision, train.threads);
-        Self { device, precision, threads, workers: config.data.workers, level }
+        Self { device, precision, threads, workers: config.data.workers, kernels }
     }
 
     /// Threads that compute.
@@ -41,7 +41,7 @@ impl Machine {
     #[must_use]
     pub fn level(&self) -> Level {
         let best = Level::detect();
-        self.level.map_or(best, |level| level.min(best))
+        self.kernels.level.map_or(best, |level| level.min(best))
     }
 
     /// The numbers that feature maps are kept in: f32 or bf16. `auto` stands for bf16 where there are instructions for it.
@@ -65,7 +65,7 @@ impl Machine {
                 self.device
             )));
         }
-        let options = CpuOptions { level: self.level, ..CpuOptions::threads(self.n_threads()) };
+        let options = CpuOptions { n_threads: self.n_threads(), kernels: self.kernels };
         match self.numbers() {
             Precision::Bf16 => Ok(Box::new(CpuBf16::new(options)?)),
             Precision::Auto | Precision::F32 => Ok(Box::new(Cpu::new(options)?)),

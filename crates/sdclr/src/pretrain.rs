@@ -14,7 +14,7 @@ use crate::signals::{StopFlag, StopSignal};
 use crate::snapshot;
 use prepare::{Prepared, settled, thread_counts};
 use sdclr_data::{Batch, Dataset, Loader};
-use sdclr_engine::Level;
+use sdclr_engine::Kernels;
 use sdclr_nn::Schedule;
 use sdclr_nn::mask::MaskStats;
 use sdclr_records::RunConfig;
@@ -46,8 +46,8 @@ pub struct PretrainJob<'a> {
     /// Where to write; nothing there changes before everything that can fail is prepared. A claim that resumes goes on
     /// from `checkpoints/last.safetensors` if it is there.
     pub claim: Claim,
-    /// Instruction set of the CPU to use at most.
-    pub level: Option<Level>,
+    /// Which of the CPU's kernels run.
+    pub kernels: Kernels,
     /// Bytes of memory that the run may take; `None` does not look.
     pub memory_limit: Option<u64>,
     /// Looked at between steps.
@@ -63,8 +63,8 @@ pub struct PretrainJob<'a> {
 /// images, a loss that is not finite.
 pub fn pretrain(job: PretrainJob<'_>) -> Result<Outcome, Error> {
     let config = settled(&job)?;
-    let PretrainJob { dataset, claim, level, memory_limit, stop, observer, .. } = job;
-    let job = PretrainJob { config: &config, dataset, claim, level, memory_limit, stop, observer };
+    let PretrainJob { dataset, claim, kernels, memory_limit, stop, observer, .. } = job;
+    let job = PretrainJob { config: &config, dataset, claim, kernels, memory_limit, stop, observer };
     let prepared = Prepared::new(&job)?;
     Run::begin(job, prepared)?.go()
 }
@@ -142,7 +142,7 @@ impl<'a> Run<'a> {
                 kept = stored;
                 kept.data.source.clone_from(&job.config.data.source);
             } else {
-                other_threads = thread_counts(&stored, job.config, job.level);
+                other_threads = thread_counts(&stored, job.config, job.kernels);
             }
         }
         let writer = job.claim.begin(&kept)?;

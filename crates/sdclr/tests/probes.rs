@@ -6,6 +6,7 @@ use sdclr::probe::{ProbeJob, Subject, Weights, probe};
 use sdclr::progress::Unobserved;
 use sdclr::signals::StopFlag;
 use sdclr_data::{Dataset, RgbImage};
+use sdclr_engine::Kernels;
 use sdclr_records::names::{Method, ModelName, Protocol};
 use sdclr_records::{ProbeConfig, ProbeResult, RunConfig};
 
@@ -48,7 +49,7 @@ fn measure(
         test,
         tail: tail.map(|counts| (counts, GroupRule::Thirds)),
         data: Default::default(),
-        machine: Machine::of(&subject.config, None),
+        machine: Machine::of(&subject.config, Kernels::default()),
         stop: &StopFlag::new(),
         observer: &mut Unobserved,
     };

@@ -5,6 +5,7 @@ use sdclr::bench::StepBench;
 use sdclr::bench::layers::LayersBench;
 use sdclr::bench::profile::{Op, Phase, Row, grouped};
 use sdclr::bench::profiler::Profiler;
+use sdclr_engine::Kernels;
 use sdclr_records::RunConfig;
 use sdclr_records::layers::{Layer, merge};
 
@@ -17,7 +18,7 @@ fn config(flags: &[(&str, &str)]) -> RunConfig {
 }
 
 fn rows(config: &RunConfig) -> Vec<Row> {
-    let mut bench = LayersBench::new(config, &Machine::of(config, None)).unwrap();
+    let mut bench = LayersBench::new(config, &Machine::of(config, Kernels::default())).unwrap();
     bench.warm_up().unwrap();
     bench.step().unwrap();
     bench.step().unwrap();
@@ -28,7 +29,7 @@ fn rows(config: &RunConfig) -> Vec<Row> {
 #[test]
 fn a_profiled_step_has_the_plain_step_s_losses() {
     let config = config(&[("model", "resnet10")]);
-    let machine = Machine::of(&config, None);
+    let machine = Machine::of(&config, Kernels::default());
     let (profiler, profile) = Profiler::new(machine.engine().unwrap(), 4);
     let mut plain = StepBench::new(&config, &machine).unwrap();
     let mut profiled = StepBench::on(&config, Box::new(profiler)).unwrap();

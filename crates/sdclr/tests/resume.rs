@@ -5,7 +5,7 @@ use sdclr::progress::{Observer, StepReport};
 use sdclr::run_dir::{CheckpointName, Existing, RunDir};
 use sdclr::signals::{StopFlag, StopSignal};
 use sdclr_data::{Dataset, RgbImage};
-use sdclr_engine::Level;
+use sdclr_engine::{Kernels, Level};
 use sdclr_records::RunConfig;
 use sdclr_records::metrics::MetricLine;
 use sdclr_records::names::{Method, ModelName, Precision};
@@ -61,12 +61,12 @@ fn config(method: Method) -> RunConfig {
 
 /// Trains in `root`, stopping after step `stop_at`; returns the steps that this sitting did.
 fn sitting(root: &Path, config: &RunConfig, existing: Existing, stop_at: Option<u64>) -> (Outcome, Vec<u64>) {
-    sitting_at(None, root, config, existing, stop_at)
+    sitting_at(Kernels::default(), root, config, existing, stop_at)
 }
 
 /// [`sitting`] on a machine whose processor has no more than `level`.
 fn sitting_at(
-    level: Option<Level>,
+    kernels: Kernels,
     root: &Path,
     config: &RunConfig,
     existing: Existing,
@@ -79,7 +79,7 @@ fn sitting_at(
         config,
         dataset: images(),
         claim,
-        level,
+        kernels,
         memory_limit: None,
         stop: &stop,
         observer: &mut observer,
@@ -192,7 +192,15 @@ fn refusal(root: &Path, config: &RunConfig, existing: Existing, dataset: Dataset
     let (before, existed) = (contents(), root.exists());
     let claim = RunDir::claim(root, existing, config).unwrap();
     let (stop, mut observer) = (StopFlag::new(), sdclr::progress::Unobserved);
-    let job = PretrainJob { config, dataset, claim, level: None, memory_limit, stop: &stop, observer: &mut observer };
+    let job = PretrainJob {
+        config,
+        dataset,
+        claim,
+        kernels: Kernels::default(),
+        memory_limit,
+        stop: &stop,
+        observer: &mut observer,
+    };
     let message = pretrain(job).unwrap_err().to_string();
     assert!(contents() == before, "something was written: {message}");
     assert_eq!(root.exists(), existed, "{message}");
@@ -202,7 +210,8 @@ fn refusal(root: &Path, config: &RunConfig, existing: Existing, dataset: Dataset
 #[test]
 fn a_run_goes_on_in_the_numbers_that_it_began_in_on_any_machine() {
     let folder = tempfile::tempdir().unwrap();
-    let (plain, best) = (Some(Level::Portable), None);
+    let plain = Kernels { level: Some(Level::Portable), ..Kernels::default() };
+    let best = Kernels::default();
     let machine_s_own = if Level::detect().has_bf16() { Precision::Bf16 } else { Precision::F32 };
     let auto = config(Method::SdClr);
     for (begun_with, begun_at, went_on_at, expected) in [
@@ -280,7 +289,7 @@ fn a_run_that_diverges_names_the_last_good_checkpoint() {
         config: &config,
         dataset,
         claim,
-        level: None,
+        kernels: Kernels::default(),
         memory_limit: None,
         stop: &stop,
         observer: &mut observer,
@@ -316,7 +325,7 @@ fn broken_images_are_listed_once_over_all_sittings() {
             config: &config,
             dataset: broken(),
             claim,
-            level: None,
+            kernels: Kernels::default(),
             memory_limit: None,
             stop: &stop,
             observer: &mut observer,
@@ -336,7 +345,7 @@ fn broken_images_are_listed_once_over_all_sittings() {
         config: &config,
         dataset: broken(),
         claim,
-        level: None,
+        kernels: Kernels::default(),
         memory_limit: None,
         stop: &stop,
         observer: &mut observer,

@@ -62,7 +62,7 @@ pub fn run(args: &DemoArgs, context: Context) -> anyhow::Result<ExitCode> {
     let demo = Demo { args, context, stop: signals::install_for_training()?, out };
     // What was typed is checked before anything is written.
     for method in METHODS {
-        drop(Machine::of(&demo.config(method)?, system::level()?).engine()?);
+        drop(Machine::of(&demo.config(method)?, system::kernels()?).engine()?);
     }
     unpack(&demo.out)?;
     match demo.rows()? {
@@ -131,7 +131,7 @@ impl Demo<'_> {
             config: run_config,
             dataset,
             claim,
-            level: system::level()?,
+            kernels: system::kernels()?,
             memory_limit: Some(system::memory().1),
             stop: &self.stop,
             observer: &mut progress,
@@ -172,7 +172,7 @@ impl Demo<'_> {
             test: self.images("test")?,
             tail: Some((counts, GroupRule::Thirds)),
             data: ProbeData { train: record("probe"), validation: None, test: record("test"), tail: record("train") },
-            machine: Machine::of(&subject.config, system::level()?),
+            machine: Machine::of(&subject.config, system::kernels()?),
             stop: &self.stop,
             observer: &mut progress,
         };

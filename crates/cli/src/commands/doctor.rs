@@ -40,7 +40,7 @@ fn look() -> anyhow::Result<Value> {
     // What the scheduler lets this process use, affinity and container limits included.
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let (device, precision) = (Device::Auto, Precision::Auto);
-    let engine = Machine { device, precision, threads: 0, workers: 0, level: system::level()? }.engine()?;
+    let engine = Machine { device, precision, threads: 0, workers: 0, kernels: system::kernels()? }.engine()?;
     Ok(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "processor": system::processor(),

@@ -104,7 +104,7 @@ pub fn machine(args: &MachineArgs, config: &RunConfig) -> anyhow::Result<Machine
         Precision::Bf16 => Precision::Auto,
         Precision::F32 | Precision::Auto => Precision::F32,
     };
-    Ok(Machine { device: args.device.parse()?, precision, threads, workers, level: system::level()? })
+    Ok(Machine { device: args.device.parse()?, precision, threads, workers, kernels: system::kernels()? })
 }
 
 struct Images {

@@ -27,7 +27,7 @@ pub fn run(args: &PretrainArgs, context: Context) -> anyhow::Result<ExitCode> {
         config: &run_config,
         dataset,
         claim,
-        level: system::level()?,
+        kernels: system::kernels()?,
         memory_limit: Some(system::memory().1),
         stop: &stop,
         observer: &mut progress,

@@ -45,6 +45,13 @@ use team::{Shards, Team};
 pub struct CpuOptions {
     /// Threads, the caller's included.
     pub n_threads: usize,
+    /// What they run.
+    pub kernels: Kernels,
+}
+
+/// Which kernels a CPU engine runs: the fastest, unless said otherwise.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Kernels {
     /// Instruction set to use at most; `None` takes the best there is.
     pub level: Option<Level>,
     /// How convolutions are computed.
@@ -55,7 +62,7 @@ impl CpuOptions {
     /// As many threads, and the best that the machine has.
     #[must_use]
     pub fn threads(n_threads: usize) -> Self {
-        Self { n_threads, level: None, algorithm: Algorithm::Auto }
+        Self { n_threads, kernels: Kernels::default() }
     }
 }
 
@@ -122,8 +129,8 @@ impl<E: Compute> HostEngine<E> {
         Ok(Self {
             store: HostStore::default(),
             team,
-            level: options.level.map_or(best, |level| level.min(best)),
-            algorithm: options.algorithm,
+            level: options.kernels.level.map_or(best, |level| level.min(best)),
+            algorithm: options.kernels.algorithm,
             convs: Vec::new(),
             scratch: (0..n_threads).map(|_| Buffer::default()).collect(),
             partial: Buffer::default(),
@@ -182,7 +189,11 @@ impl<E: Compute> HostEngine<E> {
 
 impl<E: Compute> Engine for HostEngine<E> {
     fn name(&self) -> String {
-        format!("CPU, {}, {}, {} threads", E::NAME, self.level.name(), self.team.n_members())
+        let convolutions = match self.algorithm {
+            Algorithm::Auto => String::new(),
+            forced => format!(" {}", forced.name()),
+        };
+        format!("CPU, {}, {}{convolutions}, {} threads", E::NAME, self.level.name(), self.team.n_members())
     }
 
     fn input_normalize(&mut self, n: usize, images: ByteBuf, rows: Rows, norm: &Normalization, y: Act) {

@@ -176,12 +176,19 @@ impl Roofline {
 mod tests {
     use super::super::profile::{Op, Shape};
     use super::*;
+    use sdclr_engine::Kernels;
     use sdclr_records::names::Device;
 
     #[test]
     fn the_floor_is_the_longer_of_arithmetic_and_memory() {
         let rates = Rates { f32_gflops: 100.0, memory_gb_per_s: 10.0, ..Rates::default() };
-        let machine = Machine { device: Device::Cpu, precision: Precision::F32, threads: 1, workers: 1, level: None };
+        let machine = Machine {
+            device: Device::Cpu,
+            precision: Precision::F32,
+            threads: 1,
+            workers: 1,
+            kernels: Kernels::default(),
+        };
         let row = |op, flop, bytes| Row { op, shape: Shape::Any, calls: 1, seconds: 4.0, flop, bytes };
         let rows = [row(Op::ConvForward, 100e9, 5e9), row(Op::NormApply, 1e9, 20e9)];
         let conv = Roofline::of(&rows[0], &machine, &rates);

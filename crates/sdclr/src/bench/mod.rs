@@ -95,7 +95,7 @@ pub fn conv_unit(machine: &Machine, rates: &Rates) -> (&'static str, f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sdclr_engine::Level;
+    use sdclr_engine::{Kernels, Level};
 
     #[test]
     fn the_median_is_the_middle() {
@@ -122,7 +122,7 @@ mod tests {
             precision: Precision::F32,
             threads: 1,
             workers: 1,
-            level: None,
+            kernels: Kernels::default(),
         };
         assert_eq!(conv_unit(&machine, &rates), ("f32", 1.0));
         let cases = [(Level::Amx, "amx", 3.0), (Level::Avx512Bf16, "bf16", 2.0), (Level::Avx512, "f32", 1.0)];

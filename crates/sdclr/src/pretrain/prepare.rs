@@ -8,7 +8,7 @@ use crate::learner::{Learner, LearnerSpec};
 use crate::run_dir::CheckpointName;
 use crate::snapshot;
 use sdclr_data::{Dataset, Loader, LoaderSpec, Order, Shard};
-use sdclr_engine::Level;
+use sdclr_engine::Kernels;
 use sdclr_nn::mask::MaskStats;
 use sdclr_nn::{Model, Schedule, Single};
 use sdclr_records::RunConfig;
@@ -25,7 +25,7 @@ pub(super) fn settled(job: &PretrainJob<'_>) -> Result<RunConfig, Error> {
             // When runs still stored it, `auto` was f32.
             Some(stored) if stored.train.precision == Precision::Auto => Precision::F32,
             Some(stored) => stored.train.precision,
-            None => Machine::of(&config, job.level).numbers(),
+            None => Machine::of(&config, job.kernels).numbers(),
         };
     }
     Ok(config)
@@ -50,7 +50,7 @@ impl Prepared {
         config.validate()?;
         check_batch_size(config, &job.dataset)?;
         let learner = Learner::new(
-            Machine::of(config, job.level).engine()?,
+            Machine::of(config, job.kernels).engine()?,
             Box::new(Single),
             backend::run_network(config)?,
             &LearnerSpec {
@@ -191,7 +191,7 @@ fn loader_spec(config: &RunConfig) -> LoaderSpec {
 }
 
 /// Threads that computed with the stored config and that compute now, where they differ.
-pub(super) fn thread_counts(stored: &RunConfig, config: &RunConfig, level: Option<Level>) -> Option<(usize, usize)> {
-    let [before, now] = [stored, config].map(|config| Machine::of(config, level).n_threads());
+pub(super) fn thread_counts(stored: &RunConfig, config: &RunConfig, kernels: Kernels) -> Option<(usize, usize)> {
+    let [before, now] = [stored, config].map(|config| Machine::of(config, kernels).n_threads());
     (before != now).then_some((before, now))
 }

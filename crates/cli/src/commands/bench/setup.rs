@@ -33,7 +33,7 @@ impl Setup {
         let layers = flags.layers()?;
         let has_data = layers[1].has("data.source");
         let config = resolve(&layers)?;
-        let machine = Machine::of(&config, system::level()?);
+        let machine = Machine::of(&config, system::kernels()?);
         let engine = machine.engine()?.name();
         let processor = system::processor().unwrap_or_else(|| "unknown processor".to_owned());
         let mut peaks = Peaks::new(machine.n_threads())?;
