@@ -20,6 +20,7 @@ use super::pack::Masters;
 use super::simd::Level;
 use super::team::{Shards, Team};
 use crate::buffer::Buffer;
+use crate::element::Bf16;
 use crate::types::{ConvShape, ConvUse, EngineError, Write};
 use gradient::{Points, Slices};
 use grid::Grid;
@@ -47,7 +48,7 @@ const REDUCED: usize = 4;
 pub(crate) struct WinogradConv {
     shape: ConvShape,
     layout: Layout,
-    /// Tiles in a cell of the weight gradient.
+    /// Numbers in a cell of gradients' products: see [`points::has_pairs`].
     per_cell: usize,
     grid: Grid,
     forward: Buffer<f32>,
@@ -100,15 +101,19 @@ impl WinogradConv {
     /// Plans the passes and allocates packed weights.
     pub fn new<E: Cell>(shape: ConvShape, used: ConvUse, level: Level, held: &mut usize) -> Result<Self, EngineError> {
         assert!(can(&shape), "{shape:?} has no tiles");
-        // Points are floats, whatever the maps hold.
+        // Cells at points are as wide as floats, whatever the maps hold.
         let layout = Layout::of::<f32>(level);
-        let mut packed = |source: usize, channels: usize| {
-            Buffer::zeroed(POINTS * source * layout.channels(channels), "packed weights", held)
+        let per_cell = if level.has_bf16() { E::PER_CELL } else { 1 };
+        let mut packed = |cells: usize, channels: usize| {
+            Buffer::zeroed(POINTS * cells * layout.channels(channels), "packed weights", held)
         };
         let forward = packed(shape.input.c, shape.cout)?;
-        let backward = if used == ConvUse::Train { packed(shape.cout, shape.input.c)? } else { Buffer::default() };
+        let backward = if used == ConvUse::Train {
+            packed(shape.cout.div_ceil(per_cell), shape.input.c)?
+        } else {
+            Buffer::default()
+        };
         let grid = Grid { h: shape.input.h, w: shape.input.w };
-        let per_cell = if level.has_bf16() { E::PER_CELL } else { 1 };
         Ok(Self { shape, layout, per_cell, grid, forward, backward })
     }
 
@@ -233,6 +238,7 @@ impl WinogradConv {
         n: usize,
         packed: &[f32],
         channels: (usize, usize),
+        per_cell: usize,
         x: &[E],
         y: &mut [E],
         write: Write,
@@ -248,7 +254,7 @@ impl WinogradConv {
         let width = 2 * channels.1;
         let partial = Shards::new(&mut ctx.partial[..if sums.is_some() { tasks.n * width } else { 0 }]);
         let scratch = Shards::new(ctx.scratch);
-        let job = sweep::Job { level: ctx.level, grid, channels, packed, x, y: y.as_mut_ptr(), write };
+        let job = sweep::Job { level: ctx.level, grid, channels, per_cell, packed, x, y: y.as_mut_ptr(), write };
         let (level, has_sums) = (ctx.level, sums.is_some());
         ctx.team.for_chunks(tasks.n * splits, |chunk, member| {
             let (task, split) = (chunk / splits, chunk % splits);
@@ -299,35 +305,37 @@ impl<E: Cell> Convolution<E> for WinogradConv {
         let (cin, cout) = self.channels();
         let masters = Masters { weights, mask, n_taps: TAPS * TAPS, cin };
         let layout = self.layout;
-        let panels = |packed: &mut [f32], source: usize, channels: usize, is_forward: bool| {
-            team.for_parts(packed, POINTS * source * layout.panel, |index, out| {
+        let panels = |packed: &mut [f32], source: usize, channels: usize, per_cell: usize, is_forward: bool| {
+            team.for_parts(packed, POINTS * source.div_ceil(per_cell) * layout.panel, |index, out| {
                 let first = index * layout.panel;
                 let width = layout.width(channels - first);
-                let panel = pack::Panel { masters, cout, first, n: width.min(channels - first), width };
+                let panel = pack::Panel { masters, cout, first, n: width.min(channels - first), width, per_cell };
                 // SAFETY: `level` is at most what the engine detected.
                 unsafe {
                     if is_forward {
                         pack::forward::<f32>(level, &panel, out);
-                    } else {
+                    } else if per_cell == 1 {
                         pack::backward::<f32>(level, &panel, out);
+                    } else {
+                        pack::backward::<Bf16>(level, &panel, out);
                     }
                 }
             });
         };
-        panels(&mut self.forward, cin, cout, true);
+        panels(&mut self.forward, cin, cout, 1, true);
         if !self.backward.is_empty() {
-            panels(&mut self.backward, cout, cin, false);
+            panels(&mut self.backward, cout, cin, self.per_cell, false);
         }
     }
 
     fn forward(&self, ctx: &mut Context, n: usize, x: &[E], y: &mut [E], sums: Option<&mut [f32]>) {
-        self.sweep(ctx, n, &self.forward, self.channels(), x, y, Write::Set, sums);
+        self.sweep(ctx, n, &self.forward, self.channels(), 1, x, y, Write::Set, sums);
     }
 
     fn backward_data(&self, ctx: &mut Context, n: usize, dy: &[E], dx: &mut [E], write: Write) {
         assert!(!self.backward.is_empty(), "a convolution planned without backward-data was asked for it");
         let (cin, cout) = self.channels();
-        self.sweep(ctx, n, &self.backward, (cout, cin), dy, dx, write, None);
+        self.sweep(ctx, n, &self.backward, (cout, cin), self.per_cell, dy, dx, write, None);
     }
 
     fn backward_weight(&self, ctx: &mut Context, n: usize, x: &[E], dy: &[E], dw: &mut [f32], mask: Option<&[u8]>) {

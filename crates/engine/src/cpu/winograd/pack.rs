@@ -17,6 +17,8 @@ pub(super) struct Panel<'a> {
     pub first: usize,
     pub n: usize,
     pub width: usize,
+    /// Source channels in a cell.
+    pub per_cell: usize,
 }
 
 kernel! {
@@ -64,13 +66,28 @@ unsafe fn pack_forward<E: Cell, S: Simd>(panel: &Panel, out: &mut [f32]) {
 #[inline(always)]
 unsafe fn pack_backward<E: Cell, S: Simd>(panel: &Panel, out: &mut [f32]) {
     let (masters, cout, width) = (&panel.masters, panel.cout, panel.width);
-    for co in 0..cout {
+    let turn = |co: usize| {
         let mut turned = [[0.0f32; MAX_WIDTH]; TAPS * TAPS];
-        for (tap, line) in turned.iter_mut().rev().enumerate() {
-            masters.round((co * TAPS * TAPS + tap) * masters.cin + panel.first, &mut line[..panel.n]);
+        if co < cout {
+            for (tap, line) in turned.iter_mut().rev().enumerate() {
+                masters.round((co * TAPS * TAPS + tap) * masters.cin + panel.first, &mut line[..panel.n]);
+            }
         }
+        turned
+    };
+    let cells = cout.div_ceil(panel.per_cell);
+    for cell in 0..cells {
+        let out = &mut out[cell * width..];
         // SAFETY: the caller's promise; a line is as long as the widest panel.
-        unsafe { to_points::<S>(|tap| turned[tap].as_ptr(), width, &mut out[co * width..], cout * width) };
+        unsafe {
+            if panel.per_cell == 1 {
+                let turned = turn(cell);
+                to_points::<S>(|tap| turned[tap].as_ptr(), width, out, cells * width);
+            } else {
+                let (low, high) = (turn(2 * cell), turn(2 * cell + 1));
+                pairs_to_points::<S>(|tap| [low[tap].as_ptr(), high[tap].as_ptr()], width, out, cells * width);
+            }
+        }
     }
     // SAFETY: the caller's promise.
     unsafe { S::fence() };
@@ -91,6 +108,33 @@ unsafe fn to_points<S: Simd>(filter: impl Fn(usize) -> *const f32, width: usize,
             }
             for (k, value) in transform::weights(w).as_flattened().iter().enumerate() {
                 value.stream(out.as_mut_ptr().add(k * point + v));
+            }
+        }
+    }
+}
+
+/// Brings pairs of filters to points.
+#[inline(always)]
+unsafe fn pairs_to_points<S: Simd>(
+    filters: impl Fn(usize) -> [*const f32; 2],
+    width: usize,
+    out: &mut [f32],
+    point: usize,
+) {
+    assert!(out.len() >= (POINTS - 1) * point + width);
+    assert!((out.as_ptr().addr() | (4 * point)).is_multiple_of(4 * S::LANES), "vectors are stored where one begins");
+    for v in (0..width).step_by(S::LANES) {
+        // SAFETY: as in `to_points`.
+        unsafe {
+            let [mut low, mut high] = [[[S::zero(); TAPS]; TAPS]; 2];
+            for tap in 0..TAPS * TAPS {
+                let [a, b] = filters(tap);
+                low[tap / TAPS][tap % TAPS] = S::load(a.add(v));
+                high[tap / TAPS][tap % TAPS] = S::load(b.add(v));
+            }
+            let (low, high) = (transform::weights(low), transform::weights(high));
+            for (k, (&a, &b)) in low.as_flattened().iter().zip(high.as_flattened()).enumerate() {
+                S::round_pairs(a, b).stream(out.as_mut_ptr().add(k * point + v));
             }
         }
     }

@@ -22,7 +22,9 @@ pub(super) struct Job<'a, E> {
     pub grid: Grid,
     /// Source and destination channels.
     pub channels: (usize, usize),
-    /// Packed weights: per panel `[point, source channel, panel]`.
+    /// Source channels in a cell of the products: see [`points::has_pairs`].
+    pub per_cell: usize,
+    /// Packed weights: per panel `[point, cell of source channels, panel]`.
     pub packed: &'a [f32],
     /// Source images.
     pub x: &'a [E],
@@ -66,7 +68,8 @@ kernel! {
 #[inline(always)]
 unsafe fn correlate_task<E: Cell, S: Simd>(job: &Job<E>, task: &Task, scratch: &mut [f32]) {
     let (source, channels) = job.channels;
-    let (n_tiles, padded) = (task.tiles.len(), source.next_multiple_of(S::LANES));
+    let (n_tiles, padded) = (task.tiles.len(), source.next_multiple_of(S::LANES) / job.per_cell);
+    assert!(job.per_cell == 1 || points::has_pairs::<E, S>());
     let windows_len = n_tiles.next_multiple_of(S::GROUP) * tile_len(padded);
     let (windows, rest) = scratch.split_at_mut(windows_len);
     let (products, rest) = rest.split_at_mut(n_tiles.next_multiple_of(S::GROUP) * tile_len(S::PANEL));
@@ -74,10 +77,16 @@ unsafe fn correlate_task<E: Cell, S: Simd>(job: &Job<E>, task: &Task, scratch: &
     let place = Place { start, n_cells: n_tiles, width, block: width, point: padded };
     let maps = Source { grid: job.grid, channels: source, x: job.x };
     // SAFETY: the caller's promise; windows have room for all channels of all tiles.
-    unsafe { points::windows(job.level, &maps, task.tiles.clone(), place, rest) };
+    unsafe {
+        if job.per_cell == 1 {
+            points::windows(job.level, &maps, task.tiles.clone(), place, rest);
+        } else {
+            points::windows_of_pairs(job.level, &maps, task.tiles.clone(), place, rest);
+        }
+    }
     for panel in task.panels.clone() {
         let at = panel * S::PANEL;
-        let weights = &job.packed[at * POINTS * source..];
+        let weights = &job.packed[at * POINTS * source.div_ceil(job.per_cell)..];
         // SAFETY: the caller's promises.
         unsafe {
             if (channels - at).min(S::PANEL) <= S::LANES {
@@ -100,9 +109,10 @@ unsafe fn correlate_panel<E: Cell, S: Simd, const V: usize>(
     at: usize,
 ) {
     let (source, channels) = job.channels;
-    let (n_tiles, padded, width) = (task.tiles.len(), source.next_multiple_of(S::LANES), V * S::LANES);
+    let (n_tiles, width, cells) = (task.tiles.len(), V * S::LANES, source.div_ceil(job.per_cell));
+    let padded = source.next_multiple_of(S::LANES) / job.per_cell;
     let (from_tile, to_tile) = (tile_len(padded), tile_len(width));
-    assert!(weights.len() >= POINTS * source * width);
+    assert!(weights.len() >= POINTS * cells * width);
     for point in 0..POINTS {
         for first in (0..n_tiles).step_by(S::PIXELS) {
             let rows = S::PIXELS.min(n_tiles - first);
@@ -110,9 +120,14 @@ unsafe fn correlate_panel<E: Cell, S: Simd, const V: usize>(
             unsafe {
                 let start = windows.as_ptr().add(first * from_tile + point * padded);
                 let left = Left { start, row: from_tile, step: 1 };
-                let right = Right { start: weights.as_ptr().add(point * source * width), step: width };
+                let right = Right { start: weights.as_ptr().add(point * cells * width), step: width };
                 let start = products.as_mut_ptr().add(first * to_tile + point * width);
-                multiply::<f32, S, V>(rows, source, left, right, Out { start, row: to_tile, adds: false });
+                let out = Out { start, row: to_tile, adds: false };
+                if job.per_cell == 1 {
+                    multiply::<f32, S, V>(rows, cells, left, right, out);
+                } else {
+                    multiply::<E, S, V>(rows, cells, left, right, out);
+                }
             }
         }
     }
