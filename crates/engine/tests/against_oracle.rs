@@ -13,11 +13,14 @@ const BITS: u32 = 24;
 ///
 /// Tolerance: f32 sums of up to a few thousand products of numbers below one round by about 1e-5 of the largest result.
 fn check(what: &str, f: impl Fn(&mut Bench) -> Vec<Vec<f32>>) -> Result<(), TestCaseError> {
+    check_at(&[1, 3], what, f)
+}
+
+fn check_at(threads: &[usize], what: &str, f: impl Fn(&mut Bench) -> Vec<Vec<f32>>) -> Result<(), TestCaseError> {
     let expected = f(&mut Bench::new(Box::new(Oracle::new()), BITS));
     for level in [Level::Portable, Level::Avx2, Level::Avx512] {
-        for (n_threads, algorithm) in
-            [(1, Algorithm::Direct), (3, Algorithm::Direct), (1, Algorithm::Winograd), (3, Algorithm::Winograd)]
-        {
+        let both = |&n_threads: &usize| [(n_threads, Algorithm::Direct), (n_threads, Algorithm::Winograd)];
+        for (n_threads, algorithm) in threads.iter().flat_map(both) {
             let engine =
                 Cpu::new(CpuOptions { n_threads, kernels: Kernels { level: Some(level), algorithm } }).unwrap();
             let got = f(&mut Bench::new(Box::new(engine), BITS));
@@ -47,7 +50,11 @@ fn conv_shape() -> impl Strategy<Value = (ConvShape, usize)> {
 }
 
 fn check_conv(shape: ConvShape, n: usize) -> Result<(), TestCaseError> {
-    check(&format!("{shape:?}, n = {n}"), |b| {
+    check_conv_at(&[1, 3], shape, n)
+}
+
+fn check_conv_at(threads: &[usize], shape: ConvShape, n: usize) -> Result<(), TestCaseError> {
+    check_at(threads, &format!("{shape:?}, n = {n}"), |b| {
         // The plan is for a larger batch than the one that runs.
         let max = n + 2;
         let conv = b.engine.alloc_conv(shape, max, ConvUse::Train).unwrap();
@@ -233,11 +240,26 @@ proptest! {
 /// The shapes of real networks, where bands, groups and panels are all full.
 #[test]
 fn convolutions_of_real_networks_agree() {
-    let shapes = [(3, 64, 3, 1, 32), (64, 64, 3, 1, 32), (64, 128, 3, 2, 32), (64, 128, 1, 2, 32), (3, 16, 7, 2, 56)];
+    let shapes = [
+        (3, 64, 3, 1, 32),
+        (64, 64, 3, 1, 32),
+        (64, 128, 3, 2, 32),
+        (64, 128, 1, 2, 32),
+        (3, 16, 7, 2, 56),
+        // So wide that threads share the weight gradient by blocks.
+        (300, 200, 3, 1, 5),
+    ];
     for (cin, cout, kernel, stride, size) in shapes {
         let input = Dims { h: size, w: size, c: cin };
         check_conv(ConvShape { input, cout, kernel, stride, pad: kernel / 2 }, 2).unwrap();
     }
+}
+
+/// Where a layer has fewer blocks of weights than two for each thread, or tasks than threads, they divide the work further.
+#[test]
+fn convolutions_agree_at_many_threads() {
+    let input = Dims { h: 8, w: 8, c: 128 };
+    check_conv_at(&[16], ConvShape { input, cout: 128, kernel: 3, stride: 1, pad: 1 }, 2).unwrap();
 }
 
 /// Partial sums are cut by shape, not by thread: the forward pass and batch norm give the same bits at any team size.

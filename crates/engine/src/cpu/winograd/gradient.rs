@@ -79,11 +79,6 @@ impl Layout {
         POINTS * self.dy_width() * self.x_width()
     }
 
-    /// Floats of the sums of the largest block.
-    pub fn largest_block(&self) -> usize {
-        self.block(0).len()
-    }
-
     /// Where the sums of a block begin.
     pub fn start(&self, block: &Block) -> usize {
         POINTS * (block.rows.start * self.x_width() + block.height * block.columns.start)
@@ -112,8 +107,8 @@ impl Block {
         POINTS * self.point()
     }
 
-    /// Floats from one point's sums to the next.
-    fn point(&self) -> usize {
+    /// Floats of its sums at a point.
+    pub fn point(&self) -> usize {
         self.height * self.columns.len()
     }
 }
@@ -155,7 +150,7 @@ pub(super) unsafe fn to_points<E: Cell>(
 }
 
 kernel! {
-    /// A block's sums over all tiles at a point, added to `out` or put there.
+    /// A block's sums over all tiles at a point, added to `out`, that point's, or put there.
     ///
     /// # Safety
     /// `points` must hold its cells; `level` must be supported by the CPU.
@@ -173,8 +168,7 @@ unsafe fn sum_point<E: Cell, S: Simd>(
     adds: bool,
 ) {
     let (n_cells, columns) = (points.n_cells, block.columns.len());
-    let out = &mut out[point * block.point()..][..block.point()];
-    assert!(block.height.is_multiple_of(S::GROUP));
+    assert!(out.len() == block.point() && block.height.is_multiple_of(S::GROUP));
     assert_eq!(layout.per_cell, if points::has_pairs::<E, S>() { 2 } else { 1 });
     let (x_point, dy_point) = layout.point(n_cells);
     let x = point * x_point + block.columns.start * n_cells;

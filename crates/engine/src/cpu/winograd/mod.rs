@@ -2,13 +2,14 @@
 //!
 //! Feature maps are brought to 36 points, tile by tile ([`transform`]); at each point a convolution is a matrix product
 //! ([`product`]). All of that is in f32 whatever the maps are kept in: it is faster than direct products of bf16 pairs, and
-//! nearer to exact. [`sweep`] is forward and backward-data, [`gradient`] the weight gradient.
+//! nearer to exact. [`sweep`] is forward and backward-data, [`gradient`] the weight gradient, which threads divide as in [`shares`].
 
 mod gradient;
 mod grid;
 mod pack;
 mod points;
 mod product;
+mod shares;
 mod sweep;
 mod transform;
 
@@ -22,7 +23,6 @@ use super::team::{Shards, Team};
 use crate::buffer::Buffer;
 use crate::element::Bf16;
 use crate::types::{ConvShape, ConvUse, EngineError, Write};
-use gradient::{Points, Slices};
 use grid::Grid;
 use transform::{POINTS, TAPS, TILE};
 
@@ -30,19 +30,6 @@ use transform::{POINTS, TAPS, TILE};
 const TASK_WINDOWS: usize = 120 << 10;
 /// Tiles of a task: fewer, and the weights are read too often; more, and small batches fall into too few tasks.
 const TASK_TILES: (usize, usize) = (32, 96);
-/// The same of the weight gradient, whose tasks bring windows and gradients to the points.
-const GRADIENT_POINTS: usize = 240 << 10;
-const GRADIENT_TILES: (usize, usize) = (32, 96);
-
-/// Floats of sums at the points above which threads do not keep sums of their own.
-const NARROW: usize = 1 << 20;
-/// Floats of the tiles that are brought to the points in one round, where threads share the sums.
-const ROUND: usize = 8 << 20;
-/// Tiles that one thread brings to the points at a time.
-const ROUND_TASK: usize = 16;
-
-/// Output channels whose sums are brought to taps at a time.
-const REDUCED: usize = 4;
 
 /// A planned convolution.
 pub(crate) struct WinogradConv {
@@ -86,13 +73,9 @@ impl Tasks {
         let at = |task: usize| (self.total.div_ceil(TILE) * task / self.n * TILE).min(self.total);
         at(task)..at(task + 1)
     }
-
-    /// Most tiles of a task.
-    fn most(self) -> usize {
-        self.total.div_ceil(TILE).div_ceil(self.n) * TILE
-    }
 }
 
+/// Tiles of a task whose points take about so many floats: whole register blocks of every level.
 fn most_tiles(windows: usize, channels: usize, (least, most): (usize, usize)) -> usize {
     (windows / (POINTS * channels) / 12 * 12).clamp(least, most)
 }
@@ -130,105 +113,6 @@ impl WinogradConv {
     fn gradient_layout(&self) -> gradient::Layout {
         let (cin, cout) = self.channels();
         gradient::Layout { cin, cout, lanes: self.layout.narrow, per_cell: self.per_cell }
-    }
-
-    /// Whether each thread keeps sums of its own.
-    fn is_narrow(&self) -> bool {
-        self.gradient_layout().sums() <= NARROW
-    }
-
-    /// Tiles that are brought to the points together: by one thread where layers are narrow, else by all.
-    fn gradient_tasks(&self, n_images: usize) -> Tasks {
-        let (cin, cout) = self.channels();
-        let most = if self.is_narrow() {
-            most_tiles(self.per_cell * GRADIENT_POINTS, cin + cout, GRADIENT_TILES)
-        } else {
-            most_tiles(self.per_cell * ROUND, cin + cout, (ROUND_TASK, usize::MAX))
-        };
-        Tasks::of(n_images * self.grid.per_image(), most)
-    }
-
-    /// Every thread sums its share of the tasks. Their sums are added in order, so the result depends on the number of threads but
-    /// not on who ran what.
-    fn narrow_gradient<E: Cell>(
-        &self,
-        ctx: &mut Context,
-        tasks: Tasks,
-        job: &gradient::Job<E>,
-        dw: &mut [f32],
-        mask: Option<&[u8]>,
-    ) {
-        let (level, layout) = (ctx.level, &job.layout);
-        let (n_slices, len) = (ctx.team.n_members().min(tasks.n), layout.sums());
-        let (scratch, slices) = (Shards::new(ctx.scratch), Shards::new(&mut ctx.partial[..n_slices * len]));
-        ctx.team.for_chunks(n_slices, |slice, member| {
-            // SAFETY: one scratch per member, one part per slice, and each slice runs once.
-            let (scratch, out) = unsafe { (&mut scratch.part(member, 1)[0], slices.part(slice * len, len)) };
-            let mine = tasks.n * slice / n_slices..tasks.n * (slice + 1) / n_slices;
-            for task in mine.clone() {
-                let tiles = tasks.tiles(task);
-                let (points, rest) = scratch.split_at_mut(layout.points(tiles.len()));
-                let points = Points { start: points.as_mut_ptr(), n_cells: layout.cells(tiles.len()) };
-                // SAFETY: scratch holds the points; `level` is at most what the engine detected.
-                unsafe { gradient::to_points(level, job, tiles, points, 0, rest) };
-                for (point, index) in (0..POINTS).flat_map(|p| (0..layout.n_blocks()).map(move |index| (p, index))) {
-                    let block = layout.block(index);
-                    let out = &mut out[layout.start(&block)..];
-                    // SAFETY: as above.
-                    unsafe { gradient::sum_block::<E>(level, layout, points, &block, point, out, task > mine.start) };
-                }
-            }
-        });
-        let (slices, dw) = (&ctx.partial[..n_slices * len], Shards::new(dw));
-        let parts = layout.block(0).rows.len().div_ceil(REDUCED);
-        ctx.team.for_chunks(layout.n_blocks() * parts, |chunk, _| {
-            let block = layout.block(chunk / parts);
-            let first = block.rows.start + chunk % parts * REDUCED;
-            let rows = first.min(block.rows.end)..block.rows.end.min(first + REDUCED);
-            let start = slices[layout.start(&block)..].as_ptr();
-            let sums = Slices { start, step: len, n: n_slices };
-            // SAFETY: slices hold all blocks' sums; chunks have different rows or blocks; `level` as above.
-            unsafe { gradient::reduce::<f32>(level, layout, &block, rows, sums, dw.as_ptr(), mask) };
-        });
-    }
-
-    /// In rounds, threads bring tiles to the points and share the blocks.
-    fn wide_gradient<E: Cell>(
-        &self,
-        ctx: &mut Context,
-        rounds: Tasks,
-        job: &gradient::Job<E>,
-        dw: &mut [f32],
-        mask: Option<&[u8]>,
-    ) {
-        let (level, layout) = (ctx.level, &job.layout);
-        let (scratch, dw) = (Shards::new(ctx.scratch), Shards::new(dw));
-        for tiles in (0..rounds.n).map(|round| rounds.tiles(round)) {
-            assert!(ctx.partial.len() >= layout.points(tiles.len()));
-            let points = Points { start: ctx.partial.as_mut_ptr(), n_cells: layout.cells(tiles.len()) };
-            ctx.team.for_chunks(tiles.len().div_ceil(ROUND_TASK), |chunk, member| {
-                let at = chunk * ROUND_TASK;
-                let some = tiles.start + at..tiles.end.min(tiles.start + at + ROUND_TASK);
-                // SAFETY: points hold the round's tiles by the assertion; chunks bring different ones; one scratch per member; `level` is
-                // at most what the engine detected.
-                unsafe {
-                    gradient::to_points(level, job, some, points, layout.cells(at), &mut scratch.part(member, 1)[0])
-                };
-            });
-            ctx.team.for_chunks(layout.n_blocks(), |index, member| {
-                let block = layout.block(index);
-                // SAFETY: one scratch per member, which holds a block's sums by the next line; all tiles were brought to the
-                // points; blocks do not overlap; `level` as above.
-                unsafe {
-                    let out = &mut scratch.part(member, 1)[0][..block.len()];
-                    for point in 0..POINTS {
-                        gradient::sum_block::<E>(level, layout, points, &block, point, out, false);
-                    }
-                    let sums = Slices { start: out.as_ptr(), step: 0, n: 1 };
-                    gradient::reduce::<f32>(level, layout, &block, block.rows.clone(), sums, dw.as_ptr(), mask);
-                }
-            });
-        }
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -281,14 +165,8 @@ impl<E: Cell> Convolution<E> for WinogradConv {
         if used == ConvUse::Forward {
             return forward;
         }
-        let layout = self.gradient_layout();
         let copied = points::scratch_len(cin.max(cout), lanes);
-        let gradient = if self.is_narrow() {
-            layout.points(most_tiles(self.per_cell * GRADIENT_POINTS, cin + cout, GRADIENT_TILES)) + copied
-        } else {
-            layout.largest_block().max(copied)
-        };
-        forward.max(pass(cout)).max(gradient)
+        forward.max(pass(cout)).max(shares::scratch_len(&self.gradient_layout()) + copied)
     }
 
     fn partial_len(&self, max_batch: usize, n_members: usize, used: ConvUse) -> usize {
@@ -297,8 +175,7 @@ impl<E: Cell> Convolution<E> for WinogradConv {
         if used == ConvUse::Forward {
             return sums;
         }
-        let (layout, tasks) = (self.gradient_layout(), self.gradient_tasks(max_batch));
-        sums.max(if self.is_narrow() { n_members * layout.sums() } else { layout.points(tasks.most()) })
+        sums.max(shares::partial_len(&self.gradient_layout(), max_batch * self.grid.per_image(), n_members))
     }
 
     fn pack(&mut self, team: &Team, level: Level, weights: &[f32], mask: Option<&[u8]>) {
@@ -342,13 +219,8 @@ impl<E: Cell> Convolution<E> for WinogradConv {
         let (cin, cout) = self.channels();
         let pixels = n * self.grid.h * self.grid.w;
         assert!(x.len() >= pixels * cin && dy.len() >= pixels * cout, "maps of {n} images");
-        let (tasks, layout) = (self.gradient_tasks(n), self.gradient_layout());
         assert!(dw.len() == self.shape.n_weights(), "gradient of {} weights", dw.len());
-        let job = gradient::Job { grid: self.grid, layout, x, dy };
-        if self.is_narrow() {
-            self.narrow_gradient(ctx, tasks, &job, dw, mask);
-        } else {
-            self.wide_gradient(ctx, tasks, &job, dw, mask);
-        }
+        let job = gradient::Job { grid: self.grid, layout: self.gradient_layout(), x, dy };
+        shares::backward_weight(ctx, &job, n * self.grid.per_image(), dw, mask);
     }
 }
