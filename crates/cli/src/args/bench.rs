@@ -68,7 +68,8 @@ pub struct BenchStepArgs {
 #[command(
     after_help = "The floor of an operation is the longer of its arithmetic at the peak and of its memory traffic at the \
                         bandwidth, with every operand read once and every result written once. What is still in a cache \
-                        can be faster."
+                        can be faster, and so can convolutions by products at points: their GFLOP/s count the direct way's \
+                        multiplications, of which those of 3 × 3 and stride 1 need a quarter on vectors."
 )]
 pub struct BenchLayersArgs {
     /// Steps that are timed, after one that is not
@@ -81,7 +82,8 @@ pub struct BenchLayersArgs {
 /// `sdclr bench convs`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "--json prints a line a shape. The other program of --against prints JSON lines with shape, forward, \
+    after_help = "GFLOP/s count the multiplications of the direct way, whatever way is taken: they can exceed the peak. --json \
+                        prints a line a shape. The other program of --against prints JSON lines with shape, forward, \
                         backward_data and backward_weight, in GFLOP/s; sdclr bench convs --json does too."
 )]
 pub struct BenchConvsArgs {

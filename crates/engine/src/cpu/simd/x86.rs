@@ -1,7 +1,7 @@
 //! AVX2 and AVX-512 vectors. AVX-512 comes twice: with the instruction that multiplies pairs of bf16, and without.
 
 use super::Simd;
-use crate::element::{Bf16, Element};
+use crate::element::Bf16;
 use std::arch::x86_64::*;
 
 /// AVX2: 16 registers hold 6 pixels × 2 vectors, two weights and one broadcast.
@@ -57,13 +57,13 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn load_first(from: *const f32, n: usize) -> Self {
-        // SAFETY: see above; masked lanes are not read.
-        Self(unsafe { _mm256_maskload_ps(from, Self::mask(n)) })
+        // SAFETY: see above; masked lanes are not read. Whole vectors need no mask, which is slow on some processors.
+        Self(unsafe { if n == 8 { _mm256_loadu_ps(from) } else { _mm256_maskload_ps(from, Self::mask(n)) } })
     }
     #[inline(always)]
     unsafe fn store_first(self, to: *mut f32, n: usize) {
         // SAFETY: see above; masked lanes are not written.
-        unsafe { _mm256_maskstore_ps(to, Self::mask(n), self.0) }
+        unsafe { if n == 8 { _mm256_storeu_ps(to, self.0) } else { _mm256_maskstore_ps(to, Self::mask(n), self.0) } }
     }
     #[inline(always)]
     unsafe fn stream(self, to: *mut f32) {
@@ -135,18 +135,39 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn widen_first(from: *const Bf16, n: usize) -> Self {
-        let zeros = [Bf16(0); 8];
+        let mut numbers = [Bf16(0); 8];
         // SAFETY: see above.
-        unsafe { Self::pairs(zeros.as_ptr(), from, n) }
+        unsafe {
+            let numbers = if n == 8 {
+                from
+            } else {
+                std::ptr::copy_nonoverlapping(from, numbers.as_mut_ptr(), n);
+                numbers.as_ptr()
+            };
+            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(numbers.cast()));
+            Self(_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16)))
+        }
     }
     #[inline(always)]
     unsafe fn narrow_first(self, to: *mut Bf16, n: usize) {
-        let mut values = [0.0f32; 8];
         // SAFETY: see above.
         unsafe {
-            _mm256_storeu_ps(values.as_mut_ptr(), self.0);
-            let rounded = values.map(Bf16::of);
-            std::ptr::copy_nonoverlapping(rounded.as_ptr(), to, n);
+            // To nearest, ties to even, as `Bf16::of`; not-a-number keeps its upper half and is made quiet.
+            let bits = _mm256_castps_si256(self.0);
+            let upper = _mm256_srli_epi32(bits, 16);
+            let round = _mm256_add_epi32(_mm256_set1_epi32(0x7FFF), _mm256_and_si256(upper, _mm256_set1_epi32(1)));
+            let rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, round), 16);
+            let quiet = _mm256_or_si256(upper, _mm256_set1_epi32(0x40));
+            let is_nan = _mm256_castps_si256(_mm256_cmp_ps(self.0, self.0, _CMP_UNORD_Q));
+            let value = _mm256_blendv_epi8(rounded, quiet, is_nan);
+            let narrow = _mm_packus_epi32(_mm256_castsi256_si128(value), _mm256_extracti128_si256::<1>(value));
+            if n == 8 {
+                _mm_storeu_si128(to.cast(), narrow);
+            } else {
+                let mut numbers = [Bf16(0); 8];
+                _mm_storeu_si128(numbers.as_mut_ptr().cast(), narrow);
+                std::ptr::copy_nonoverlapping(numbers.as_ptr(), to, n);
+            }
         }
     }
 }
