@@ -3,6 +3,9 @@
 use super::cell::Cell;
 use super::simd::Simd;
 
+/// Vectors of a whole block.
+pub(super) const BLOCK: usize = 4;
+
 /// Channels `k..k + n` of a row: `V` vectors, or the `n` first lanes of one.
 #[derive(Clone, Copy)]
 pub(super) struct Block {
@@ -17,11 +20,11 @@ macro_rules! for_blocks {
         let mut k = 0;
         while k < c {
             let left = c - k;
-            let n = if left >= 4 * $S::LANES {
-                const $V: usize = 4;
+            let n = if left >= $crate::cpu::blocks::BLOCK * $S::LANES {
+                const $V: usize = $crate::cpu::blocks::BLOCK;
                 let $block = $crate::cpu::blocks::Block { k, n: $S::LANES };
                 $call;
-                4 * $S::LANES
+                $crate::cpu::blocks::BLOCK * $S::LANES
             } else {
                 const $V: usize = 1;
                 // A whole vector is known to be one, and needs no mask.

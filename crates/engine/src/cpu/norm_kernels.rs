@@ -1,12 +1,14 @@
 //! Batch norm's loops over pixels: they move memory, and little else.
 //!
-//! All walk over rows of `c` channels in blocks of channels whose coefficients, or sums, stay in registers; the last block
-//! may be a part of a vector. Numbers are widened to f32 on the way in and rounded on the way out.
+//! All walk over rows of `c` channels in blocks of channels whose coefficients, or sums, stay in registers over some rows; the last
+//! block may be a part of a vector. Where rows are one block those are all rows, else few: memory is read as it lies. Numbers are
+//! widened to f32 on the way in and rounded on the way out.
 
-use super::blocks::{Block, for_blocks, load, store};
+use super::blocks::{BLOCK, Block, for_blocks, load, store};
 use super::cell::Cell;
 use super::simd::{Simd, kernel};
 use crate::types::Write;
+use std::ops::Range;
 
 /// `y = relu?(x · scale + shift + residual?)` over rows of `c` channels.
 pub(crate) struct Apply<'a, E> {
@@ -56,6 +58,16 @@ kernel! {
     pub(crate) unsafe fn backward_apply(job: &mut Backward<E>) = backward_rows
 }
 
+/// Bytes of the rows that are taken together, where a row is more than a block.
+const TOGETHER: usize = 2048;
+
+/// Runs of rows of `c` channels that are taken together.
+fn runs<E, S: Simd>(n_rows: usize, c: usize) -> impl Iterator<Item = Range<usize>> {
+    let is_block = c <= BLOCK * S::LANES;
+    let run = if is_block { n_rows.max(1) } else { (TOGETHER / (c * size_of::<E>())).max(1) };
+    (0..n_rows).step_by(run).map(move |first| first..n_rows.min(first + run))
+}
+
 #[inline(always)]
 unsafe fn apply_rows<E: Cell, S: Simd>(job: &mut Apply<E>) {
     assert_eq!(job.x.len(), job.y.len());
@@ -73,13 +85,17 @@ unsafe fn apply_rows<E: Cell, S: Simd>(job: &mut Apply<E>) {
 
 #[inline(always)]
 unsafe fn apply_blocks<E: Cell, S: Simd, const ADDS: bool, const GATES: bool>(job: &mut Apply<E>) {
-    // SAFETY: handed through.
-    for_blocks!(S, job.coef.len() / 4, |block, V| unsafe { apply_block::<E, S, V, ADDS, GATES>(job, block) });
+    let c = job.coef.len() / 4;
+    for rows in runs::<E, S>(job.y.len() / c, c) {
+        // SAFETY: handed through.
+        for_blocks!(S, c, |block, V| unsafe { apply_block::<E, S, V, ADDS, GATES>(job, rows.clone(), block) });
+    }
 }
 
 #[inline(always)]
 unsafe fn apply_block<E: Cell, S: Simd, const V: usize, const ADDS: bool, const GATES: bool>(
     job: &mut Apply<E>,
+    rows: Range<usize>,
     block: Block,
 ) {
     let c = job.coef.len() / 4;
@@ -88,7 +104,7 @@ unsafe fn apply_block<E: Cell, S: Simd, const V: usize, const ADDS: bool, const 
         let scale = load::<f32, S, V>(job.coef[2 * c..].as_ptr(), block);
         let shift = load::<f32, S, V>(job.coef[3 * c..].as_ptr(), block);
         let residual = job.residual.map_or(std::ptr::null(), <[E]>::as_ptr);
-        for row in 0..job.y.len() / c {
+        for row in rows {
             let x = load::<E, S, V>(job.x.as_ptr().add(row * c), block);
             let mut y = [S::zero(); V];
             let added = if ADDS { load::<E, S, V>(residual.add(row * c), block) } else { [S::zero(); V] };
@@ -110,13 +126,20 @@ unsafe fn apply_block<E: Cell, S: Simd, const V: usize, const ADDS: bool, const 
 unsafe fn sum_rows<E: Cell, S: Simd>(job: &Gated<E>, coef: &[f32], sums: &mut [f32]) {
     assert_eq!(job.x.len(), job.dy.len());
     assert!(job.gate.is_none_or(|gate| gate.len() == job.dy.len()) && 2 * sums.len() == coef.len());
-    // SAFETY: the caller's promise; the rows are as long as each other.
-    unsafe {
-        if job.gate.is_some() {
-            for_blocks!(S, coef.len() / 4, |block, V| sum_block::<E, S, V, true>(job, coef, sums, block));
-        } else {
-            for_blocks!(S, coef.len() / 4, |block, V| sum_block::<E, S, V, false>(job, coef, sums, block));
+    let c = coef.len() / 4;
+    sums.fill(0.0);
+    for rows in runs::<E, S>(job.dy.len() / c, c) {
+        // SAFETY: the caller's promise; the rows are as long as each other.
+        unsafe {
+            if job.gate.is_some() {
+                for_blocks!(S, c, |block, V| sum_block::<E, S, V, true>(job, coef, sums, rows.clone(), block));
+            } else {
+                for_blocks!(S, c, |block, V| sum_block::<E, S, V, false>(job, coef, sums, rows.clone(), block));
+            }
         }
+    }
+    for (dot, inverse) in sums[c..].iter_mut().zip(&coef[c..2 * c]) {
+        *dot *= inverse;
     }
 }
 
@@ -125,24 +148,22 @@ unsafe fn sum_block<E: Cell, S: Simd, const V: usize, const GATES: bool>(
     job: &Gated<E>,
     coef: &[f32],
     sums: &mut [f32],
+    rows: Range<usize>,
     block: Block,
 ) {
     let c = coef.len() / 4;
     // SAFETY: the block lies in a row, all rows in their slices; the caller vouches for the level.
     unsafe {
-        let (mut sum, mut dot) = ([S::zero(); V], [S::zero(); V]);
+        let (mut sum, mut dot) =
+            (load::<f32, S, V>(sums.as_ptr(), block), load::<f32, S, V>(sums[c..].as_ptr(), block));
         let mean = load::<f32, S, V>(coef.as_ptr(), block);
-        for row in 0..job.dy.len() / c {
+        for row in rows {
             let g = gated::<E, S, V, GATES>(job, row * c, block);
             let x = load::<E, S, V>(job.x.as_ptr().add(row * c), block);
             for v in 0..V {
                 sum[v] = sum[v].add(g[v]);
                 dot[v] = dot[v].fma(g[v], x[v].sub(mean[v]));
             }
-        }
-        let inverse = load::<f32, S, V>(coef[c..].as_ptr(), block);
-        for v in 0..V {
-            dot[v] = S::zero().fma(dot[v], inverse[v]);
         }
         store::<f32, S, V>(sum, sums.as_mut_ptr(), block);
         store::<f32, S, V>(dot, sums.as_mut_ptr().add(c), block);
@@ -170,13 +191,17 @@ unsafe fn backward_rows<E: Cell, S: Simd>(job: &mut Backward<E>) {
 
 #[inline(always)]
 unsafe fn backward_blocks<E: Cell, S: Simd, const GATES: bool, const DX: bool, const DR: bool>(job: &mut Backward<E>) {
-    // SAFETY: handed through.
-    for_blocks!(S, job.constants.len() / 3, |block, V| unsafe { backward_block::<E, S, V, GATES, DX, DR>(job, block) });
+    let c = job.constants.len() / 3;
+    for rows in runs::<E, S>(job.from.dy.len() / c, c) {
+        // SAFETY: handed through.
+        for_blocks!(S, c, |block, V| unsafe { backward_block::<E, S, V, GATES, DX, DR>(job, rows.clone(), block) });
+    }
 }
 
 #[inline(always)]
 unsafe fn backward_block<E: Cell, S: Simd, const V: usize, const GATES: bool, const DX: bool, const DR: bool>(
     job: &mut Backward<E>,
+    rows: Range<usize>,
     block: Block,
 ) {
     let c = job.constants.len() / 3;
@@ -185,7 +210,7 @@ unsafe fn backward_block<E: Cell, S: Simd, const V: usize, const GATES: bool, co
         let a = load::<f32, S, V>(job.constants.as_ptr(), block);
         let b = load::<f32, S, V>(job.constants[c..].as_ptr(), block);
         let d = load::<f32, S, V>(job.constants[2 * c..].as_ptr(), block);
-        for row in 0..job.from.dy.len() / c {
+        for row in rows {
             let g = gated::<E, S, V, GATES>(&job.from, row * c, block);
             if DX {
                 let x = load::<E, S, V>(job.from.x.as_ptr().add(row * c), block);

@@ -251,6 +251,14 @@ unsafe fn reduce_rows<E: Cell, S: Simd>(
     assert!(rows.start >= block.rows.start && rows.end <= block.rows.end);
     assert!(mask.is_none_or(|mask| mask.len() == layout.cout * TAPS * TAPS * cin));
     for row in rows {
+        // The next row's weights lie in as many places as there are taps.
+        for tap in 0..TAPS * TAPS {
+            for k in (0..columns).step_by(MAX_LANES) {
+                let next = ((row + 1) * TAPS * TAPS + tap) * cin + block.columns.start + k;
+                // SAFETY: the caller has the instructions; what lies behind the last row is asked for in vain.
+                unsafe { S::prefetch(dw.wrapping_add(next)) };
+            }
+        }
         for k in (0..columns).step_by(S::LANES) {
             let at = k / S::PANEL * S::PANEL;
             let width = (columns - at).min(S::PANEL);

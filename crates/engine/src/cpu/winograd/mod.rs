@@ -1,8 +1,10 @@
 //! 3 × 3 convolutions of stride 1 with a quarter of the multiplications: F(4 × 4, 3 × 3) of Winograd's minimal filtering.
 //!
 //! Feature maps are brought to 36 points, tile by tile ([`transform`]); at each point a convolution is a matrix product
-//! ([`product`]). All of that is in f32 whatever the maps are kept in: it is faster than direct products of bf16 pairs, and
-//! nearer to exact. [`sweep`] is forward and backward-data, [`gradient`] the weight gradient, which threads divide as in [`shares`].
+//! ([`product`]). [`sweep`] is forward and backward-data, [`gradient`] the weight gradient, which threads divide as in [`shares`].
+//!
+//! The forward pass is in f32 at the points whatever the maps are kept in: that is faster than direct products of bf16 pairs, and
+//! nearer to exact. Gradients of bf16 maps are pairs of bf16 there, too ([`points::has_pairs`] says why).
 
 mod gradient;
 mod grid;

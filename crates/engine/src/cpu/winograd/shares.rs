@@ -14,8 +14,8 @@ use crate::cpu::team::Shards;
 /// Most floats of all sums of a narrow layer: of one thread, and of all.
 const NARROW: (usize, usize) = (1 << 20, 8 << 20);
 /// Floats of a task's points, about, in a narrow layer; and its tiles, at the least and at the most.
-const TASK_POINTS: usize = 240 << 10;
-const TASK_TILES: (usize, usize) = (32, 96);
+const TASK_POINTS: usize = 360 << 10;
+const TASK_TILES: (usize, usize) = (32, 192);
 /// Floats of the points of a round, about, in a wide layer; and tiles that one thread brings there at a time.
 const ROUND_POINTS: usize = 8 << 20;
 const ROUND_TASK: usize = 16;
