@@ -10,7 +10,7 @@
 use super::cell::Cell;
 use super::correlate::MAX_PIXELS;
 use super::layout::{Blocks, Layout};
-use super::simd::{Simd, kernel};
+use super::simd::{MAX_LANES, Simd, kernel};
 use super::sweep::{Sweep, Task, TaskShape, View};
 use crate::types::Dims;
 use std::marker::PhantomData;
@@ -227,8 +227,7 @@ unsafe fn gather_inputs<E: Cell, S: Simd>(
     unsafe { stream.lines(task.n_images * task.n_rows, sweep.grid.1, sweep.stride * sweep.channels(), line) };
 }
 
-/// The widest vector of any level, and the floats of a cache line.
-const MAX_LANES: usize = 16;
+/// Floats of a cache line.
 const LINE: usize = 16;
 
 /// Blocks of inputs that are gathered in one go.

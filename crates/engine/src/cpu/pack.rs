@@ -97,4 +97,4 @@ dispatch! {
 }
 
 /// The widest panel of any level.
-const MAX_WIDTH: usize = 32;
+pub(crate) const MAX_WIDTH: usize = 32;

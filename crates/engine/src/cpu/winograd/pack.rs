@@ -2,13 +2,11 @@
 
 use super::transform::{self, POINTS, TAPS};
 use crate::cpu::cell::Cell;
-use crate::cpu::pack::Masters;
+use crate::cpu::pack::{MAX_WIDTH, Masters};
 use crate::cpu::simd::{Simd, kernel};
 
 /// Source channels that are turned together.
 const RUN: usize = 16;
-/// The widest panel of any level.
-const MAX_WIDTH: usize = 32;
 
 /// One panel: destination channels `first..first + n`, `width` with the zeros behind.
 pub(super) struct Panel<'a> {
