@@ -135,6 +135,8 @@ impl Layer {
             hint: hint(name, crate::presets::names()),
         })?;
         let mut layer = Self::from_toml(format!("preset {name}"), text)?;
+        // How an experiment is judged is no part of a run's config.
+        layer.values.retain(|(key, _)| !key.starts_with("experiment."));
         for &method in Method::ALL {
             let prefix = format!("when.{method}.");
             let (when, rest) = layer.values.into_iter().partition(|(k, _)| k.starts_with(&prefix));

@@ -159,6 +159,22 @@ named_enum! {
     }
 }
 
+named_enum! {
+    /// The images that an experiment needs.
+    ImageSet ("image set") {
+        /// CIFAR-10.
+        Cifar10 = "cifar10",
+        /// CIFAR-100, fine labels.
+        Cifar100 = "cifar100",
+        /// Fashion-MNIST.
+        FashionMnist = "fashion-mnist",
+        /// A hundred of ImageNet's classes.
+        ImageNet100 = "imagenet-100",
+        /// ImageNet's thousand classes.
+        ImageNet = "imagenet",
+    }
+}
+
 /// The device that trains: `auto`, `cpu`, `cuda` or `cuda:N`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
