@@ -159,6 +159,9 @@ pub struct ProbeArgs {
     /// Everything random derives from it
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
+    /// Train nothing: test the classifier that an earlier probe of this name left in RUN/probes
+    #[arg(long)]
+    pub test_only: bool,
     #[command(flatten)]
     pub machine: MachineArgs,
 }

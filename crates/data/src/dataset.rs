@@ -177,7 +177,15 @@ impl Dataset {
     /// # Errors
     /// The names of the classes that have images here and are not among the other's.
     pub fn with_classes_of(&self, other: &Self) -> Result<Self, Vec<String>> {
-        let (Some(own), Some(names)) = (self.class_names(), other.class_names()) else { return Ok(self.clone()) };
+        other.class_names().map_or_else(|| Ok(self.clone()), |names| self.with_class_names(names))
+    }
+
+    /// The same images with these classes: labels are matched by class name. Without names of its own the labels stay.
+    ///
+    /// # Errors
+    /// The names of the classes that have images here and are not among them.
+    pub fn with_class_names(&self, names: &[String]) -> Result<Self, Vec<String>> {
+        let Some(own) = self.class_names() else { return Ok(self.clone()) };
         if own == names {
             return Ok(self.clone());
         }

@@ -44,6 +44,14 @@ pub enum Error {
         /// What they are for.
         what: String,
     },
+    /// A stored classifier that cannot be used.
+    #[error("{path}: {reason}")]
+    StoredProbe {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// What was asked for does not fit the data.
     #[error("{0}")]
     Unfit(String),

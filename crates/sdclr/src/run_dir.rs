@@ -1,7 +1,7 @@
 //! The run directory: one place for everything a run writes, each file whole at any moment, one writer at a time.
 //!
-//! `config.toml`, `metrics.jsonl`, `checkpoints/{last,epoch-N,mask-N}.safetensors`, `results/NAME.json`, `log.txt`,
-//! `skipped.csv`. Files other than the appended ones are written beside their place and renamed into it.
+//! `config.toml`, `metrics.jsonl`, `checkpoints/{last,epoch-N,mask-N}.safetensors`, `results/NAME.json`,
+//! `probes/NAME.safetensors`, `log.txt`, `skipped.csv`. Files other than the appended ones are written beside their place and renamed into it.
 
 mod atomic;
 mod claim;
@@ -137,6 +137,21 @@ impl RunDir {
         let text = serde_json::to_string_pretty(result).map_err(|e| RunDirError::write(&path, e.into()))?;
         write_atomic(&path, |file| writeln!(file, "{text}")).map_err(|e| RunDirError::write(&path, e))?;
         Ok(path)
+    }
+
+    /// The file of a stored probe, whether it exists or not.
+    pub fn probe_path(&self, name: &str) -> PathBuf {
+        self.root.join("probes").join(format!("{name}.safetensors"))
+    }
+
+    /// The names of the stored probes, sorted.
+    pub fn probe_names(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.root.join("probes")).into_iter().flatten().flatten();
+        let name =
+            |entry: std::fs::DirEntry| Some(entry.file_name().to_str()?.strip_suffix(".safetensors")?.to_owned());
+        let mut names: Vec<String> = entries.filter_map(name).filter(|name| !name.starts_with('.')).collect();
+        names.sort();
+        names
     }
 
     /// Every result, by name, sorted.

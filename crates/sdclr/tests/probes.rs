@@ -2,7 +2,7 @@
 
 use sdclr::Machine;
 use sdclr::metrics::GroupRule;
-use sdclr::probe::{ProbeJob, Subject, Weights, probe};
+use sdclr::probe::{ProbeJob, Probed, StoredProbe, Subject, TestJob, Weights, probe, test};
 use sdclr::progress::Unobserved;
 use sdclr::signals::StopFlag;
 use sdclr_data::{Dataset, RgbImage};
@@ -38,6 +38,16 @@ fn measure(
     test: Dataset,
     tail: Option<Vec<usize>>,
 ) -> Result<ProbeResult, String> {
+    probed(subject, protocol, train, test, tail).map(|probed| probed.result)
+}
+
+fn probed(
+    subject: &Subject,
+    protocol: Protocol,
+    train: Dataset,
+    test: Dataset,
+    tail: Option<Vec<usize>>,
+) -> Result<Probed, String> {
     let mut settings = ProbeConfig::new(protocol, 8, 1);
     settings.set_epochs(2);
     settings.neighbours = 3;
@@ -104,4 +114,76 @@ fn what_does_not_fit_the_images_to_learn_from_is_refused() {
     assert!(message.contains("the images to test on have no labels"), "{message}");
     let message = measure(&subject, Protocol::Knn, whole(), whole(), Some(vec![3, 2, 1])).unwrap_err();
     assert_eq!(message, "the long tail has 3 classes, the images to learn from 2");
+}
+
+fn retest(subject: &Subject, stored: &StoredProbe, images: Dataset) -> Result<ProbeResult, String> {
+    let job = TestJob {
+        subject,
+        stored,
+        test: images,
+        recipe: ProbeConfig::new(stored.record.protocol, 8, 1).augment_test,
+        tail: Some((vec![9, 4], GroupRule::Thirds)),
+        data: Default::default(),
+        machine: Machine::of(&subject.config, Kernels::default()),
+        stop: &StopFlag::new(),
+        observer: &mut Unobserved,
+    };
+    test(job).map(|result| result.expect("nobody raised the flag")).map_err(|e| e.to_string())
+}
+
+#[test]
+fn a_stored_probe_gives_the_result_of_the_probe_that_made_it() {
+    let subject = subject(Weights::Untrained);
+    let folder = tempfile::tempdir().unwrap();
+    for protocol in [Protocol::LinearPaper, Protocol::LinearCached, Protocol::FewShot] {
+        let (learn, images) = (images(20, |i| i == 3), images(31, |i| i == 9));
+        let made = probed(&subject, protocol, learn, images.clone(), Some(vec![9, 4])).unwrap();
+        let stored = made.classifier.expect("a linear probe has a classifier");
+        let path = folder.path().join("probes").join(format!("{protocol}.safetensors"));
+        stored.save(&path).unwrap();
+        let stored = StoredProbe::load(&path).unwrap();
+        assert_eq!(retest(&subject, &stored, images).unwrap(), made.result, "{protocol}");
+    }
+}
+
+#[test]
+fn a_stored_probe_is_refused_on_other_weights_features_or_classes() {
+    let subject = subject(Weights::Untrained);
+    let whole = || images(20, |_| false);
+    let made = probed(&subject, Protocol::LinearCached, whole(), whole(), None).unwrap().classifier.unwrap();
+    let check = |stored: &StoredProbe, expected: &str| {
+        let message = retest(&subject, stored, whole()).unwrap_err();
+        assert!(message.contains(expected), "{message}");
+    };
+    let mut other = made.clone();
+    other.record.weights.as_mut().unwrap().step = 7;
+    check(&other, "on the weights of step 7 and the checkpoint is of step 0");
+    let mut other = made.clone();
+    other.weight.truncate(2 * 5);
+    check(&other, "reads 5 features, the model has 32");
+    let mut other = made.clone();
+    (other.record.n_classes, other.bias) = (1, vec![0.0]);
+    other.weight.truncate(32);
+    check(&other, "have 2 classes, the stored probe 1");
+}
+
+#[test]
+fn a_damaged_or_foreign_file_is_no_stored_probe() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("probe.safetensors");
+    let check = |bytes: &[u8], expected: &str| {
+        std::fs::write(&path, bytes).unwrap();
+        let message = StoredProbe::load(&path).unwrap_err().to_string();
+        assert!(message.contains("probe.safetensors") && message.contains(expected), "{message}");
+    };
+    check(b"", "not a stored probe");
+    check(b"\x02\0\0\0\0\0\0\0{}", "no entry `sdclr_probe`");
+    let whole = || images(20, |_| false);
+    let subject = subject(Weights::Untrained);
+    let mut made = probed(&subject, Protocol::LinearCached, whole(), whole(), None).unwrap().classifier.unwrap();
+    made.bias[0] = f32::NAN;
+    made.save(&path).unwrap();
+    check(&std::fs::read(&path).unwrap(), "not numbers");
+    let message = StoredProbe::load(&folder.path().join("none")).unwrap_err().to_string();
+    assert!(message.contains("cannot read"), "{message}");
 }

@@ -180,7 +180,7 @@ impl Demo<'_> {
         progress.finish();
         let named =
             |result: ProbeResult| ProbeResult { class_names: CLASS_NAMES.map(str::to_owned).to_vec(), ..result };
-        Ok(result?.map(named))
+        Ok(result?.map(|probed| named(probed.result)))
     }
 
     fn show(&self, rows: &[Row]) -> anyhow::Result<ExitCode> {

@@ -1,5 +1,7 @@
 //! `sdclr eval linear|few-shot|knn`.
 
+mod stored;
+
 use crate::args::{ClassifierArgs, EvalCommand, FewShotArgs, GroupsArg, LinearProtocol, MachineArgs, ProbeDataArgs};
 use crate::context::Context;
 use crate::exit::UsageError;
@@ -8,7 +10,7 @@ use crate::{config, signals, system};
 use anyhow::{Context as _, anyhow, bail};
 use sdclr::Machine;
 use sdclr::metrics::GroupRule;
-use sdclr::probe::{ProbeJob, Subject, Weights, matched};
+use sdclr::probe::{ProbeJob, Probed, Subject, Weights, matched};
 use sdclr::run_dir::{RunDir, describe_io};
 use sdclr_data::Dataset;
 use sdclr_data::source::has_parts;
@@ -44,6 +46,9 @@ pub fn run(command: EvalCommand, context: Context) -> anyhow::Result<ExitCode> {
     let name = probe_args.name.clone().unwrap_or_else(|| result_name(protocol, &checkpoint));
     check_writable(&run, &name)?;
     let subject = Subject { config: run.config()?, weights: Weights::Trained(std::path::absolute(checkpoint)?) };
+    if probe_args.test_only {
+        return stored::run(probe_args, protocol, &name, &run, &subject, context);
+    }
     let mut probe = ProbeConfig::new(protocol, subject.config.data.image_size, probe_args.seed);
     match &command {
         EvalCommand::Linear(args) => apply(&args.classifier, &mut probe),
@@ -78,7 +83,13 @@ pub fn run(command: EvalCommand, context: Context) -> anyhow::Result<ExitCode> {
     let result = sdclr::probe::probe(job);
     progress.finish();
     match result? {
-        Ok(result) => show(&result, &run, &name, context),
+        Ok(Probed { result, classifier }) => {
+            let code = show(&result, &run, &name, context)?;
+            if let Some(classifier) = classifier {
+                classifier.save(&run.probe_path(&name))?;
+            }
+            Ok(code)
+        }
         Err(signal) => {
             context.note("stopped; no result was written");
             Ok(ExitCode::from(signal.exit_code()))

@@ -5,13 +5,14 @@
 
 use super::classifier::Classifier;
 use super::features::{Extractor, Features};
-use super::{Halt, LEARN, ProbeJob, TEST, VALIDATION, Verdict};
+use super::{Halt, LEARN, ProbeJob, ProbeRecord, StoredProbe, TEST, VALIDATION, Verdict};
 use crate::error::Error;
 use crate::progress::StepReport;
 use sdclr_data::{Dataset, Order};
 use sdclr_engine::Engine;
 use sdclr_nn::rng;
 use sdclr_records::ProbeConfig;
+use sdclr_records::results::ProbeData;
 use std::time::Instant;
 
 /// Augmented images through the frozen network, every epoch anew.
@@ -39,7 +40,7 @@ pub(super) fn on_images(job: &mut ProbeJob, extractor: &mut Extractor, n_classes
         training.look(&mut *extractor.engine, epoch, validation.as_ref())?;
     }
     let n_train = job.train.len() - loader.n_skipped();
-    training.verdict(&mut *extractor.engine, job, n_train, validation.as_ref(), &test)
+    training.verdict(&mut *extractor.engine, job, n_train, validation.as_ref(), &test, None)
 }
 
 /// Features of the validation images, if there are any.
@@ -53,9 +54,9 @@ pub(super) fn on_features(job: &mut ProbeJob, extractor: &mut Extractor, n_class
     let probe = job.probe.clone();
     let mut train = extractor.all(&job.train, LEARN, &probe.augment_test, job.stop, job.observer)?;
     let mut validation = validation(job, extractor)?;
-    let mut test = extractor.all(&job.test, TEST, &probe.augment_test, job.stop, job.observer)?;
+    let test = extractor.all(&job.test, TEST, &probe.augment_test, job.stop, job.observer)?;
     let scale = Standardiser::of(&train);
-    for features in [Some(&mut train), validation.as_mut(), Some(&mut test)].into_iter().flatten() {
+    for features in [Some(&mut train), validation.as_mut()].into_iter().flatten() {
         scale.apply(&mut features.values);
     }
     let engine = &mut *extractor.engine;
@@ -76,7 +77,7 @@ pub(super) fn on_features(job: &mut ProbeJob, extractor: &mut Extractor, n_class
         }
         training.look(engine, epoch, validation.as_ref())?;
     }
-    training.verdict(engine, job, train.len(), validation.as_ref(), &test)
+    training.verdict(engine, job, train.len(), validation.as_ref(), &test, Some(&scale))
 }
 
 /// A classifier in training and the best it was.
@@ -160,6 +161,8 @@ impl Training {
     }
 
     /// The best epoch's predictions on the test images, or the last's without validation images.
+    ///
+    /// `test` holds plain features; `scale` is what the others were standardised by.
     fn verdict(
         self,
         engine: &mut dyn Engine,
@@ -167,22 +170,42 @@ impl Training {
         n_train: usize,
         validation: Option<&Features>,
         test: &Features,
+        scale: Option<&Standardiser>,
     ) -> Result<Verdict, Halt> {
-        if let Some((.., weights)) = &self.best {
-            self.classifier.set_weights(engine, weights);
+        let best_epoch = self.best.as_ref().map(|(_, epoch, _)| *epoch);
+        let weights = match self.best {
+            Some((.., weights)) => weights,
+            None => self.classifier.weights(engine)?,
+        };
+        let (weight, bias) = weights.split_at(test.width * self.n_classes);
+        let (mut weight, mut bias) = (weight.to_vec(), bias.to_vec());
+        if let Some(scale) = scale {
+            scale.fold_into(&mut weight, &mut bias);
         }
-        let logits = self.classifier.logits(engine, &test.values)?;
-        let predictions = logits.chunks_exact(self.n_classes).map(argmax).collect();
+        let n_given_to_learn = job.train.len() + job.validation.as_ref().map_or(0, Dataset::len);
+        let n_skipped = n_given_to_learn - n_train - validation.map_or(0, Features::len);
+        let record = ProbeRecord {
+            protocol: self.probe.protocol,
+            n_classes: self.n_classes,
+            class_names: Vec::new(),
+            epoch: best_epoch,
+            weights: None,
+            n_train,
+            n_skipped,
+            settings: self.probe.settings(),
+            data: ProbeData::default(),
+        };
+        let stored = StoredProbe { record, weight, bias };
+        // What is stored is what is tested, so that a later test of it gives the same numbers.
+        let predictions = stored.predict(engine, test)?;
         let labels = test.labels.iter().map(|&label| label as usize).collect();
-        let n_given = job.train.len() + job.validation.as_ref().map_or(0, Dataset::len) + job.test.len();
-        let n_skipped = n_given - n_train - validation.map_or(0, Features::len) - test.len();
-        let best_epoch = self.best.map(|(_, epoch, _)| epoch);
-        Ok(Verdict { labels, predictions, n_train, n_skipped, best_epoch })
+        let n_skipped = n_skipped + job.test.len() - test.len();
+        Ok(Verdict { labels, predictions, n_train, n_skipped, best_epoch, classifier: Some(stored) })
     }
 }
 
 /// Index of the largest value, the first among equals.
-fn argmax(row: &[f32]) -> usize {
+pub(super) fn argmax(row: &[f32]) -> usize {
     row.iter().enumerate().fold((0, f32::NEG_INFINITY), |best, (i, &v)| if v > best.1 { (i, v) } else { best }).0
 }
 
@@ -226,6 +249,18 @@ impl Standardiser {
             })
             .collect();
         Self { mean, inv_std }
+    }
+
+    /// Turns a classifier on standardised features into the same on plain ones: `w·(x − m)/s + b = (w/s)·x + (b − (w/s)·m)`.
+    fn fold_into(&self, weight: &mut [f32], bias: &mut [f32]) {
+        for (row, bias) in weight.chunks_exact_mut(self.mean.len()).zip(bias) {
+            let mut shift = 0.0;
+            for ((w, mean), inv_std) in row.iter_mut().zip(&self.mean).zip(&self.inv_std) {
+                *w *= inv_std;
+                shift += f64::from(*w) * f64::from(*mean);
+            }
+            *bias = (f64::from(*bias) - shift) as f32;
+        }
     }
 
     fn apply(&self, values: &mut [f32]) {

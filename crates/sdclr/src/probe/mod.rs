@@ -8,8 +8,10 @@ pub(crate) mod classifier;
 mod features;
 mod knn;
 mod linear;
+mod stored;
 
 pub use features::{Extractor, Features};
+pub use stored::{ProbeRecord, StoredProbe, TestJob, test};
 
 use crate::backend::Machine;
 use crate::error::Error;
@@ -95,6 +97,16 @@ pub(crate) struct Verdict {
     pub n_train: usize,
     pub n_skipped: usize,
     pub best_epoch: Option<usize>,
+    pub classifier: Option<StoredProbe>,
+}
+
+/// What a probe leaves.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Probed {
+    /// The numbers.
+    pub result: ProbeResult,
+    /// The classifier behind them; kNN has none.
+    pub classifier: Option<StoredProbe>,
 }
 
 /// What images are for, as messages say it.
@@ -108,7 +120,7 @@ const TEST: &str = "to test on";
 ///
 /// # Errors
 /// Bad settings, images without labels or with other classes, a checkpoint that does not fit, a failed device.
-pub fn probe(mut job: ProbeJob<'_>) -> Result<Result<ProbeResult, StopSignal>, Error> {
+pub fn probe(mut job: ProbeJob<'_>) -> Result<Result<Probed, StopSignal>, Error> {
     job.probe.validate()?;
     let n_classes = labelled(&job.train, LEARN)?;
     job.test = matched(&job.test, &job.train, TEST)?;
@@ -124,7 +136,20 @@ pub fn probe(mut job: ProbeJob<'_>) -> Result<Result<ProbeResult, StopSignal>, E
         Protocol::Knn => knn::vote(&mut job, &mut extractor, n_classes),
     };
     match verdict {
-        Ok(verdict) => Ok(Ok(result(job, extractor, n_classes, verdict))),
+        Ok(mut verdict) => {
+            let classifier = verdict.classifier.take();
+            let result = result(job, extractor, n_classes, verdict);
+            let classifier = classifier.map(|stored| StoredProbe {
+                record: ProbeRecord {
+                    class_names: result.class_names.clone(),
+                    weights: result.weights.clone(),
+                    data: result.data.clone(),
+                    ..stored.record
+                },
+                ..stored
+            });
+            Ok(Ok(Probed { result, classifier }))
+        }
         Err(Halt::Stopped(signal)) => Ok(Err(signal)),
         Err(Halt::Failed(error)) => Err(error),
     }

@@ -4,6 +4,7 @@
 
 use super::writer::{append_to, read_skipped};
 use super::{CONFIG_HEADER, Existing, LOCK_FILE, RUN_FILES, RunDir, RunDirError, RunWriter, write_atomic};
+use crate::probe::StoredProbe;
 use sdclr_records::names::Precision;
 use sdclr_records::{ProbeResult, RunConfig};
 use std::fs::{File, TryLockError};
@@ -225,6 +226,7 @@ fn check_is_run(dir: &RunDir) -> Result<(), RunDirError> {
 fn delete_run(root: &Path) -> Result<(), RunDirError> {
     delete_matching(&root.join("checkpoints"), is_checkpoint)?;
     delete_matching(&root.join("results"), is_result)?;
+    delete_matching(&root.join("probes"), |path| StoredProbe::load(path).is_ok())?;
     for file in RUN_FILES.iter().rev() {
         delete_file(&root.join(file))?;
     }

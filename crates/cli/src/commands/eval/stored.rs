@@ -1,0 +1,64 @@
+//! `--test-only`: testing a probe that was trained before.
+
+use super::{Images, check_writable, machine, open, show, tail};
+use crate::args::ProbeArgs;
+use crate::context::Context;
+use crate::exit::UsageError;
+use crate::progress::Progress;
+use crate::signals;
+use sdclr::probe::{StoredProbe, Subject, TestJob, test};
+use sdclr::run_dir::RunDir;
+use sdclr_records::ProbeConfig;
+use sdclr_records::names::Protocol;
+use std::process::ExitCode;
+
+/// Tests the stored probe `name` of a run, writes the result and prints it.
+///
+/// # Errors
+/// No such probe, or one that does not fit; images that do not do.
+pub fn run(
+    args: &ProbeArgs,
+    protocol: Protocol,
+    name: &str,
+    run: &RunDir,
+    subject: &Subject,
+    context: Context,
+) -> anyhow::Result<ExitCode> {
+    if protocol == Protocol::Knn {
+        return Err(UsageError("--test-only: nearest neighbours have no stored probe; leave it out".to_owned()).into());
+    }
+    check_writable(run, name)?;
+    let path = run.probe_path(name);
+    if !path.is_file() {
+        let there = run.probe_names().join(", ");
+        let there = if there.is_empty() { "none is stored yet".to_owned() } else { format!("stored: {there}") };
+        let text = format!("{}: no such stored probe ({there}); probe without --test-only first", path.display());
+        return Err(UsageError(text).into());
+    }
+    let stored = StoredProbe::load(&path)?;
+    let Images { train, test: images, data, .. } = open(&args.data, &context)?;
+    let tail = tail(&args.data, &subject.config, &train, &context)?;
+    let (tail, record) = tail.map_or((None, None), |(tail, record)| (Some(tail), Some(record)));
+    let stop = signals::install()?;
+    let mut progress = Progress::new(context, "");
+    let job = TestJob {
+        subject,
+        stored: &stored,
+        test: images,
+        recipe: ProbeConfig::new(protocol, subject.config.data.image_size, args.seed).augment_test,
+        tail,
+        data: sdclr_records::results::ProbeData { tail: record, ..data },
+        machine: machine(&args.machine, &subject.config)?,
+        stop: &stop,
+        observer: &mut progress,
+    };
+    let result = test(job);
+    progress.finish();
+    match result? {
+        Ok(result) => show(&result, run, name, context),
+        Err(signal) => {
+            context.note("stopped; no result was written");
+            Ok(ExitCode::from(signal.exit_code()))
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! A trained linear classifier as a file, `RUN/probes/NAME.safetensors`, and testing with it alone.
+//!
+//! The file holds `fc.weight` `[classes, width]` and `fc.bias` `[classes]` on the backbone's plain features (the cached
+//! protocol's standardisation is folded in), and in its metadata under `sdclr_probe` a [`ProbeRecord`] as JSON.
+
+use super::classifier::Classifier;
+use super::features::{Extractor, Features};
+use super::{Halt, Subject, TEST};
+use crate::backend::Machine;
+use crate::error::Error;
+use crate::metrics::{self, GroupRule};
+use crate::progress::Observer;
+use crate::run_dir::write_atomic;
+use crate::signals::{StopFlag, StopSignal};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use sdclr_data::Dataset;
+use sdclr_engine::Engine;
+use sdclr_records::augment::Augmentation;
+use sdclr_records::names::Protocol;
+use sdclr_records::results::{ProbeData, RESULT_VERSION, WeightsRecord};
+use sdclr_records::{ProbeConfig, ProbeResult};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+/// The key of the file's metadata that holds the record.
+const METADATA_KEY: &str = "sdclr_probe";
+
+/// What a stored classifier says of itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ProbeRecord {
+    /// How it was trained.
+    pub protocol: Protocol,
+    /// Number of classes.
+    pub n_classes: usize,
+    /// Their names where the images had them, else empty.
+    #[serde(default)]
+    pub class_names: Vec<String>,
+    /// The epoch of its training that it is of, if one was chosen.
+    #[serde(default)]
+    pub epoch: Option<usize>,
+    /// The weights whose features it is on; absent where it came from elsewhere.
+    #[serde(default)]
+    pub weights: Option<WeightsRecord>,
+    /// Images that it learned from.
+    #[serde(default)]
+    pub n_train: usize,
+    /// Broken images that were left out before testing.
+    #[serde(default)]
+    pub n_skipped: usize,
+    /// The settings of its training.
+    #[serde(default)]
+    pub settings: BTreeMap<String, serde_json::Value>,
+    /// Where its images came from.
+    #[serde(default)]
+    pub data: ProbeData,
+}
+
+/// A linear classifier on plain features.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StoredProbe {
+    /// What it is.
+    pub record: ProbeRecord,
+    /// `[n_classes, width]`, row-major.
+    pub weight: Vec<f32>,
+    /// `[n_classes]`.
+    pub bias: Vec<f32>,
+}
+
+impl StoredProbe {
+    /// Length of the features that it reads.
+    #[must_use]
+    pub fn width(&self) -> usize {
+        self.weight.len() / self.bias.len().max(1)
+    }
+
+    /// Writes the file whole or not at all.
+    ///
+    /// # Errors
+    /// [`Error::Write`].
+    pub fn save(&self, path: &Path) -> Result<(), Error> {
+        let failed = |source| Error::Write { path: path.to_owned(), source };
+        let other = |e: String| failed(std::io::Error::other(e));
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(failed)?;
+        }
+        let (weight, bias) = (little_endian(&self.weight), little_endian(&self.bias));
+        let view = |shape: Vec<usize>, bytes| TensorView::new(Dtype::F32, shape, bytes);
+        let tensors = [
+            ("fc.bias", view(vec![self.bias.len()], &bias)),
+            ("fc.weight", view(vec![self.bias.len(), self.width()], &weight)),
+        ];
+        let record = serde_json::to_string(&self.record).map_err(|e| other(e.to_string()))?;
+        let metadata = HashMap::from([(METADATA_KEY.to_owned(), record)]);
+        let tensors: Result<Vec<_>, _> = tensors.into_iter().map(|(name, view)| Ok((name, view?))).collect();
+        let bytes = tensors
+            .and_then(|tensors| safetensors::serialize(tensors, Some(metadata)))
+            .map_err(|e: safetensors::SafeTensorError| other(e.to_string()))?;
+        write_atomic(path, |file| file.write_all(&bytes)).map_err(failed)
+    }
+
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// [`Error::StoredProbe`] for one that cannot be read or is of another kind.
+    pub fn load(path: &Path) -> Result<Self, Error> {
+        let wrong = |reason: String| Error::StoredProbe { path: path.to_owned(), reason };
+        let bytes = std::fs::read(path).map_err(|e| wrong(format!("cannot read: {e}")))?;
+        let other = |what: &str| wrong(format!("not a stored probe ({what})"));
+        let file = SafeTensors::deserialize(&bytes).map_err(|e| other(&e.to_string()))?;
+        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| other(&e.to_string()))?;
+        let record = header.metadata().as_ref().and_then(|metadata| metadata.get(METADATA_KEY));
+        let record = record.ok_or_else(|| other("its metadata have no entry `sdclr_probe`"))?;
+        let record: ProbeRecord = serde_json::from_str(record).map_err(|e| other(&e.to_string()))?;
+        let floats = |name: &str, n_axes: usize| {
+            let tensor = file.tensor(name).map_err(|e| other(&e.to_string()))?;
+            let shape = tensor.shape().to_vec();
+            if tensor.dtype() != Dtype::F32 || shape.len() != n_axes || shape[0] != record.n_classes {
+                return Err(other(&format!("{name} is {:?} {shape:?}", tensor.dtype())));
+            }
+            let values: Vec<f32> =
+                tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+            if values.is_empty() || !values.iter().all(|v| v.is_finite()) {
+                return Err(other(&format!("{name} is empty or holds values that are not numbers")));
+            }
+            Ok(values)
+        };
+        let (weight, bias) = (floats("fc.weight", 2)?, floats("fc.bias", 1)?);
+        Ok(Self { record, weight, bias })
+    }
+
+    /// The most likely class of each row of features.
+    ///
+    /// # Errors
+    /// A failed device.
+    pub(super) fn predict(&self, engine: &mut dyn Engine, features: &Features) -> Result<Vec<usize>, Error> {
+        const ROWS_A_BATCH: usize = 256;
+        // Only its batch size matters for a classifier whose weights are given.
+        let settings = ProbeConfig { batch_size: ROWS_A_BATCH, ..ProbeConfig::new(self.record.protocol, 32, 0) };
+        let classifier = Classifier::new(engine, self.width(), self.bias.len(), &settings)?;
+        classifier.set_weights(engine, &[self.weight.as_slice(), &self.bias].concat());
+        let logits = classifier.logits(engine, &features.values)?;
+        Ok(logits.chunks_exact(self.bias.len()).map(super::linear::argmax).collect())
+    }
+}
+
+/// A test of a stored classifier, ready to go.
+pub struct TestJob<'a> {
+    /// The backbone.
+    pub subject: &'a Subject,
+    /// The classifier on its features.
+    pub stored: &'a StoredProbe,
+    /// Labelled images.
+    pub test: Dataset,
+    /// How they become views.
+    pub recipe: Augmentation,
+    /// Class counts of the long tail, `[C]`, and the rule that groups by them.
+    pub tail: Option<(Vec<usize>, GroupRule)>,
+    /// Where these came from; where the classifier's own images came from is in its record.
+    pub data: ProbeData,
+    /// On what.
+    pub machine: Machine,
+    /// Looked at between batches.
+    pub stop: &'a StopFlag,
+    /// Told of progress.
+    pub observer: &'a mut dyn Observer,
+}
+
+/// Tests a stored classifier; on the images of the probe that made it, the result is that probe's.
+///
+/// # Errors
+/// A classifier of other features or on other weights, classes that do not fit, a failed device.
+pub fn test(job: TestJob<'_>) -> Result<Result<ProbeResult, StopSignal>, Error> {
+    let TestJob { subject, stored, test, recipe, tail, data, machine, stop, observer } = job;
+    let record = &stored.record;
+    let names = (!record.class_names.is_empty()).then_some(record.class_names.as_slice());
+    let test = with_classes(&test, names, record.n_classes)?;
+    if let Some((counts, _)) = tail.as_ref().filter(|(counts, _)| counts.len() != record.n_classes) {
+        let text = format!("the long tail has {} classes, the stored probe {}", counts.len(), record.n_classes);
+        return Err(Error::Unfit(text));
+    }
+    let mut extractor = Extractor::new(subject, &machine)?;
+    check_fit(stored, &extractor)?;
+    let features = match extractor.all(&test, TEST, &recipe, stop, observer) {
+        Ok(features) => features,
+        Err(Halt::Stopped(signal)) => return Ok(Err(signal)),
+        Err(Halt::Failed(error)) => return Err(error),
+    };
+    let predictions = stored.predict(&mut *extractor.engine, &features)?;
+    let labels: Vec<usize> = features.labels.iter().map(|&label| label as usize).collect();
+    let tail = tail.as_ref().map(|(counts, rule)| (counts.as_slice(), *rule));
+    let found = metrics::accuracies(&labels, &predictions, record.n_classes, tail);
+    Ok(Ok(ProbeResult {
+        version: RESULT_VERSION,
+        protocol: record.protocol,
+        subject: subject.title().to_owned(),
+        weights: extractor.weights,
+        top1: found.top1,
+        class_accuracy: found.class_accuracy,
+        groups: found.groups,
+        all: found.all,
+        class_std: found.class_std,
+        class_names: record.class_names.clone(),
+        n_train: record.n_train,
+        n_test: labels.len(),
+        n_skipped: record.n_skipped + test.len() - features.len(),
+        best_epoch: record.epoch,
+        settings: record.settings.clone(),
+        data: ProbeData { train: record.data.train.clone(), validation: record.data.validation.clone(), ..data },
+    }))
+}
+
+fn check_fit(stored: &StoredProbe, extractor: &Extractor) -> Result<(), Error> {
+    if stored.width() != extractor.width() {
+        let (own, features) = (stored.width(), extractor.width());
+        let text = format!("the stored probe reads {own} features, the model has {features}: it is another model's");
+        return Err(Error::Unfit(text));
+    }
+    match (&stored.record.weights, &extractor.weights) {
+        (Some(own), Some(now)) if (own.step, &own.model) != (now.step, &now.model) => Err(Error::Unfit(format!(
+            "the stored probe is on the weights of step {} and the checkpoint is of step {}: probe it anew",
+            own.step, now.step
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// The images under the classifier's numbering of the classes.
+fn with_classes(images: &Dataset, names: Option<&[String]>, n_classes: usize) -> Result<Dataset, Error> {
+    let n_own = super::labelled(images, TEST)?;
+    let both_named = names.is_some() && images.class_names().is_some();
+    if !both_named && n_own > n_classes {
+        return Err(Error::Unfit(format!("the images {TEST} have {n_own} classes, the stored probe {n_classes}")));
+    }
+    let Some(names) = names else { return Ok(images.clone()) };
+    images.with_class_names(names).map_err(|unknown| {
+        Error::Unfit(format!("the images {TEST} have classes that the stored probe lacks: {}", unknown.join(", ")))
+    })
+}
+
+fn little_endian(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+}
