@@ -1,7 +1,7 @@
 //! Self-damaging contrastive learning for long-tailed unlabelled images.
 //!
 //! Start at [`step`]: the SimCLR and the SDCLR step, whole. [`learner`] is what a step works on, [`pretrain`] the loop
-//! around it, [`run_dir`] and [`checkpoint`] what a run leaves behind, [`probe`] how its features are judged.
+//! around it, [`reproduce`] the paper's experiments, [`run_dir`] and [`checkpoint`] what a run leaves behind, [`probe`] how its features are judged.
 
 pub mod backend;
 pub mod bench;
@@ -12,6 +12,7 @@ pub mod metrics;
 pub mod pretrain;
 pub mod probe;
 pub mod progress;
+pub mod reproduce;
 pub mod run_dir;
 pub mod signals;
 pub mod snapshot;

@@ -87,11 +87,34 @@ fn find(by_name: &HashMap<String, usize>, path: &str) -> Option<usize> {
 /// If the file cannot be written.
 pub fn write_indices(path: &Path, indices: &[usize]) -> Result<(), DataError> {
     let values: Vec<i64> = indices.iter().map(|index| *index as i64).collect();
+    write_whole(path, &npy::encode(&values))
+}
+
+/// Writes a `.txt` list, a line `path label` (or `path`) each; the file appears whole or not at all.
+///
+/// # Errors
+/// If the file cannot be written, or a path has a line break in it.
+pub fn write_list<'a>(path: &Path, entries: impl IntoIterator<Item = (&'a str, Option<u32>)>) -> Result<(), DataError> {
+    let mut text = String::new();
+    for (name, label) in entries {
+        if name.contains(['\n', '\r']) {
+            return Err(DataError::split(path, format!("the path {name:?} has a line break in it; rename the file")));
+        }
+        text.push_str(name);
+        if let Some(label) = label {
+            text.push_str(&format!(" {label}"));
+        }
+        text.push('\n');
+    }
+    write_whole(path, text.as_bytes())
+}
+
+fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), DataError> {
     let mut partial = path.as_os_str().to_owned();
     partial.push(".partial");
     let write = || -> std::io::Result<()> {
         let mut file = std::fs::File::create(&partial)?;
-        file.write_all(&npy::encode(&values))?;
+        file.write_all(bytes)?;
         file.sync_all()?;
         std::fs::rename(&partial, path)
     };

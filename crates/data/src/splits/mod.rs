@@ -6,28 +6,13 @@
 
 mod files;
 mod npy;
+mod shapes;
 
-pub use files::{read_indices, read_list, write_indices};
+pub use files::{read_indices, read_list, write_indices, write_list};
+pub use shapes::{long_tail_counts, pareto_counts, step_counts};
 
 use crate::error::DataError;
 use crate::rng::{Purpose, Rng};
-
-/// Images per class of an exponential long tail, largest first: `n_i = int(n_max * imbalance^(i / (C - 1)))`.
-///
-/// `imbalance` is the smallest count over the largest, in (0, 1]: 0.01 for the paper's CIFAR splits.
-///
-/// # Panics
-/// If there is no class or `imbalance` is outside (0, 1].
-pub fn long_tail_counts(n_classes: usize, n_max: usize, imbalance: f64) -> Vec<usize> {
-    assert!(n_classes > 0 && imbalance > 0.0 && imbalance <= 1.0, "{n_classes} classes, imbalance {imbalance}");
-    let steps = (n_classes - 1).max(1) as f64;
-    let count = |i: usize| {
-        let exact = n_max as f64 * imbalance.powf(i as f64 / steps);
-        // Powers differ in the last bit between machines; that must not turn 10 into 9.
-        if (exact - exact.round()).abs() < 1e-9 * exact { exact.round() as usize } else { exact as usize }
-    };
-    (0..n_classes).map(count).collect()
-}
 
 /// Deals counts, largest first, to classes in a random order: the result is by label.
 pub fn in_random_class_order(counts: &[usize], seed: u64) -> Vec<usize> {
@@ -111,19 +96,6 @@ mod tests {
 
     fn labels(n_classes: u32, per_class: u32) -> Vec<u32> {
         (0..n_classes * per_class).map(|i| i % n_classes).collect()
-    }
-
-    #[test]
-    fn long_tail_counts_are_the_papers() {
-        let cifar10 = long_tail_counts(10, 4500, 0.01);
-        assert_eq!(cifar10, [4500, 2697, 1617, 969, 581, 348, 208, 125, 75, 45]);
-        assert_eq!(cifar10.iter().sum::<usize>(), 11_165);
-        let cifar100 = long_tail_counts(100, 450, 0.01);
-        assert_eq!((cifar100[0], cifar100[99], cifar100.iter().sum::<usize>()), (450, 4, 9_754));
-        assert_eq!(long_tail_counts(1, 7, 0.01), [7]);
-        assert_eq!(long_tail_counts(3, 1000, 0.01), [1000, 100, 10]);
-        let imagenet = long_tail_counts(1000, 1280, 1.0 / 256.0);
-        assert_eq!((imagenet[0], imagenet[999]), (1280, 5));
     }
 
     #[test]

@@ -1,0 +1,329 @@
+//! The paper's experiments end to end: which runs and probes there are, which are done, and how each is configured.
+//!
+//! Source: Jiang et al., ICML 2021, section 4, and the published scripts: per split pre-train, then linear separability, then
+//! few-shot. Nothing here trains: a caller walks [`Plan::tasks`] and runs each with [`crate::pretrain`] and [`crate::probe`].
+//! All state is in the run directories, so a plan made again after a stop shows what is left.
+
+mod sets;
+
+pub use sets::{Places, Sets, SplitSets, open, sets, tail_counts};
+
+use crate::checkpoint::Checkpoint;
+use crate::error::Error;
+use crate::metrics::GroupRule;
+use crate::probe::StoredProbe;
+use crate::run_dir::{CheckpointName, RunDir};
+use sdclr_records::experiment::{Arm, Grouping};
+use sdclr_records::layers::{Layer, resolve};
+use sdclr_records::names::Protocol;
+use sdclr_records::results::{ImagesRecord, ProbeData};
+use sdclr_records::{Experiment, ProbeConfig, RunConfig};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// What a user may change of an experiment. It is written to `OUT/reproduce.json`; a folder goes on only with the same.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// The experiment's name.
+    pub experiment: String,
+    /// The data set.
+    pub data: PathBuf,
+    /// Published splits; absent where they were made.
+    pub split_dir: Option<PathBuf>,
+    /// Epochs of pre-training instead of the paper's; warm-up and cosine scale with them.
+    pub epochs: Option<usize>,
+    /// Epochs of the linear probe instead of the paper's 30; few-shot has 10/3 of them.
+    pub probe_epochs: Option<usize>,
+    /// The seed of pre-training and probes instead of the paper's.
+    pub seed: Option<u64>,
+    /// The share of every class count that is used, in (0, 1].
+    pub scale: f64,
+    /// `KEY=VALUE` changes of the recipe.
+    pub assignments: Vec<String>,
+}
+
+impl Settings {
+    /// What keeps the result from being the paper's experiment, each as a phrase.
+    #[must_use]
+    pub fn departures(&self) -> Vec<String> {
+        let mut departures = Vec::new();
+        departures.extend(self.epochs.map(|n| format!("{n} epochs of pre-training")));
+        departures.extend(self.probe_epochs.map(|n| format!("{n} epochs of the linear probe")));
+        departures.extend(self.seed.map(|seed| format!("seed {seed}")));
+        if self.scale != 1.0 {
+            departures.push(format!("{} of every class count", self.scale));
+        }
+        departures.extend(self.assignments.iter().cloned());
+        departures
+    }
+
+    /// The settings that `OUT/reproduce.json` holds, `None` where there is no such file.
+    ///
+    /// # Errors
+    /// [`Error::Unfit`] for a file that is not one.
+    pub fn stored(out: &Path) -> Result<Option<Self>, Error> {
+        let path = out.join(SETTINGS_FILE);
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(Error::Unfit(format!("{}: cannot read: {e}", path.display()))),
+        };
+        serde_json::from_str(&text)
+            .map(Some)
+            .map_err(|e| Error::Unfit(format!("{}: not the settings of a reproduction: {e}", path.display())))
+    }
+
+    /// Writes `OUT/reproduce.json`, or checks that the one there is the same.
+    ///
+    /// # Errors
+    /// [`Error::Unfit`] naming the first setting that differs, [`Error::Write`].
+    pub fn keep(&self, out: &Path) -> Result<(), Error> {
+        if let Some(stored) = Self::stored(out)? {
+            let values = |settings: &Self| serde_json::to_value(settings).unwrap_or_default();
+            let (old, new) = (values(&stored), values(self));
+            let differs = old.as_object().into_iter().flatten().find(|(key, value)| new.get(key) != Some(value));
+            return match differs {
+                None => Ok(()),
+                Some((key, value)) => Err(Error::Unfit(format!(
+                    "{}: was begun with {key} = {value}, not {}; give the same, or another --out",
+                    out.display(),
+                    new.get(key).unwrap_or(&serde_json::Value::Null)
+                ))),
+            };
+        }
+        let path = out.join(SETTINGS_FILE);
+        let failed = |source| Error::Write { path: path.clone(), source };
+        std::fs::create_dir_all(out).map_err(failed)?;
+        let text = serde_json::to_string_pretty(self).map_err(|e| failed(e.into()))?;
+        crate::run_dir::write_atomic(&path, |file| writeln!(file, "{text}")).map_err(failed)
+    }
+}
+
+/// The file that tells a folder of an experiment.
+pub const SETTINGS_FILE: &str = "reproduce.json";
+
+/// A part of an experiment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Training the backbone.
+    Pretrain,
+    /// One of the two probes.
+    Probe(Protocol),
+}
+
+impl Phase {
+    /// All, in their order.
+    pub const ALL: [Self; 3] = [Self::Pretrain, Self::Probe(Protocol::LinearPaper), Self::Probe(Protocol::FewShot)];
+
+    /// Its name for people.
+    #[must_use]
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Pretrain => "pre-training",
+            Self::Probe(Protocol::FewShot) => "few-shot",
+            Self::Probe(_) => "linear separability",
+        }
+    }
+}
+
+/// How far a task is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Not begun.
+    Todo,
+    /// Pre-training stands at the end of this epoch.
+    Partly {
+        /// Epochs finished.
+        epoch: usize,
+    },
+    /// Finished, with these settings.
+    Done,
+}
+
+/// One thing to do.
+#[derive(Debug, Clone)]
+pub struct Task {
+    /// The split, from 1.
+    pub split: usize,
+    /// What is trained.
+    pub arm: Arm,
+    /// Which part of it.
+    pub phase: Phase,
+    /// Its run directory.
+    pub run: PathBuf,
+    /// How far it is.
+    pub state: State,
+}
+
+/// An experiment with its settings and images, ready to be walked.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The experiment.
+    pub experiment: Experiment,
+    /// What is changed of it.
+    pub settings: Settings,
+    /// Its images.
+    pub sets: Sets,
+    /// The folder that everything goes to.
+    pub out: PathBuf,
+}
+
+impl Plan {
+    /// The run directory of an arm on a split.
+    #[must_use]
+    pub fn run_path(&self, split: usize, arm: &Arm) -> PathBuf {
+        self.out.join(format!("split{split}")).join(&arm.name)
+    }
+
+    /// The images that an arm trains on.
+    #[must_use]
+    pub fn training_images(&self, split: usize, arm: &Arm) -> &ImagesRecord {
+        let sets = &self.sets.splits[split - 1];
+        if arm.balanced { &sets.balanced } else { &sets.long_tail }
+    }
+
+    /// The config of an arm's run. `machine` holds flags that cannot change a result (threads, workers, device, precision).
+    ///
+    /// # Errors
+    /// A setting that no config has, or of a wrong value.
+    pub fn run_config(&self, split: usize, arm: &Arm, machine: &[(String, String)]) -> Result<RunConfig, Error> {
+        let images = self.training_images(split, arm);
+        let mut flags = machine.to_vec();
+        let mut set = |flag: &str, value: String| flags.push((flag.to_owned(), value));
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        set("method", arm.method.to_string());
+        set("data", text(&images.source));
+        set("part", images.part.to_string());
+        if let Some(split) = &images.split {
+            set("split", text(split));
+        }
+        if let Some(root) = &images.root {
+            set("data-root", text(root));
+        }
+        if let Some(epochs) = self.settings.epochs {
+            set("epochs", epochs.to_string());
+        }
+        if let Some(seed) = self.settings.seed {
+            set("seed", seed.to_string());
+        }
+        let layers = [
+            Layer::preset(&self.experiment.name)?,
+            Layer::from_assignments(&self.settings.assignments)?,
+            Layer::from_flags(&flags)?,
+        ];
+        let mut config = resolve(&layers)?;
+        if self.settings.scale != 1.0 {
+            // A tenth of the images may be less than a batch.
+            let n_images = open(images)?.len();
+            config.train.batch_size = config.train.batch_size.min(1 << n_images.max(2).ilog2());
+        }
+        Ok(config)
+    }
+
+    /// The settings of one of the two probes.
+    #[must_use]
+    pub fn probe_config(&self, protocol: Protocol, run: &RunConfig) -> ProbeConfig {
+        // The published probes have no seed of their own.
+        let mut probe = self.experiment.probe(protocol, run.data.image_size, self.settings.seed.unwrap_or(0));
+        if let Some(epochs) = self.settings.probe_epochs {
+            let epochs = match protocol {
+                Protocol::FewShot => (epochs * self.experiment.few_shot.epochs).div_ceil(self.experiment.linear.epochs),
+                _ => epochs,
+            };
+            probe.set_epochs(epochs);
+        }
+        probe
+    }
+
+    /// The images that a probe learns from, validates and tests on, and the tail that groups classes.
+    #[must_use]
+    pub fn probe_data(&self, split: usize, protocol: Protocol) -> ProbeData {
+        let sets = &self.sets.splits[split - 1];
+        let train = if protocol == Protocol::FewShot { &sets.few_shot } else { &self.sets.train };
+        ProbeData {
+            train: Some(train.clone()),
+            validation: Some(self.sets.validation.clone()),
+            test: Some(self.sets.test.clone()),
+            // Of the balanced run too: its classes are grouped by the long tail's counts.
+            tail: Some(sets.long_tail.clone()),
+        }
+    }
+
+    /// How classes are grouped.
+    #[must_use]
+    pub fn group_rule(&self) -> GroupRule {
+        match self.experiment.groups {
+            Grouping::Thirds => GroupRule::Thirds,
+            Grouping::Thresholds => GroupRule::IMAGENET,
+        }
+    }
+
+    /// Everything to do for these splits and arms, in order, and how far it is.
+    ///
+    /// # Errors
+    /// A run directory that cannot be read.
+    pub fn tasks(&self, splits: &[usize], arms: &[Arm]) -> Result<Vec<Task>, Error> {
+        let mut tasks = Vec::new();
+        for &split in splits {
+            for arm in arms {
+                for phase in Phase::ALL {
+                    let state = self.state(split, arm, phase)?;
+                    tasks.push(Task { split, arm: arm.clone(), phase, run: self.run_path(split, arm), state });
+                }
+            }
+        }
+        Ok(tasks)
+    }
+
+    /// How far a phase is.
+    ///
+    /// # Errors
+    /// A run directory that cannot be read.
+    pub fn state(&self, split: usize, arm: &Arm, phase: Phase) -> Result<State, Error> {
+        let Ok(run) = RunDir::open(&self.run_path(split, arm)) else { return Ok(State::Todo) };
+        let last = run.checkpoint_path(CheckpointName::Last);
+        if !last.is_file() {
+            return Ok(State::Todo);
+        }
+        let config = run.config()?;
+        let at = Checkpoint::load_state(&last)?;
+        let is_trained = at.epoch >= config.train.epochs;
+        let Phase::Probe(protocol) = phase else {
+            return Ok(if is_trained { State::Done } else { State::Partly { epoch: at.epoch } });
+        };
+        let results = run.results()?;
+        let expected = self.probe_config(protocol, &config).settings();
+        let is_done = results.iter().any(|(name, result)| {
+            let weights = result.weights.as_ref().map(|weights| (weights.step, weights.epoch));
+            name == protocol.as_str() && weights == Some((at.step, at.epoch)) && result.settings == expected
+        });
+        Ok(if is_trained && is_done { State::Done } else { State::Todo })
+    }
+
+    /// The stored classifier of a probe.
+    ///
+    /// # Errors
+    /// [`Error::StoredProbe`] if there is none.
+    pub fn stored_probe(&self, split: usize, arm: &Arm, protocol: Protocol) -> Result<StoredProbe, Error> {
+        StoredProbe::load(&RunDir::open(&self.run_path(split, arm))?.probe_path(protocol.as_str()))
+    }
+}
+
+/// Forward passes of one image that a task costs, as multiples of the backbone's: what an estimate of its time scales.
+#[must_use]
+pub fn forward_passes(
+    phase: Phase,
+    n_train: usize,
+    n_validation: usize,
+    n_test: usize,
+    run: &RunConfig,
+    probe: &ProbeConfig,
+) -> f64 {
+    match phase {
+        // Two views, each forward, and twice as much backward.
+        Phase::Pretrain => 6.0 * (n_train * run.train.epochs) as f64,
+        // Validation and test features are computed once.
+        Phase::Probe(_) => (n_train * probe.epochs + n_validation + n_test) as f64,
+    }
+}
