@@ -1,8 +1,10 @@
 //! What can be typed.
 
 mod bench;
+mod reproduce;
 
 pub use bench::*;
+pub use reproduce::*;
 
 use crate::flags::ConfigFlags;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
@@ -63,6 +65,10 @@ pub enum Command {
     /// Measure a trained backbone on labelled images
     #[command(subcommand)]
     Eval(EvalCommand),
+    /// Run one of the paper's experiments end to end, with the published numbers beside the measured ones
+    Reproduce(Box<ReproduceArgs>),
+    /// Put many results into one table: means over splits, spreads, the published row
+    Summary(SummaryArgs),
     /// Write the features of images to a file
     Embed(EmbedArgs),
     /// Write a trained backbone for other tools
@@ -115,7 +121,7 @@ pub struct PretrainArgs {
     /// Run directory to write; must be empty or new
     #[arg(long, value_name = "RUN")]
     pub out: PathBuf,
-    /// Start from a named recipe: demo, cifar10-lt, cifar100-lt, imagenet100-lt
+    /// Start from a named recipe: demo, cifar10-lt, cifar100-lt, imagenet100-lt, imagenet-lt, fashion-mnist-lt
     #[arg(long, value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(sdclr_records::presets::names()), hide_possible_values = true)]
     pub preset: Option<String>,
     /// Read settings from a TOML file, such as another run's config.toml

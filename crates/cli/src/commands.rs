@@ -8,7 +8,9 @@ mod eval;
 mod export;
 mod inspect;
 mod pretrain;
+mod reproduce;
 mod shell;
+mod summary;
 
 use crate::args::{Cli, Command};
 use crate::context::Context;
@@ -24,6 +26,8 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Demo(args) => demo::run(&args, context),
         Command::Pretrain(args) => pretrain::run(&args, context),
         Command::Eval(command) => eval::run(command, context),
+        Command::Reproduce(args) => reproduce::run(&args, context),
+        Command::Summary(args) => summary::run(&args, context),
         Command::Embed(args) => embed::run(&args, context),
         Command::Export(args) => export::run(&args, context),
         Command::Inspect(args) => inspect::run(&args, context),

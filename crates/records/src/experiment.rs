@@ -179,11 +179,16 @@ impl Experiment {
     /// # Errors
     /// [`Error::UnknownName`] with a did-you-mean; [`Error::Toml`] for a defect of the file.
     pub fn named(name: &str) -> Result<Self> {
-        Self::all()?.into_iter().find(|experiment| experiment.name == name).ok_or_else(|| {
-            let names: Vec<String> = Self::all().unwrap_or_default().into_iter().map(|one| one.name).collect();
-            let hint = hint(name, names.iter().map(String::as_str));
-            Error::UnknownName { what: "experiment", name: name.to_owned(), hint }
+        Self::all()?.into_iter().find(|experiment| experiment.name == name).ok_or_else(|| Error::UnknownName {
+            what: "experiment",
+            name: name.to_owned(),
+            hint: hint(name, Self::names()),
         })
+    }
+
+    /// The names of all experiments, in the order of the presets.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        PRESETS.iter().filter(|(_, text)| text.contains("\n[experiment]\n")).map(|(name, _)| *name)
     }
 
     /// Every experiment, in the order of the presets.

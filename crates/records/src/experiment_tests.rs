@@ -12,6 +12,7 @@ fn config(experiment: &str, method: Method) -> RunConfig {
 fn there_are_the_papers_experiments_and_ours() {
     let names: Vec<String> = Experiment::all().unwrap().into_iter().map(|one| one.name).collect();
     assert_eq!(names, ["cifar10-lt", "cifar100-lt", "imagenet100-lt", "imagenet-lt", "fashion-mnist-lt"]);
+    assert!(Experiment::names().eq(names.iter().map(String::as_str)));
     let error = Experiment::named("cifar-10-lt").unwrap_err().to_string();
     assert_eq!(error, "unknown experiment `cifar-10-lt`; did you mean `cifar10-lt`?");
 }

@@ -6,7 +6,7 @@
 
 mod sets;
 
-pub use sets::{Places, Sets, SplitSets, open, sets, tail_counts};
+pub use sets::{Places, Sets, SplitSets, check_images, open, scaled, sets, tail_counts};
 
 use crate::checkpoint::Checkpoint;
 use crate::error::Error;
@@ -56,6 +56,18 @@ impl Settings {
         }
         departures.extend(self.assignments.iter().cloned());
         departures
+    }
+
+    /// Epochs of one of the two probes: fewer for both in the same proportion.
+    #[must_use]
+    pub fn probe_epochs(&self, experiment: &Experiment, protocol: Protocol) -> usize {
+        let (linear, few_shot) = (experiment.linear.epochs, experiment.few_shot.epochs);
+        match (self.probe_epochs, protocol) {
+            (None, Protocol::FewShot) => few_shot,
+            (None, _) => linear,
+            (Some(epochs), Protocol::FewShot) => (epochs * few_shot).div_ceil(linear),
+            (Some(epochs), _) => epochs,
+        }
     }
 
     /// The settings that `OUT/reproduce.json` holds, `None` where there is no such file.
@@ -183,42 +195,18 @@ impl Plan {
         if arm.balanced { &sets.balanced } else { &sets.long_tail }
     }
 
-    /// The config of an arm's run. `machine` holds flags that cannot change a result (threads, workers, device, precision).
+    /// The config of an arm's run on its `n_images` images; see [`recipe`].
     ///
     /// # Errors
     /// A setting that no config has, or of a wrong value.
-    pub fn run_config(&self, split: usize, arm: &Arm, machine: &[(String, String)]) -> Result<RunConfig, Error> {
-        let images = self.training_images(split, arm);
-        let mut flags = machine.to_vec();
-        let mut set = |flag: &str, value: String| flags.push((flag.to_owned(), value));
-        let text = |path: &Path| path.to_string_lossy().into_owned();
-        set("method", arm.method.to_string());
-        set("data", text(&images.source));
-        set("part", images.part.to_string());
-        if let Some(split) = &images.split {
-            set("split", text(split));
-        }
-        if let Some(root) = &images.root {
-            set("data-root", text(root));
-        }
-        if let Some(epochs) = self.settings.epochs {
-            set("epochs", epochs.to_string());
-        }
-        if let Some(seed) = self.settings.seed {
-            set("seed", seed.to_string());
-        }
-        let layers = [
-            Layer::preset(&self.experiment.name)?,
-            Layer::from_assignments(&self.settings.assignments)?,
-            Layer::from_flags(&flags)?,
-        ];
-        let mut config = resolve(&layers)?;
-        if self.settings.scale != 1.0 {
-            // A tenth of the images may be less than a batch.
-            let n_images = open(images)?.len();
-            config.train.batch_size = config.train.batch_size.min(1 << n_images.max(2).ilog2());
-        }
-        Ok(config)
+    pub fn run_config(
+        &self,
+        split: usize,
+        arm: &Arm,
+        n_images: usize,
+        machine: &[(String, String)],
+    ) -> Result<RunConfig, Error> {
+        recipe(&self.experiment, &self.settings, arm, self.training_images(split, arm), n_images, machine)
     }
 
     /// The settings of one of the two probes.
@@ -226,11 +214,8 @@ impl Plan {
     pub fn probe_config(&self, protocol: Protocol, run: &RunConfig) -> ProbeConfig {
         // The published probes have no seed of their own.
         let mut probe = self.experiment.probe(protocol, run.data.image_size, self.settings.seed.unwrap_or(0));
-        if let Some(epochs) = self.settings.probe_epochs {
-            let epochs = match protocol {
-                Protocol::FewShot => (epochs * self.experiment.few_shot.epochs).div_ceil(self.experiment.linear.epochs),
-                _ => epochs,
-            };
+        let epochs = self.settings.probe_epochs(&self.experiment, protocol);
+        if epochs != probe.epochs {
             probe.set_epochs(epochs);
         }
         probe
@@ -310,20 +295,58 @@ impl Plan {
     }
 }
 
-/// Forward passes of one image that a task costs, as multiples of the backbone's: what an estimate of its time scales.
+/// The config of an arm's run. `machine` holds flags that cannot change a result (threads, workers, device, precision).
+///
+/// # Errors
+/// A setting that no config has, or of a wrong value.
+pub fn recipe(
+    experiment: &Experiment,
+    settings: &Settings,
+    arm: &Arm,
+    images: &ImagesRecord,
+    n_images: usize,
+    machine: &[(String, String)],
+) -> Result<RunConfig, Error> {
+    let mut flags = machine.to_vec();
+    let mut set = |flag: &str, value: String| flags.push((flag.to_owned(), value));
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    set("method", arm.method.to_string());
+    set("data", text(&images.source));
+    set("part", images.part.to_string());
+    if let Some(split) = &images.split {
+        set("split", text(split));
+    }
+    if let Some(root) = &images.root {
+        set("data-root", text(root));
+    }
+    if let Some(epochs) = settings.epochs {
+        set("epochs", epochs.to_string());
+    }
+    if let Some(seed) = settings.seed {
+        set("seed", seed.to_string());
+    }
+    let changed = Layer::from_assignments(&settings.assignments)?;
+    let mut config = resolve(&[Layer::preset(&experiment.name)?, changed, Layer::from_flags(&flags)?])?;
+    if settings.scale != 1.0 {
+        // A share of the images may be less than a batch.
+        config.train.batch_size = config.train.batch_size.min(1 << n_images.max(2).ilog2());
+    }
+    Ok(config)
+}
+
+/// What a task costs in forward passes of one image through the backbone: an estimate of its time scales with it.
+///
+/// `n_train` images are learned from in each of `epochs`, `n_other` are looked at once.
 #[must_use]
-pub fn forward_passes(
-    phase: Phase,
-    n_train: usize,
-    n_validation: usize,
-    n_test: usize,
-    run: &RunConfig,
-    probe: &ProbeConfig,
-) -> f64 {
+pub fn forward_passes(phase: Phase, n_train: usize, epochs: usize, n_other: usize) -> f64 {
     match phase {
         // Two views, each forward, and twice as much backward.
-        Phase::Pretrain => 6.0 * (n_train * run.train.epochs) as f64,
-        // Validation and test features are computed once.
-        Phase::Probe(_) => (n_train * probe.epochs + n_validation + n_test) as f64,
+        Phase::Pretrain => 6.0 * (n_train * epochs) as f64,
+        // The features of validation and test images are computed once.
+        Phase::Probe(_) => (n_train * epochs + n_other) as f64,
     }
 }
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

@@ -82,7 +82,8 @@ pub fn tail_counts(experiment: &Experiment, split: usize, scale: f64) -> Vec<usi
 }
 
 /// A count times `scale`, at least 1.
-fn scaled(count: usize, scale: f64) -> usize {
+#[must_use]
+pub fn scaled(count: usize, scale: f64) -> usize {
     ((count as f64 * scale).round() as usize).max(1)
 }
 
@@ -251,8 +252,11 @@ fn labels(images: &Dataset, experiment: &Experiment) -> Result<Vec<u32>, Error> 
     })
 }
 
-/// Whether these are the experiment's images at all.
-fn check_images(experiment: &Experiment, data: &Path) -> Result<(), Error> {
+/// Checks that these are the experiment's images.
+///
+/// # Errors
+/// [`Error::Unfit`] saying what they are and what is needed; images that cannot be opened.
+pub fn check_images(experiment: &Experiment, data: &Path) -> Result<(), Error> {
     let images = Dataset::open(data, &OpenOptions::default())?;
     let (n, description) = (images.n_classes().unwrap_or(0), images.description());
     let (is_kind, advice) = match experiment.images {
@@ -321,7 +325,14 @@ fn check(experiment: &Experiment, sets: &Sets, scale: f64) -> Result<Vec<String>
             format!("its class counts, {} images with {largest} of the largest, are not the paper's", images.len());
         match (&experiment.tail, expected) {
             (_, None) => {}
-            (Tail::Named { .. }, Some(expected)) if counts != expected => return refuse(record, problem),
+            (Tail::Named { class_counts }, Some(expected)) if counts != expected => {
+                let is_of = |split: &usize| counts == tail_counts(experiment, *split, scale);
+                let problem = match (1..=class_counts.len()).find(is_of) {
+                    Some(split) => format!("its class counts are those of split {split}"),
+                    None => problem,
+                };
+                return refuse(record, problem);
+            }
             // The class order is the file's own, and where the formula is recalled the file knows better.
             (Tail::Exponential { .. }, Some(expected)) if sorted(&counts) != sorted(&expected) => {
                 if !sets.given {

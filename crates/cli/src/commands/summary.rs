@@ -1,0 +1,172 @@
+//! `sdclr summary`: many results, one table.
+
+use crate::args::SummaryArgs;
+use crate::context::Context;
+use crate::exit::UsageError;
+use sdclr::reproduce::Settings;
+use sdclr::run_dir::RunDir;
+use sdclr_records::{Experiment, ProbeResult};
+use sdclr_report::summary::DEFINITIONS;
+use sdclr_report::{Measured, SummaryRow, published_table, summarise, summary_csv, summary_tables};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Prints the summary of runs.
+///
+/// # Errors
+/// A folder that is neither a run nor an experiment's, or holds no result.
+pub fn run(args: &SummaryArgs, context: Context) -> anyhow::Result<ExitCode> {
+    if args.definitions {
+        context.print(DEFINITIONS)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut gathered = Gathered::default();
+    for path in &args.paths {
+        gathered.add(path)?;
+    }
+    if let Some(name) = &args.experiment {
+        gathered.experiment = Some(Experiment::named(name)?);
+    }
+    let rows = gathered.rows();
+    if rows.is_empty() {
+        let path = args.paths[0].display();
+        let text = format!("{path}: no result yet; probe with: sdclr eval linear {path} --data SRC");
+        return Err(UsageError(text).into());
+    }
+    if context.json {
+        context.print_json(&serde_json::to_value(&rows)?)?;
+    } else if args.csv {
+        context.print(&summary_csv(&rows))?;
+    } else {
+        context.print(&text(&rows, gathered.experiment.as_ref(), &gathered.departures, args.markdown))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Results and where they are from.
+#[derive(Default)]
+pub struct Gathered {
+    /// The experiment of the folders, if one is.
+    pub experiment: Option<Experiment>,
+    /// What keeps it from being the paper's.
+    pub departures: Vec<String>,
+    results: Vec<Found>,
+}
+
+struct Found {
+    arm: String,
+    title: String,
+    split: usize,
+    result: ProbeResult,
+}
+
+impl Gathered {
+    /// Adds a run directory, or every run of an experiment's folder.
+    ///
+    /// # Errors
+    /// A folder that is neither, or results that cannot be read.
+    pub fn add(&mut self, path: &Path) -> anyhow::Result<()> {
+        if let Some(settings) = Settings::stored(path)? {
+            return self.add_experiment(path, &settings);
+        }
+        let run = RunDir::open(path)?;
+        let config = run.config()?;
+        let arm = config.method.to_string();
+        let split =
+            1 + self.results.iter().filter(|found| found.arm == arm).map(|found| found.split).max().unwrap_or(0);
+        self.add_run(&run, &arm, config.method.title(), split)
+    }
+
+    fn add_experiment(&mut self, path: &Path, settings: &Settings) -> anyhow::Result<()> {
+        let experiment = Experiment::named(&settings.experiment)?;
+        if self.experiment.as_ref().is_some_and(|other| other.name != experiment.name) {
+            let text = format!("{}: is of another experiment than the folder before it", path.display());
+            return Err(UsageError(text).into());
+        }
+        for departure in settings.departures() {
+            if !self.departures.contains(&departure) {
+                self.departures.push(departure);
+            }
+        }
+        for arm in &experiment.arms {
+            for split in 1..=experiment.n_splits {
+                let root = path.join(format!("split{split}")).join(&arm.name);
+                if let Ok(run) = RunDir::open(&root) {
+                    let title =
+                        if arm.unpublished { format!("{} (unpublished values)", arm.title) } else { arm.title.clone() };
+                    self.add_run(&run, &arm.name, &title, split)?;
+                }
+            }
+        }
+        self.experiment = Some(experiment);
+        Ok(())
+    }
+
+    fn add_run(&mut self, run: &RunDir, arm: &str, title: &str, split: usize) -> anyhow::Result<()> {
+        for (name, result) in run.results()? {
+            // Another checkpoint's or another name's result is another row.
+            let own = name == result.protocol.as_str();
+            let (arm, title) = match own {
+                true => (arm.to_owned(), title.to_owned()),
+                false => (format!("{arm}/{name}"), format!("{title}, {name}")),
+            };
+            self.results.push(Found { arm, title, split, result });
+        }
+        Ok(())
+    }
+
+    /// The table's rows.
+    pub fn rows(&self) -> Vec<SummaryRow> {
+        let mut sorted: Vec<&Found> = self.results.iter().collect();
+        // Within a protocol's table the methods keep the experiment's order.
+        let place = |found: &Found| self.results.iter().position(|other| other.arm == found.arm);
+        sorted.sort_by_key(|found| (place(found), found.result.protocol == sdclr_records::names::Protocol::FewShot));
+        let measured: Vec<Measured<'_>> = sorted
+            .into_iter()
+            .map(|Found { arm, title, split, result }| Measured { arm, title, split: *split, result })
+            .collect();
+        summarise(&measured, self.experiment.as_ref())
+    }
+}
+
+/// The tables as text or Markdown, and what keeps them from being the paper's.
+pub fn text(rows: &[SummaryRow], experiment: Option<&Experiment>, departures: &[String], markdown: bool) -> String {
+    let mut text = String::new();
+    let heading = |title: &str| if markdown { format!("## {title}\n\n") } else { format!("{title}\n\n") };
+    let render = |table: &sdclr_report::Table| if markdown { table.to_markdown() } else { table.to_text() };
+    if let Some(experiment) = experiment {
+        let (title, source) = (&experiment.title, &experiment.source);
+        text.push_str(&if markdown { format!("# {title}\n\n{source}\n\n") } else { format!("{title}: {source}\n\n") });
+    }
+    if !departures.is_empty() {
+        text.push_str(&format!("Not the paper's experiment: {}.\n\n", departures.join(", ")));
+    }
+    for (title, table) in summary_tables(rows) {
+        text.push_str(&format!("{}{}\n", heading(&title), render(&table)));
+    }
+    if let Some(table) = experiment.and_then(published_table) {
+        text.push_str(&format!("{}{}\n", heading("Published"), render(&table)));
+    }
+    text.push_str(
+        "Percent, mean ± population std over splits. sdclr summary --definitions says what the columns mean.\n",
+    );
+    text
+}
+
+/// Writes `summary.md`, `summary.csv` and `summary.json` of an experiment's folder.
+///
+/// # Errors
+/// A file that cannot be written.
+pub fn write(out: &Path, gathered: &Gathered) -> anyhow::Result<Vec<PathBuf>> {
+    let rows = gathered.rows();
+    let markdown = text(&rows, gathered.experiment.as_ref(), &gathered.departures, true);
+    let files = [
+        (out.join("summary.md"), markdown),
+        (out.join("summary.csv"), summary_csv(&rows)),
+        (out.join("summary.json"), format!("{:#}\n", serde_json::to_value(&rows)?)),
+    ];
+    for (path, text) in &files {
+        super::export::write_file(path, text.as_bytes())?;
+    }
+    Ok(files.into_iter().map(|(path, _)| path).collect())
+}
