@@ -16,7 +16,8 @@ use sdclr::reproduce::{self, Phase, Places, Plan, SETTINGS_FILE, Settings, State
 use sdclr::run_dir::{CheckpointName, Existing, RunDir};
 use sdclr::signals::{StopFlag, StopSignal};
 use sdclr_records::experiment::Arm;
-use sdclr_records::names::Protocol;
+use sdclr_records::names::{Part, Protocol};
+use sdclr_records::results::ImagesRecord;
 use sdclr_records::{Experiment, ProbeResult, RunConfig};
 use std::path::Path;
 use std::process::ExitCode;
@@ -31,6 +32,7 @@ pub fn run(args: &ReproduceArgs, context: Context) -> anyhow::Result<ExitCode> {
     let (splits, arms) = (chosen_splits(args, &experiment)?, chosen_arms(args, &experiment)?);
     let settings = settings(args)?;
     check_folder(&out, &settings)?;
+    check_recipes(&experiment, &settings, &arms, args)?;
     if args.dry_run {
         let planned = plan::Planned::before(&experiment, &settings, &out, args)?;
         let rows = planned.rows(&splits, &arms, args.only)?;
@@ -102,7 +104,8 @@ impl Job<'_> {
         let config = self.plan.run_config(task.split, &task.arm, dataset.len(), &machine_flags(self.args))?;
         self.context.note(&format!("split {}, {}: {} epochs", task.split, task.arm.title, config.train.epochs));
         system::check_disk(&config, &task.run)?;
-        let claim = RunDir::claim(&task.run, Existing::Resume, &config)?;
+        let existing = if RunDir::open(&task.run).is_ok() { Existing::Resume } else { Existing::Refuse };
+        let claim = RunDir::claim(&task.run, existing, &config)?;
         let mut progress = Progress::new(self.context, &format!("split {} {}", task.split, task.arm.name));
         let job = PretrainJob {
             config: &config,
@@ -311,6 +314,22 @@ fn check_folder(out: &Path, settings: &Settings) -> anyhow::Result<()> {
     if is_occupied && !is_leftover() {
         let text = format!("{}: the folder is not empty and no reproduction's; give another --out", out.display());
         return Err(UsageError(text).into());
+    }
+    Ok(())
+}
+
+/// A setting that cannot be run is noticed before anything is written.
+fn check_recipes(
+    experiment: &Experiment,
+    settings: &Settings,
+    arms: &[Arm],
+    args: &ReproduceArgs,
+) -> anyhow::Result<()> {
+    let (source, part) = (settings.data.clone(), Part::Train);
+    let images = ImagesRecord { source, part, split: None, root: None, per_class: None };
+    for arm in arms {
+        // Whether a batch is too large is seen when the images are.
+        reproduce::recipe(experiment, settings, arm, &images, usize::MAX >> 1, &machine_flags(args))?;
     }
     Ok(())
 }

@@ -200,7 +200,8 @@ fn make(experiment: &Experiment, places: &Places<'_>, scale: f64) -> Result<Sets
         Some(n) => {
             SplitFamily::among(&labels, rest.iter().copied(), SEED).balanced(scaled(n, scale)).map_err(too_small)?
         }
-        None => rest.clone(),
+        None if scale == 1.0 => rest.clone(),
+        None => share_of_each_class(&labels, &rest, scale)?,
     };
     write(&files.train, &train)?;
     write(&files.validation, &validation)?;
@@ -229,6 +230,15 @@ fn make(experiment: &Experiment, places: &Places<'_>, scale: f64) -> Result<Sets
     let place = |relative: &str| Some(places.made.join(relative));
     records(experiment, places.data, &place, false)
         .ok_or_else(|| Error::Unfit(format!("{}: the splits could not be made", places.made.display())))
+}
+
+/// `scale` times as many of these images of each class.
+fn share_of_each_class(labels: &[u32], images: &[usize], scale: f64) -> Result<Vec<usize>, Error> {
+    let family = SplitFamily::among(labels, images.iter().copied(), SEED);
+    let mut counts = vec![0; family.n_classes()];
+    images.iter().for_each(|&index| counts[labels[index] as usize] += 1);
+    let wanted: Vec<usize> = counts.iter().map(|&count| scaled(count, scale).min(count)).collect();
+    Ok(family.take(&wanted)?)
 }
 
 /// Indices as `.npy`, or a list of `folder/path label` lines.

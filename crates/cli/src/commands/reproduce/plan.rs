@@ -253,12 +253,13 @@ fn expected_sizes(experiment: &Experiment, settings: &Settings) -> anyhow::Resul
         Ok(Dataset::open(&settings.data, &OpenOptions { part, ..OpenOptions::default() })?.len())
     };
     let each = |count: usize| experiment.n_classes * reproduce::scaled(count, settings.scale);
+    let share = |count: usize| (count as f64 * settings.scale).round() as usize;
     let (all, validation) = (n_images(DataPart::Train)?, each(experiment.validation_per_class));
     Ok(Sizes {
         tail: (1..=experiment.n_splits).map(|s| tail_counts(experiment, s, settings.scale).iter().sum()).collect(),
         balanced: each(experiment.balanced_per_class),
         few_shot: each(experiment.few_shot_per_class),
-        train: experiment.probe_per_class.map_or(all.saturating_sub(validation), each),
+        train: experiment.probe_per_class.map_or_else(|| share(all.saturating_sub(validation)), each),
         validation,
         test: n_images(DataPart::Test)?,
     })
