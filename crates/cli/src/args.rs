@@ -2,9 +2,11 @@
 
 mod bench;
 mod reproduce;
+mod split;
 
 pub use bench::*;
 pub use reproduce::*;
+pub use split::*;
 
 use crate::flags::ConfigFlags;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
@@ -69,6 +71,9 @@ pub enum Command {
     Reproduce(Box<ReproduceArgs>),
     /// Put many results into one table: means over splits, spreads, the published row
     Summary(SummaryArgs),
+    /// Make long-tailed, balanced, few-shot and validation splits, or check one
+    #[command(subcommand)]
+    Split(SplitCommand),
     /// Write the features of images to a file
     Embed(EmbedArgs),
     /// Write a trained backbone for other tools

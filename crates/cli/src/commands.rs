@@ -10,6 +10,7 @@ mod inspect;
 mod pretrain;
 mod reproduce;
 mod shell;
+mod split;
 mod summary;
 
 use crate::args::{Cli, Command};
@@ -28,6 +29,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Eval(command) => eval::run(command, context),
         Command::Reproduce(args) => reproduce::run(&args, context),
         Command::Summary(args) => summary::run(&args, context),
+        Command::Split(command) => split::run(command, context),
         Command::Embed(args) => embed::run(&args, context),
         Command::Export(args) => export::run(&args, context),
         Command::Inspect(args) => inspect::run(&args, context),

@@ -121,6 +121,7 @@ pub struct SummaryArgs {
     pub definitions: bool,
 }
 
-fn experiment_names() -> PossibleValuesParser {
+/// The names of all experiments.
+pub(super) fn experiment_names() -> PossibleValuesParser {
     PossibleValuesParser::new(Experiment::names())
 }

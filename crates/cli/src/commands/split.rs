@@ -1,0 +1,253 @@
+//! `sdclr split`: subsets of labelled images, made and checked.
+
+mod check;
+
+use super::export::refuse_existing;
+use crate::args::{BalancedArgs, HoldoutArgs, LongTailArgs, PaperArgs, ShapeArg, SplitCommand, SplitFrom};
+use crate::config::open_images;
+use crate::context::Context;
+use crate::exit::UsageError;
+use anyhow::Context as _;
+use sdclr::reproduce::{Places, sets, tail_counts};
+use sdclr_data::Dataset;
+use sdclr_data::splits::{
+    SplitFamily, in_random_class_order, long_tail_counts, pareto_counts, step_counts, write_indices, write_list,
+};
+use sdclr_records::Experiment;
+use sdclr_records::names::Part;
+use std::collections::HashSet;
+use std::path::Path;
+use std::process::ExitCode;
+
+/// Makes or checks a split.
+///
+/// # Errors
+/// Images without labels, counts that they do not allow, files that cannot be read or written.
+pub fn run(command: SplitCommand, context: Context) -> anyhow::Result<ExitCode> {
+    match command {
+        SplitCommand::LongTail(args) => long_tail(&args, context),
+        SplitCommand::Balanced(args) => balanced(&args, context),
+        SplitCommand::Holdout(args) => holdout(&args, context),
+        SplitCommand::Paper(args) => paper(&args, context),
+        SplitCommand::Check(args) => check::run(&args, context),
+    }
+}
+
+/// The images that a split is drawn from.
+struct Candidates {
+    all: Dataset,
+    labels: Vec<u32>,
+    /// Positions in `all` that may be drawn.
+    positions: Vec<usize>,
+    family: SplitFamily,
+    seed: u64,
+}
+
+impl Candidates {
+    fn open(from: &SplitFrom, outs: &[&Path]) -> anyhow::Result<Self> {
+        for out in outs {
+            file_kind(out)?;
+            refuse_existing(out, from.overwrite)?;
+        }
+        let all = open_images(&from.data, Part::Train, None, None)?;
+        let labels: Option<Vec<u32>> = (0..all.len()).map(|position| all.label(position)).collect();
+        let labels = labels.ok_or_else(|| {
+            let what = all.description();
+            UsageError(format!("{}: splits need labelled images, these have no labels ({what})", from.data.display()))
+        })?;
+        let narrowed = |file: &Path| -> anyhow::Result<HashSet<usize>> {
+            let images = open_images(&from.data, Part::Train, Some(file.to_owned()), None)?;
+            Ok((0..images.len()).map(|position| images.source_index(position)).collect())
+        };
+        let among = from.split.as_deref().map(narrowed).transpose()?;
+        let mut left_out = HashSet::new();
+        for file in &from.exclude {
+            left_out.extend(narrowed(file)?);
+        }
+        let is_candidate = |position: &usize| {
+            let index = all.source_index(*position);
+            among.as_ref().is_none_or(|among| among.contains(&index)) && !left_out.contains(&index)
+        };
+        let positions: Vec<usize> = (0..all.len()).filter(is_candidate).collect();
+        if positions.is_empty() {
+            return Err(UsageError("--split and --exclude leave no image to draw from".to_owned()).into());
+        }
+        let family = SplitFamily::among(&labels, positions.iter().copied(), from.seed);
+        Ok(Self { all, labels, positions, family, seed: from.seed })
+    }
+
+    /// Images of each class that may be drawn.
+    fn counts(&self) -> Vec<usize> {
+        let mut counts = vec![0; self.family.n_classes()];
+        self.positions.iter().for_each(|&position| counts[self.labels[position] as usize] += 1);
+        counts
+    }
+
+    /// Writes positions as indices or as a list, and prints what they are.
+    fn write(&self, out: &Path, positions: &[usize], context: Context) -> anyhow::Result<()> {
+        if file_kind(out)? == FileKind::Indices {
+            write_indices(out, positions)?;
+        } else {
+            let names: Vec<String> = positions.iter().map(|&position| self.all.name(position)).collect();
+            let entries =
+                names.iter().zip(positions).map(|(name, &position)| (name.as_str(), self.all.label(position)));
+            write_list(out, entries)?;
+        }
+        let mut counts = vec![0; self.family.n_classes()];
+        positions.iter().for_each(|&position| counts[self.labels[position] as usize] += 1);
+        let summary = check::Summary::of(&counts);
+        if context.json {
+            return context
+                .print_json(&serde_json::json!({ "out": out, "class_counts": counts, "n_images": positions.len() }));
+        }
+        context.print(&format!("{}: {}\n", out.display(), summary.line()))
+    }
+}
+
+#[derive(PartialEq, Eq)]
+enum FileKind {
+    Indices,
+    List,
+}
+
+fn file_kind(path: &Path) -> anyhow::Result<FileKind> {
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some("npy") => Ok(FileKind::Indices),
+        Some("txt") => Ok(FileKind::List),
+        _ => {
+            let text = format!("{}: a split is a .npy file of indices or a .txt list; name it so", path.display());
+            Err(UsageError(text).into())
+        }
+    }
+}
+
+fn long_tail(args: &LongTailArgs, context: Context) -> anyhow::Result<ExitCode> {
+    let candidates = Candidates::open(&args.from, &[&args.out])?;
+    let there = candidates.counts();
+    let wanted = match &args.class_counts {
+        Some(text) => named_counts(text, there.len())?,
+        None => in_random_class_order(&shape(args, &there)?, candidates.seed),
+    };
+    if let Some(label) = (0..there.len()).find(|&label| wanted[label] > there[label]) {
+        let name = candidates.all.class_names().and_then(|names| names.get(label).cloned());
+        let (class, n, wanted) = (name.unwrap_or_else(|| label.to_string()), there[label], wanted[label]);
+        let text = format!("class {class} has {n} images to draw from, {wanted} are wanted; lower --n-max");
+        return Err(UsageError(text).into());
+    }
+    candidates.write(&args.out, &candidates.family.take(&wanted)?, context)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn shape(args: &LongTailArgs, there: &[usize]) -> anyhow::Result<Vec<usize>> {
+    let refuse = |text: String| Err(UsageError(text).into());
+    let n_max = args.n_max.unwrap_or_else(|| there.iter().copied().min().unwrap_or(0));
+    if n_max == 0 {
+        return refuse(
+            "a class has no image to draw; give --n-max for the largest and class counts that fit".to_owned(),
+        );
+    }
+    let factor = args.imbalance_factor;
+    if !(factor >= 1.0 && factor.is_finite()) {
+        return refuse(format!("--imbalance-factor {factor}: must be 1 or more, the largest class over the smallest"));
+    }
+    let counts = match args.shape {
+        ShapeArg::Exponential => long_tail_counts(there.len(), n_max, 1.0 / factor),
+        ShapeArg::Step if !(args.share_of_few > 0.0 && args.share_of_few <= 1.0) => {
+            return refuse(format!("--share-of-few {}: must be above 0 and at most 1", args.share_of_few));
+        }
+        ShapeArg::Step => step_counts(there.len(), n_max, 1.0 / factor, args.share_of_few),
+        ShapeArg::Pareto if !(args.alpha > 0.0 && args.alpha.is_finite()) => {
+            return refuse(format!("--alpha {}: must be a number above 0", args.alpha));
+        }
+        ShapeArg::Pareto if args.n_min > n_max => {
+            return refuse(format!("--n-min {}: the largest class has only {n_max}", args.n_min));
+        }
+        ShapeArg::Pareto => pareto_counts(there.len(), n_max, args.n_min, args.alpha),
+    };
+    if counts.contains(&0) {
+        return refuse(format!(
+            "the smallest class would have no image: lower --imbalance-factor below {n_max} or raise --n-max"
+        ));
+    }
+    Ok(counts)
+}
+
+/// `500,40,3`, or `cifar10-lt:2`.
+fn named_counts(text: &str, n_classes: usize) -> anyhow::Result<Vec<usize>> {
+    let counts = match text.split_once(':') {
+        Some((name, split)) => {
+            let experiment = Experiment::named(name)?;
+            let n = experiment.n_splits;
+            let split = split.parse().ok().filter(|split| (1..=n).contains(split));
+            let split =
+                split.with_context(|| format!("--class-counts {text}: {} has splits 1 to {n}", experiment.title));
+            tail_counts(&experiment, split.map_err(|e| UsageError(e.to_string()))?, 1.0)
+        }
+        None => text.split(',').map(|count| count.trim().parse()).collect::<Result<_, _>>().map_err(|_| {
+            UsageError(format!(
+                "--class-counts {text}: expected numbers such as 500,40,3 or an experiment's split, cifar10-lt:1"
+            ))
+        })?,
+    };
+    if counts.len() != n_classes {
+        let text = format!("--class-counts {text}: {} counts for {n_classes} classes", counts.len());
+        return Err(UsageError(text).into());
+    }
+    Ok(counts)
+}
+
+fn balanced(args: &BalancedArgs, context: Context) -> anyhow::Result<ExitCode> {
+    let candidates = Candidates::open(&args.from, &[&args.out])?;
+    let n_classes = candidates.family.n_classes();
+    let per_class = match (&args.as_many_as, args.per_class) {
+        (Some(file), _) => open_images(&args.from.data, Part::Train, Some(file.clone()), None)?.len() / n_classes,
+        (None, n) => n.unwrap_or(0),
+    };
+    if per_class == 0 {
+        return Err(UsageError("--per-class: must come to at least one image a class".to_owned()).into());
+    }
+    let positions = candidates.family.balanced(per_class).map_err(|e| UsageError(e.to_string()))?;
+    candidates.write(&args.out, &positions, context)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn holdout(args: &HoldoutArgs, context: Context) -> anyhow::Result<ExitCode> {
+    let candidates = Candidates::open(&args.from, &[&args.out, &args.rest])?;
+    let there = candidates.counts();
+    let wanted: Vec<usize> = match (args.per_class, args.share) {
+        (Some(n), _) if n > 0 => vec![n; there.len()],
+        (None, Some(share)) if share > 0.0 && share < 1.0 => {
+            there.iter().map(|&n| ((n as f64 * share).round() as usize).clamp(n.min(1), n)).collect()
+        }
+        (Some(n), _) => return Err(UsageError(format!("--per-class {n}: must be at least 1")).into()),
+        (None, share) => {
+            let share = share.unwrap_or_default();
+            return Err(UsageError(format!("--share {share}: must be above 0 and below 1")).into());
+        }
+    };
+    let held_out = candidates.family.take(&wanted).map_err(|e| UsageError(e.to_string()))?;
+    let is_held_out: HashSet<usize> = held_out.iter().copied().collect();
+    let rest: Vec<usize> = candidates.positions.iter().copied().filter(|p| !is_held_out.contains(p)).collect();
+    if rest.is_empty() {
+        return Err(UsageError("nothing would be left for --rest; hold out fewer images".to_owned()).into());
+    }
+    candidates.write(&args.out, &held_out, context)?;
+    candidates.write(&args.rest, &rest, context)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn paper(args: &PaperArgs, context: Context) -> anyhow::Result<ExitCode> {
+    if !(args.scale > 0.0 && args.scale <= 1.0) {
+        return Err(UsageError(format!("--scale {}: must be above 0 and at most 1", args.scale)).into());
+    }
+    let experiment = Experiment::named(&args.experiment)?;
+    let (data, out) = (std::path::absolute(&args.data)?, std::path::absolute(&args.out)?);
+    let made = sets(&experiment, &Places { data: &data, given: None, made: &out }, args.scale)?;
+    let n_files = 2 + usize::from(experiment.files.test.is_some()) + 3 * made.splits.len();
+    if context.json {
+        context.print_json(&serde_json::json!({ "out": out, "experiment": experiment.name, "n_files": n_files }))?;
+    } else {
+        context.print(&format!("{}: the {n_files} sets of {}\n", args.out.display(), experiment.title))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
