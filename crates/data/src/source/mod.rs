@@ -6,6 +6,7 @@ pub mod idx;
 mod jpeg;
 pub mod list;
 pub mod memory;
+pub mod paths;
 mod pickle;
 
 use std::path::{Path, PathBuf};
@@ -56,6 +57,11 @@ pub trait Source: Send + Sync {
 
     /// The image's path relative to the source's root (with `/`), or `idx:123` where images have no files.
     fn name(&self, index: usize) -> String;
+
+    /// Appends an image's name to a text: that of a million images takes no million allocations.
+    fn push_name(&self, index: usize, text: &mut String) {
+        text.push_str(&self.name(index));
+    }
 
     /// Decodes an image into a buffer, which is reused.
     ///
