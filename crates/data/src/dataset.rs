@@ -210,7 +210,7 @@ impl Dataset {
     }
 
     /// A CRC-32 that tells these images, in this order, from others without reading all of them: over their indices and
-    /// names, and over the pixels of a few where they lie in memory. Where the data lies does not matter, nor do labels.
+    /// names, and over the pixels of a few where names say too little. Where the data lies does not matter, nor do labels.
     pub fn fingerprint(&self) -> u32 {
         const N_SAMPLED: usize = 16;
         let (mut hasher, mut name) = (crc32fast::Hasher::new(), String::new());
@@ -220,7 +220,7 @@ impl Dataset {
             hasher.update(&index.to_le_bytes());
             hasher.update(name.as_bytes());
         }
-        let n_sampled = if self.in_memory() { N_SAMPLED.min(self.len()) } else { 0 };
+        let n_sampled = if self.source.is_known_by_pixels() { N_SAMPLED.min(self.len()) } else { 0 };
         for n in 0..n_sampled {
             // A broken image adds nothing, which is the same every time.
             if let Ok(image) = self.decode(spread(n, n_sampled, self.len())) {
@@ -242,6 +242,11 @@ impl Dataset {
         let (n_images, n_source) = (self.len(), self.source.len());
         let share = if n_images == n_source { String::new() } else { format!(" of {n_source}") };
         format!("{}, {n_images}{share} images", self.source.description())
+    }
+
+    /// What the source is, for people.
+    pub fn source_description(&self) -> String {
+        self.source.description()
     }
 
     /// Whether decoding is a copy from memory.

@@ -15,6 +15,7 @@ use sdclr_records::augment::Augmentation;
 
 use crate::dataset::Dataset;
 use crate::error::DataError;
+use crate::ordered::n_workers;
 use plan::EpochPlan;
 use work::{Chunk, Shared};
 
@@ -156,10 +157,7 @@ impl Loader {
     /// If a setting makes no sense, or a thread cannot be started.
     pub fn new(dataset: Dataset, spec: LoaderSpec) -> Result<Self, DataError> {
         spec.validate()?;
-        let n_workers = match spec.workers {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
-            n => n,
-        };
+        let n_workers = n_workers(spec.workers);
         let plan = Arc::new(EpochPlan::finished(dataset.len(), &spec));
         let shared = Arc::new(Shared::new(dataset, spec, n_workers, Arc::clone(&plan))?);
         let mut loader = Self {

@@ -131,12 +131,6 @@ impl FolderSource {
         }
         std::fs::read(path).map_err(|error| self.broken(index, error.to_string()))
     }
-
-    fn decode_bytes(&self, index: usize, bytes: &[u8], image: &mut RgbImage) -> Result<(), DataError> {
-        let decoded = decode_file(bytes).map_err(|reason| self.broken(index, reason))?;
-        *image = RgbImage { width: decoded.width(), height: decoded.height(), pixels: decoded.into_raw() };
-        Ok(())
-    }
 }
 
 impl Source for FolderSource {
@@ -157,7 +151,7 @@ impl Source for FolderSource {
     }
 
     fn decode_into(&self, index: usize, image: &mut RgbImage) -> Result<(), DataError> {
-        self.decode_bytes(index, &self.read(index)?, image)
+        decode_whole(&self.read(index)?, image).map_err(|reason| self.broken(index, reason))
     }
 
     fn decode_scaled_into(
@@ -166,20 +160,7 @@ impl Source for FolderSource {
         divisor: &mut dyn FnMut(u32, u32) -> u32,
         image: &mut RgbImage,
     ) -> Result<u32, DataError> {
-        let bytes = self.read(index)?;
-        if let Some((width, height)) = jpeg::size(&bytes) {
-            let divisor = divisor(width, height);
-            // What the scaling decoder cannot do is left to the other one, which then also says what is wrong.
-            if divisor > 1
-                && jpeg::is_complete(&bytes)
-                && let Some(scaled) = jpeg::decode_scaled(&bytes, divisor)
-            {
-                *image = scaled;
-                return Ok(divisor);
-            }
-        }
-        self.decode_bytes(index, &bytes, image)?;
-        Ok(1)
+        decode_scaled(&self.read(index)?, divisor, image).map_err(|reason| self.broken(index, reason))
     }
 
     fn class_names(&self) -> Option<&[String]> {
@@ -189,6 +170,36 @@ impl Source for FolderSource {
     fn description(&self) -> String {
         self.description.clone()
     }
+}
+
+/// Decodes a file's content, a JPEG's at the fraction that `divisor` chooses: see [`Source::decode_scaled_into`].
+///
+/// # Errors
+/// What is wrong with it.
+pub(super) fn decode_scaled(
+    bytes: &[u8],
+    divisor: &mut dyn FnMut(u32, u32) -> u32,
+    image: &mut RgbImage,
+) -> Result<u32, String> {
+    if let Some((width, height)) = jpeg::size(bytes) {
+        let divisor = divisor(width, height);
+        // What the scaling decoder cannot do is left to the other one, which then also says what is wrong.
+        if divisor > 1
+            && jpeg::is_complete(bytes)
+            && let Some(scaled) = jpeg::decode_scaled(bytes, divisor)
+        {
+            *image = scaled;
+            return Ok(divisor);
+        }
+    }
+    decode_whole(bytes, image)?;
+    Ok(1)
+}
+
+fn decode_whole(bytes: &[u8], image: &mut RgbImage) -> Result<(), String> {
+    let decoded = decode_file(bytes)?;
+    *image = RgbImage { width: decoded.width(), height: decoded.height(), pixels: decoded.into_raw() };
+    Ok(())
 }
 
 /// Decodes a file of any supported format to 8-bit RGB: palettes are looked up, 16 bits scaled to 8, alpha dropped

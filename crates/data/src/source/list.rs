@@ -9,7 +9,7 @@ use super::paths::Paths;
 use crate::error::DataError;
 
 /// The largest label that is taken for one: counts per class are kept for all smaller ones.
-const LABEL_MAX: u32 = 10_000_000;
+pub(crate) const LABEL_MAX: u32 = 10_000_000;
 
 /// A list's lines, read.
 #[derive(Clone, Debug, Default)]

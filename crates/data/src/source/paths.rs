@@ -14,6 +14,16 @@ pub struct Paths {
 }
 
 impl Paths {
+    /// Names that stand one after the other in a text, and where each ends.
+    ///
+    /// # Panics
+    /// If the ends do not ascend to the text's length, or one is within a letter.
+    pub(crate) fn from_text(text: String, ends: Vec<usize>) -> Self {
+        let whole = ends.is_sorted() && ends.iter().all(|&end| text.is_char_boundary(end));
+        assert!(whole && ends.last().copied().unwrap_or(0) == text.len(), "{} names in a text", ends.len());
+        Self { text, ends, odd: BTreeMap::new() }
+    }
+
     /// Number of paths.
     pub fn len(&self) -> usize {
         self.ends.len()
