@@ -48,7 +48,12 @@ fn any_exists(root: &Path, files: &Paths) -> bool {
     (0..files.len()).any(|index| {
         let file = files.path(index);
         let folder = file.parent().unwrap_or(Path::new(""));
-        *folders.entry(folder).or_insert_with(|| root.join(folder).exists()) && root.join(file).exists()
+        let folder_exists = folders.entry(folder).or_insert_with(|| {
+            let folder = root.join(folder);
+            // No name at all stands for the current folder.
+            folder.as_os_str().is_empty() || folder.exists()
+        });
+        *folder_exists && root.join(file).exists()
     })
 }
 
