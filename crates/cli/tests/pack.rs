@@ -191,6 +191,10 @@ fn lists_that_lie_elsewhere_are_probed_embedded_and_inspected() {
         let record = record.expect("recorded");
         assert!(record.root.is_some_and(|root| root.is_absolute() && root.ends_with("photos")));
     }
+    std::fs::write(dir.path().join("lists/twice.txt"), lines(15..20) + &lines(16..17)).expect("writes");
+    let twice = ["eval", "knn", "run", "--data", train, "--test", "lists/twice.txt", "--data-root", "photos"];
+    let (_, _, stderr) = sdclr(dir.path(), &twice);
+    assert!(stderr.contains("2 of the images to test on are listed again"), "{stderr}");
     std::fs::create_dir(dir.path().join("held-out")).expect("makes a folder");
     for class in ["ant", "bee"] {
         let from = dir.path().join("photos").join(class);

@@ -209,6 +209,18 @@ impl Dataset {
         self.indices.iter().filter(|index| theirs.contains(index)).count()
     }
 
+    /// Number of images whose name an earlier one has too: those that a list names twice.
+    pub fn n_repeated(&self) -> usize {
+        let names = self.names();
+        self.len() - names.names().collect::<HashSet<_>>().len()
+    }
+
+    fn names(&self) -> Paths {
+        let mut names = Paths::default();
+        (0..self.len()).for_each(|position| names.push_with(|text| self.push_name(position, text)));
+        names
+    }
+
     /// A CRC-32 that tells these images, in this order, from others without reading all of them: over their indices and
     /// names, and over the pixels of a few where names say too little. Where the data lies does not matter, nor do labels.
     pub fn fingerprint(&self) -> u32 {
@@ -261,9 +273,7 @@ impl Dataset {
                 self.select(&splits::read_indices(split, &what.0, what.1)?)
             }
             "txt" => {
-                let mut names = Paths::default();
-                (0..self.len()).for_each(|position| names.push_with(|text| self.push_name(position, text)));
-                let (positions, labels) = splits::read_list(split, &self.source.description(), &names)?;
+                let (positions, labels) = splits::read_list(split, &self.source.description(), &self.names())?;
                 let narrowed = self.select(&positions)?;
                 let same = labels.as_ref().is_none_or(|labels| {
                     labels.iter().enumerate().all(|(position, label)| narrowed.label(position) == Some(*label))

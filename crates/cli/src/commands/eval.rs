@@ -141,6 +141,10 @@ fn open(args: &ProbeDataArgs, context: &Context) -> anyhow::Result<Images> {
             context.warn(&format!("{n_shared} of the images that are learned from are {name} on too"));
         }
     }
+    let n_repeated = test.n_repeated();
+    if n_repeated > 0 {
+        context.warn(&format!("{n_repeated} of the images to test on are listed again and count again"));
+    }
     let (train_record, test_record) = (Some(train_record), Some(test_record));
     let data = ProbeData { train: train_record, validation: validation_record, test: test_record, tail: None };
     Ok(Images { train, validation, test, data })

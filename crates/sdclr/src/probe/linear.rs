@@ -7,6 +7,7 @@ use super::classifier::Classifier;
 use super::features::{Extractor, Features};
 use super::{Halt, LEARN, ProbeJob, TEST, VALIDATION, Verdict};
 use crate::error::Error;
+use crate::metrics::{TOP5, rank};
 use crate::progress::StepReport;
 use sdclr_data::{Dataset, Order};
 use sdclr_engine::Engine;
@@ -146,7 +147,8 @@ impl Training {
             return Ok(());
         }
         let logits = self.classifier.logits(engine, &validation.values)?;
-        let k = if self.probe.select_by_top5 { 5 } else { 1 };
+        // With five classes every epoch would be as good as the first by top-5.
+        let k = if self.probe.select_by_top5 && self.n_classes > TOP5 { TOP5 } else { 1 };
         let n_right = logits
             .chunks_exact(self.n_classes)
             .zip(&validation.labels)
@@ -173,23 +175,19 @@ impl Training {
         }
         let logits = self.classifier.logits(engine, &test.values)?;
         let predictions = logits.chunks_exact(self.n_classes).map(argmax).collect();
-        let labels = test.labels.iter().map(|&label| label as usize).collect();
+        let labels: Vec<usize> = test.labels.iter().map(|&label| label as usize).collect();
+        let rows = logits.chunks_exact(self.n_classes).zip(&labels);
+        let n_top5 = Some(rows.filter(|(row, label)| rank(row, **label) < TOP5).count());
         let n_given = job.train.len() + job.validation.as_ref().map_or(0, Dataset::len) + job.test.len();
         let n_skipped = n_given - n_train - validation.map_or(0, Features::len) - test.len();
         let best_epoch = self.best.map(|(_, epoch, _)| epoch);
-        Ok(Verdict { labels, predictions, n_train, n_skipped, best_epoch })
+        Ok(Verdict { labels, predictions, n_top5, n_train, n_skipped, best_epoch })
     }
 }
 
 /// Index of the largest value, the first among equals.
 fn argmax(row: &[f32]) -> usize {
     row.iter().enumerate().fold((0, f32::NEG_INFINITY), |best, (i, &v)| if v > best.1 { (i, v) } else { best }).0
-}
-
-/// How many entries come before `label` when sorted by value, the first among equals first.
-fn rank(row: &[f32], label: usize) -> usize {
-    let own = row[label];
-    row.iter().enumerate().filter(|(i, v)| **v > own || (**v == own && *i < label)).count()
 }
 
 fn shuffle(order: &mut [usize], seed: u64, epoch: u64) {
@@ -242,10 +240,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rank_counts_what_sorts_before_the_label() {
+    fn the_first_of_the_largest_is_predicted() {
         let row = [0.5, 2.0, 2.0, -1.0];
-        assert_eq!([0, 1, 2, 3].map(|label| rank(&row, label)), [2, 0, 1, 3]);
-        assert_eq!(argmax(&row), 1);
+        assert_eq!((argmax(&row), rank(&row, argmax(&row))), (1, 0));
     }
 
     #[test]
