@@ -301,7 +301,7 @@ fn a_pack_that_was_made_wrong_is_refused_or_read_but_never_panics() {
             match open(&path) {
                 Ok(pack) => {
                     (0..pack.len()).for_each(|position| drop((pack.decode(position), pack.name(position))));
-                    (pack.class_counts(), pack.n_classes(), pack.fingerprint(), pack.description());
+                    drop((pack.class_counts(), pack.n_classes(), pack.fingerprint(), pack.description()));
                 }
                 Err(error) => {
                     n_refused += 1;

@@ -58,6 +58,6 @@ pub struct PackArgs {
 pub enum StoreArg {
     /// As they are: exact, nothing to decode, about 0.27 MB an image of 256 pixels
     Raw,
-    /// As JPEG: about a seventh of that, decoded in training, not pixel-exact
+    /// As JPEG: about a fifth of that, decoded in training, not pixel-exact
     Jpeg,
 }

@@ -148,7 +148,8 @@ fn rows(skipped: &[Skipped]) -> String {
 
 fn size(n_bytes: u64) -> String {
     match n_bytes {
-        0..1_000_000_000 => format!("{:.1} MB", n_bytes as f64 / 1e6),
+        0..1_000_000 => format!("{:.1} kB", n_bytes as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", n_bytes as f64 / 1e6),
         _ => format!("{:.1} GB", n_bytes as f64 / 1e9),
     }
 }

@@ -247,8 +247,13 @@ impl Loader {
     pub fn memory_bytes(&self) -> usize {
         let Shared { spec, dataset, .. } = &*self.shared;
         let per_image = spec.n_views * 3 * (spec.image_size as usize).pow(2);
-        // Two batches ahead in chunks, and two put together: the one in use and a spare.
-        let views = 4 * per_image * spec.batch_size.min(dataset.len());
+        let batch = spec.batch_size.min(dataset.len()).div_ceil(spec.shard.ranks);
+        // In chunks ahead: two batches, or on many processors what keeps all of them busy, but nothing of the next epoch.
+        let n_slots = self.shared.lock().finished.len();
+        let ahead = n_slots * batch / self.plan.chunks_of(0).max(1);
+        let ahead = ahead.min(dataset.len().div_ceil(spec.shard.ranks)).max(2 * batch);
+        // And two put together: the one in use and a spare.
+        let views = per_image * (ahead + 2 * batch);
         self.shared.cache_bytes() + views
     }
 

@@ -12,7 +12,7 @@ use crate::error::DataError;
 use crate::pack::Storage;
 use crate::pack::format::{Entry, HEADER_LEN, Header, Index, MAGIC};
 
-/// An opened pack. The index is held in memory (32 bytes and the name of each image), pixels stay in the file.
+/// An opened pack. The index is held in memory (36 bytes and the name of each image), pixels stay in the file.
 #[derive(Debug)]
 pub struct PackSource {
     path: PathBuf,
