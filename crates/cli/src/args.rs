@@ -1,10 +1,12 @@
 //! What can be typed.
 
 mod bench;
+mod pack;
 mod reproduce;
 mod split;
 
 pub use bench::*;
+pub use pack::*;
 pub use reproduce::*;
 pub use split::*;
 
@@ -80,6 +82,8 @@ pub enum Command {
     Export(ExportArgs),
     /// Say what a data set, a run or a checkpoint is
     Inspect(InspectArgs),
+    /// Write a data set once into one file that trains without decoding the originals
+    Pack(PackArgs),
     /// Measure how fast this machine trains, beside what it could do at most
     Bench(Box<BenchArgs>),
     /// Say what this machine offers and what will be used
@@ -181,9 +185,12 @@ pub struct ProbeArgs {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Data")]
 pub struct ProbeDataArgs {
-    /// Labelled images to learn from: class folders, a .txt list, CIFAR-10/100 or IDX files
+    /// Labelled images to learn from: class folders, a .txt list, a pack, CIFAR-10/100 or IDX files
     #[arg(long, value_name = "SRC")]
     pub data: PathBuf,
+    /// Folder that the paths of .txt lists given as --data or --test are relative to [default: each list's]
+    #[arg(long, value_name = "DIR")]
+    pub data_root: Option<PathBuf>,
     /// Learn from only these: .npy indices or a .txt list
     #[arg(long, value_name = "FILE")]
     pub split: Option<PathBuf>,
@@ -193,6 +200,9 @@ pub struct ProbeDataArgs {
     /// Labelled images to test on [default: the test part of --data, if it has one]
     #[arg(long, value_name = "SRC")]
     pub test: Option<PathBuf>,
+    /// Folder for the list given as --test, if it is another one than --data-root
+    #[arg(long, value_name = "DIR", requires = "test")]
+    pub test_root: Option<PathBuf>,
     /// Test on only these
     #[arg(long, value_name = "FILE")]
     pub test_split: Option<PathBuf>,
@@ -295,9 +305,12 @@ pub struct EmbedArgs {
     /// Run directory or checkpoint file
     #[arg(value_name = "RUN")]
     pub run: PathBuf,
-    /// Images: a folder, a .txt list, CIFAR-10/100 or IDX files
+    /// Images: a folder, a .txt list, a pack, CIFAR-10/100 or IDX files
     #[arg(long, value_name = "SRC")]
     pub data: PathBuf,
+    /// Folder that the paths of a .txt list are relative to [default: the list's]
+    #[arg(long, value_name = "DIR")]
+    pub data_root: Option<PathBuf>,
     /// Use only these images: .npy indices or a .txt list
     #[arg(long, value_name = "FILE")]
     pub split: Option<PathBuf>,
@@ -363,6 +376,9 @@ pub struct InspectArgs {
     /// A data set, a run directory or a checkpoint file
     #[arg(value_name = "SRC|RUN|FILE")]
     pub path: PathBuf,
+    /// Folder that the paths of a .txt list are relative to [default: the list's]
+    #[arg(long, value_name = "DIR")]
+    pub data_root: Option<PathBuf>,
     /// Look at only these images of a data set: .npy indices or a .txt list
     #[arg(long, value_name = "FILE")]
     pub split: Option<PathBuf>,

@@ -7,6 +7,7 @@ mod embed;
 mod eval;
 mod export;
 mod inspect;
+mod pack;
 mod pretrain;
 mod reproduce;
 mod shell;
@@ -33,6 +34,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Embed(args) => embed::run(&args, context),
         Command::Export(args) => export::run(&args, context),
         Command::Inspect(args) => inspect::run(&args, context),
+        Command::Pack(args) => pack::run(&args, context),
         Command::Bench(args) => bench::run(&args, context),
         Command::Doctor => doctor::run(context),
         Command::Completions(args) => shell::completions(&args, context),

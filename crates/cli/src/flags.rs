@@ -46,7 +46,7 @@ const SAVING: &str = "Logging and saving";
 const BOOLEANS: &[&str] = &["true", "false"];
 
 const FLAGS: &[Flag] = &[
-    flag(DATA, "data", "SRC", "Images: a folder (recursive), a .txt list, CIFAR-10/100 or IDX files").common(),
+    flag(DATA, "data", "SRC", "Images: a folder (recursive), a .txt list, a pack, CIFAR-10/100 or IDX files").common(),
     flag(DATA, "split", "FILE", "Use only these images: .npy indices or a .txt list").common(),
     flag(DATA, "data-root", "DIR", "Folder that the paths of a .txt list are relative to [default: the list's]"),
     flag(DATA, "part", "PART", "Which part of a data set that comes in parts").of(Part::NAMES),

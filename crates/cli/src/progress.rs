@@ -33,6 +33,29 @@ impl Progress {
         }
     }
 
+    /// Something that is done to `done` of `total` images: `packed`.
+    pub fn on_images(&mut self, what: &str, done: usize, total: usize) {
+        let text = format!("{what} {done}/{total} images");
+        if self.context.bar {
+            let total = total as u64;
+            // The bar is of one length; another one begins for other images.
+            if self.bar.as_ref().is_none_or(|bar| bar.length() != Some(total) || bar.position() >= total) {
+                self.finish();
+                self.bar = Some(new_bar(total, &self.label));
+            }
+            if let Some(bar) = &self.bar {
+                bar.set_position(done as u64);
+                bar.set_message(text);
+            }
+            if done == total as usize {
+                self.finish();
+            }
+        } else if self.last_line.unwrap_or(self.started).elapsed() >= LINE_INTERVAL {
+            self.last_line = Some(Instant::now());
+            self.context.note(&format!("{}{text}", self.prefix()));
+        }
+    }
+
     fn prefix(&self) -> String {
         if self.label.is_empty() { String::new() } else { format!("{}: ", self.label) }
     }
@@ -72,25 +95,7 @@ impl Observer for Progress {
     }
 
     fn on_features(&mut self, done: usize, total: usize) {
-        let text = format!("features of {done}/{total} images");
-        if self.context.bar {
-            let total = total as u64;
-            // The bar is of one length; another one begins for other images.
-            if self.bar.as_ref().is_none_or(|bar| bar.length() != Some(total) || bar.position() >= total) {
-                self.finish();
-                self.bar = Some(new_bar(total, &self.label));
-            }
-            if let Some(bar) = &self.bar {
-                bar.set_position(done as u64);
-                bar.set_message(text);
-            }
-            if done == total as usize {
-                self.finish();
-            }
-        } else if self.last_line.unwrap_or(self.started).elapsed() >= LINE_INTERVAL {
-            self.last_line = Some(Instant::now());
-            self.context.note(&format!("{}{text}", self.prefix()));
-        }
+        self.on_images("features of", done, total);
     }
 
     fn message(&mut self, text: &str) {

@@ -20,6 +20,11 @@ const TRAINING: Words = Words {
     second: "stopped at once; the last checkpoint stands",
 };
 
+const PACKING: Words = Words {
+    first: "stopping; press Ctrl-C again to stop at once and leave a hidden .tmp file behind",
+    second: "stopped at once; a hidden .tmp file is left behind",
+};
+
 /// Installs the handlers and returns the flag that they raise.
 ///
 /// # Errors
@@ -34,6 +39,14 @@ pub fn install() -> anyhow::Result<StopFlag> {
 /// If the system refuses.
 pub fn install_for_training() -> anyhow::Result<StopFlag> {
     install_with(TRAINING)
+}
+
+/// [`install`] for a command that writes a file beside its place.
+///
+/// # Errors
+/// If the system refuses.
+pub fn install_for_packing() -> anyhow::Result<StopFlag> {
+    install_with(PACKING)
 }
 
 #[cfg(unix)]

@@ -1,11 +1,12 @@
 //! A data set: a source and the indices of its images that are in use. Cloning one copies two pointers.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::DataError;
 use crate::source::memory::MemorySource;
+use crate::source::paths::Paths;
 use crate::source::{self, OpenOptions, RgbImage, Source};
 use crate::splits;
 
@@ -85,6 +86,11 @@ impl Dataset {
     /// The image's path relative to its root, or `idx:123`.
     pub fn name(&self, position: usize) -> String {
         self.source.name(self.source_index(position))
+    }
+
+    /// Appends the image's name to a text.
+    pub fn push_name(&self, position: usize, text: &mut String) {
+        self.source.push_name(self.source_index(position), text);
     }
 
     /// The image's index in the source, which no selection changes.
@@ -190,8 +196,8 @@ impl Dataset {
             return Ok(self.clone());
         }
         let counts = self.class_counts().unwrap_or_default();
-        let place = |name: &String| names.iter().position(|other| other == name).map(|place| place as u32);
-        let places: Vec<Option<u32>> = own.iter().map(place).collect();
+        let by_name: HashMap<&String, u32> = names.iter().zip(0..).collect();
+        let places: Vec<Option<u32>> = own.iter().map(|name| by_name.get(name).copied()).collect();
         let used = own.iter().enumerate().filter(|(label, _)| counts.get(*label).is_some_and(|&count| count > 0));
         let unknown: Vec<String> = used.filter(|(label, _)| places[*label].is_none()).map(|(_, n)| n.clone()).collect();
         let by_position: Option<Arc<[u32]>> =
@@ -211,16 +217,30 @@ impl Dataset {
         self.indices.iter().filter(|index| theirs.contains(index)).count()
     }
 
+    /// Number of images whose name an earlier one has too: those that a list names twice.
+    pub fn n_repeated(&self) -> usize {
+        let names = self.names();
+        self.len() - names.names().collect::<HashSet<_>>().len()
+    }
+
+    fn names(&self) -> Paths {
+        let mut names = Paths::default();
+        (0..self.len()).for_each(|position| names.push_with(|text| self.push_name(position, text)));
+        names
+    }
+
     /// A CRC-32 that tells these images, in this order, from others without reading all of them: over their indices and
-    /// names, and over the pixels of a few where they lie in memory. Where the data lies does not matter, nor do labels.
+    /// names, and over the pixels of a few where names say too little. Where the data lies does not matter, nor do labels.
     pub fn fingerprint(&self) -> u32 {
         const N_SAMPLED: usize = 16;
-        let mut hasher = crc32fast::Hasher::new();
-        for position in 0..self.len() {
-            hasher.update(&self.indices[position].to_le_bytes());
-            hasher.update(self.name(position).as_bytes());
+        let (mut hasher, mut name) = (crc32fast::Hasher::new(), String::new());
+        for &index in &*self.indices {
+            name.clear();
+            self.source.push_name(index as usize, &mut name);
+            hasher.update(&index.to_le_bytes());
+            hasher.update(name.as_bytes());
         }
-        let n_sampled = if self.in_memory() { N_SAMPLED.min(self.len()) } else { 0 };
+        let n_sampled = if self.source.is_known_by_pixels() { N_SAMPLED.min(self.len()) } else { 0 };
         for n in 0..n_sampled {
             // A broken image adds nothing, which is the same every time.
             if let Ok(image) = self.decode(spread(n, n_sampled, self.len())) {
@@ -244,6 +264,11 @@ impl Dataset {
         format!("{}, {n_images}{share} images", self.source.description())
     }
 
+    /// What the source is, for people.
+    pub fn source_description(&self) -> String {
+        self.source.description()
+    }
+
     /// Whether decoding is a copy from memory.
     pub fn in_memory(&self) -> bool {
         self.source.in_memory()
@@ -256,8 +281,7 @@ impl Dataset {
                 self.select(&splits::read_indices(split, &what.0, what.1)?)
             }
             "txt" => {
-                let names = (0..self.len()).map(|position| self.name(position));
-                let (positions, labels) = splits::read_list(split, &self.source.description(), names)?;
+                let (positions, labels) = splits::read_list(split, &self.source.description(), &self.names())?;
                 let narrowed = self.select(&positions)?;
                 let same = labels.as_ref().is_none_or(|labels| {
                     labels.iter().enumerate().all(|(position, label)| narrowed.label(position) == Some(*label))

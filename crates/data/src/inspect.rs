@@ -1,7 +1,11 @@
 //! A look at a data set without training on it: counts, sizes, broken files.
 
+use std::ops::ControlFlow;
+
 use crate::dataset::{Dataset, spread};
+use crate::error::DataError;
 use crate::loader::Skipped;
+use crate::ordered::{in_order, n_workers};
 use crate::source::RgbImage;
 
 /// What was found.
@@ -25,11 +29,10 @@ pub struct Inspection {
     pub broken: Vec<Skipped>,
 }
 
-/// Inspects a data set, decoding at most `limit` of its images, evenly spread.
+/// Inspects a data set, decoding at most `limit` of its images, evenly spread, on all cores.
 pub fn inspect(dataset: &Dataset, limit: usize) -> Inspection {
     let n_images = dataset.len();
     let n_decoded = limit.min(n_images);
-    let mut image = RgbImage::default();
     let mut inspection = Inspection {
         description: dataset.description(),
         n_images,
@@ -40,16 +43,22 @@ pub fn inspect(dataset: &Dataset, limit: usize) -> Inspection {
         height_range: None,
         broken: Vec::new(),
     };
-    for n in 0..n_decoded {
+    let decode = |image: &mut RgbImage, n| {
         let position = spread(n, n_decoded, n_images);
-        match dataset.decode_into(position, &mut image) {
-            Ok(()) => {
-                widen(&mut inspection.width_range, image.width);
-                widen(&mut inspection.height_range, image.height);
+        let size = dataset.decode_into(position, image).map(|()| (image.width, image.height));
+        size.map_err(|error| Skipped::new(dataset, position, &error))
+    };
+    in_order(n_decoded, n_workers(0), decode, |n, result| {
+        let panicked = |message| DataError::Panicked { name: String::new(), message };
+        match result.map_err(|message| Skipped::new(dataset, spread(n, n_decoded, n_images), &panicked(message))) {
+            Ok(Ok((width, height))) => {
+                widen(&mut inspection.width_range, width);
+                widen(&mut inspection.height_range, height);
             }
-            Err(error) => inspection.broken.push(Skipped::new(dataset, position, &error)),
+            Ok(Err(broken)) | Err(broken) => inspection.broken.push(broken),
         }
-    }
+        ControlFlow::Continue(())
+    });
     inspection
 }
 

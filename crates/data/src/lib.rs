@@ -6,13 +6,16 @@
 //! 3. [`augment`]: a recipe draws parameters and turns a decoded image into a square view.
 //! 4. [`loader`]: threads do this ahead of time, and batches arrive in an order that only the seed decides.
 //!
-//! [`rng`] holds the one generator behind everything random, [`mod@inspect`] looks at a data set without training.
+//! [`mod@pack`] writes a data set once into one file that needs no decoding, [`mod@inspect`] looks at one without training,
+//! [`rng`] holds the one generator behind everything random.
 
 pub mod augment;
 pub mod dataset;
 pub mod error;
 pub mod inspect;
 pub mod loader;
+mod ordered;
+pub mod pack;
 pub mod rng;
 pub mod source;
 pub mod splits;

@@ -89,6 +89,12 @@ fn a_loader_knows_roughly_what_it_will_hold() {
     let files = Dataset::open(folder.path(), &OpenOptions::default()).unwrap();
     assert_eq!(Loader::new(files, spec()).unwrap().memory_bytes(), 10 * 30 * 20 * 3 + views(10));
     assert_eq!(Loader::new(images(101), spec()).unwrap().memory_bytes(), views(40), "nothing is kept twice");
+    // 20 threads work on 40 chunks of 16 images, 64 on all that there is.
+    let on_many = |workers| {
+        let spec = LoaderSpec { workers, batch_size: 32, ..spec() };
+        Loader::new(images(1000), spec).unwrap().memory_bytes() / (2 * 3 * 16 * 16)
+    };
+    assert_eq!([2, 20, 64].map(on_many), [4 * 32, 40 * 16 + 64, 1000 + 64]);
 }
 
 /// Grey images of 10×10 pixels that count how often they are decoded.

@@ -25,6 +25,10 @@ pub struct ProbeResult {
     pub weights: Option<WeightsRecord>,
     /// Share of test images classified rightly, in percent.
     pub top1: f64,
+    /// Share of test images whose class is among the five that the classifier holds most likely, in percent; absent up to five
+    /// classes, of nearest neighbours, and in results of older programs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top5: Option<f64>,
     /// Accuracy on each class's test images, in percent; null for a class without any. `[C]`
     pub class_accuracy: Vec<Option<f64>>,
     /// The groups' accuracies; absent without a long-tail split to group by.

@@ -35,13 +35,14 @@ pub fn results_table(rows: &[ResultRow<'_>]) -> Table {
     table
 }
 
-/// One result of whatever probe: All, the groups, Std and top-1 in percent.
+/// One result of whatever probe: All, the groups, Std, top-1 and, where it was measured, top-5 in percent.
 pub fn result_table(name: &str, result: &ProbeResult) -> Table {
     let right = ["All", "Many", "Medium", "Few", "Std", "Top-1"].map(|title| (title, Align::Right));
-    let columns: Vec<(&str, Align)> = std::iter::once(("", Align::Left)).chain(right).collect();
+    let top5 = result.top5.map(|_| ("Top-5", Align::Right));
+    let columns: Vec<(&str, Align)> = std::iter::once(("", Align::Left)).chain(right).chain(top5).collect();
     let groups = result.groups.as_ref();
     let mut table = Table::new(&columns);
-    table.push(vec![
+    let mut cells = vec![
         name.into(),
         Cell::Percent(result.all),
         Cell::percent(groups.and_then(|g| g.many)),
@@ -49,7 +50,9 @@ pub fn result_table(name: &str, result: &ProbeResult) -> Table {
         Cell::percent(groups.and_then(|g| g.few)),
         Cell::percent(groups.and_then(|g| g.std)),
         Cell::Percent(result.top1),
-    ]);
+    ];
+    cells.extend(result.top5.map(Cell::Percent));
+    table.push(cells);
     table
 }
 
@@ -81,6 +84,7 @@ mod tests {
             protocol: Protocol::LinearCached,
             subject: "SDCLR".to_owned(),
             top1: 71.0,
+            top5: None,
             class_accuracy: vec![Some(80.0), Some(70.0), Some(60.0)],
             groups: Some(GroupAccuracy {
                 many: Some(80.0),
@@ -109,6 +113,8 @@ mod tests {
         assert_eq!(table.to_csv(), expected);
         let alone = result_table("knn", &linear).to_csv();
         assert_eq!(alone, ",All,Many,Medium,Few,Std,Top-1\nknn,70,80,70,60,8.165,71\n");
+        let with_top5 = result_table("linear", &ProbeResult { top5: Some(90.5), ..linear }).to_csv();
+        assert_eq!(with_top5, ",All,Many,Medium,Few,Std,Top-1,Top-5\nlinear,70,80,70,60,8.165,71,90.5\n");
     }
 
     #[test]

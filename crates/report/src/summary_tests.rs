@@ -19,6 +19,7 @@ fn result(protocol: Protocol, class_accuracy: &[f64], n_test: usize) -> ProbeRes
         subject: "SDCLR".to_owned(),
         weights: None,
         top1: over.mean,
+        top5: None,
         class_accuracy: values.into_iter().map(Some).collect(),
         groups,
         all: over.mean,

@@ -90,6 +90,27 @@ pub fn class_accuracy(labels: &[usize], predictions: &[usize], n_classes: usize)
     n_right.iter().zip(&n_images).map(share).collect()
 }
 
+/// Classes that top-5 accuracy lets a guess name; with no more classes than that it says nothing.
+pub const TOP5: usize = 5;
+
+/// Top-5 accuracy in percent; `None` where there are no more classes than five.
+pub fn top5(n_right: usize, n_images: usize, n_classes: usize) -> Option<f64> {
+    (n_classes > TOP5).then(|| 100.0 * n_right as f64 / n_images as f64)
+}
+
+/// How many classes come before `label` when sorted by score, the first among equals first; a label whose score is not a
+/// number comes after all. Rank 0 is the prediction, a rank below [`TOP5`] is right by top-5.
+///
+/// # Panics
+/// If `label` is not below the number of scores.
+pub fn rank(scores: &[f32], label: usize) -> usize {
+    let own = scores[label];
+    if own.is_nan() {
+        return scores.len();
+    }
+    scores.iter().enumerate().filter(|(i, score)| **score > own || (**score == own && *i < label)).count()
+}
+
 /// The group of each class. `[C]`
 pub fn class_groups(class_counts: &[usize], rule: GroupRule) -> Vec<Group> {
     match rule {
@@ -153,6 +174,14 @@ mod tests {
     fn class_accuracies_are_percentages_and_absent_for_empty_classes() {
         let found = class_accuracy(&[0, 0, 0, 0, 1, 1], &[0, 0, 0, 1, 1, 0], 3);
         assert_eq!(found, [Some(75.0), Some(50.0), None]);
+    }
+
+    #[test]
+    fn rank_counts_what_sorts_before_the_label() {
+        let scores = [0.5, 2.0, 2.0, -1.0, f32::NAN];
+        assert_eq!([0, 1, 2, 3, 4].map(|label| rank(&scores, label)), [2, 0, 1, 3, 5]);
+        // Equal scores never make more than five labels right.
+        assert_eq!((0..8).filter(|&label| rank(&[1.0; 8], label) < TOP5).count(), 5);
     }
 
     #[test]

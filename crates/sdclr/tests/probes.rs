@@ -83,6 +83,49 @@ fn broken_images_are_left_out_and_counted() {
     }
 }
 
+/// `n` images of `n_classes` classes in turn.
+fn images_of(n_classes: u32, n: usize) -> Dataset {
+    let image = |i: usize| RgbImage::new(8, 8, (0..8 * 8 * 3).map(|k| ((k * (i + 3)) % 251) as u8).collect());
+    Dataset::from_memory((0..n).map(image).collect(), Some((0..n as u32).map(|i| i % n_classes).collect()))
+}
+
+#[test]
+fn top_5_is_measured_where_there_are_more_than_five_classes_and_a_classifier() {
+    let subject = subject(Weights::RawPixels);
+    for protocol in PROTOCOLS {
+        let result = measure(&subject, protocol, images_of(7, 42), images_of(7, 21), None).unwrap();
+        let top5 = (protocol != Protocol::Knn).then(|| result.top5.expect("measured"));
+        assert_eq!(result.top5, top5, "{protocol}");
+        assert!(top5.is_none_or(|top5| (result.top1..=100.0).contains(&top5)), "{protocol}: {top5:?}");
+        assert_eq!(result.class_accuracy.len(), 7);
+        let result = measure(&subject, protocol, images_of(5, 20), images_of(5, 10), None).unwrap();
+        assert_eq!(result.top5, None, "{protocol}: five classes");
+    }
+}
+
+#[test]
+fn up_to_five_classes_choose_their_best_epoch_by_top_1() {
+    let subject = subject(Weights::RawPixels);
+    let mut settings = ProbeConfig::new(Protocol::LinearCached, 8, 1);
+    settings.set_epochs(40);
+    (settings.select_every_epochs, settings.select_by_top5, settings.lr) = (1, true, 1e-3);
+    let whole = || images_of(5, 30);
+    let job = ProbeJob {
+        subject: &subject,
+        probe: settings,
+        train: whole(),
+        validation: Some(whole()),
+        test: whole(),
+        tail: None,
+        data: Default::default(),
+        machine: Machine::of(&subject.config, Kernels::default()),
+        stop: &StopFlag::new(),
+        observer: &mut Unobserved,
+    };
+    let result = probe(job).unwrap().expect("nobody raised the flag").result;
+    assert!(result.best_epoch.is_some_and(|epoch| epoch > 1), "top-5 of five is right from the first: {result:?}");
+}
+
 #[test]
 fn a_set_of_broken_images_alone_is_an_error() {
     let subject = subject(Weights::RawPixels);

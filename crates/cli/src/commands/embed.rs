@@ -30,7 +30,7 @@ pub fn run(args: &EmbedArgs, context: Context) -> anyhow::Result<ExitCode> {
     check_folder(&args.out)?;
     let (run, checkpoint) = config::locate(&args.run)?;
     let subject = Subject { config: run.config()?, weights: Weights::Trained(checkpoint) };
-    let images = config::open_images(&args.data, args.part.parse()?, args.split.clone(), None)?;
+    let images = config::open_images(&args.data, args.part.parse()?, args.split.clone(), args.data_root.clone())?;
     // Images are seen as a probe sees those that it is tested on.
     let recipe = ProbeConfig::new(Protocol::Knn, subject.config.data.image_size, 0).augment_test;
     let stop = signals::install()?;
@@ -63,7 +63,10 @@ pub fn run(args: &EmbedArgs, context: Context) -> anyhow::Result<ExitCode> {
 }
 
 /// An output folder that is missing is noticed before the work, not after it.
-fn check_folder(out: &Path) -> anyhow::Result<()> {
+///
+/// # Errors
+/// If it is missing.
+pub fn check_folder(out: &Path) -> anyhow::Result<()> {
     match out.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         Some(folder) if !folder.is_dir() => anyhow::bail!("{}: no such folder; make it first", folder.display()),
         _ => Ok(()),

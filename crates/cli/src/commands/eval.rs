@@ -126,7 +126,8 @@ struct Images {
 }
 
 fn open(args: &ProbeDataArgs, context: &Context) -> anyhow::Result<Images> {
-    let (train, train_record) = open_recorded(&args.data, Part::Train, args.split.as_deref())?;
+    let root = args.data_root.as_deref();
+    let (train, train_record) = open_recorded(&args.data, Part::Train, args.split.as_deref(), root)?;
     let has_parts = has_parts(&args.data)?;
     if args.test.is_none() && args.test_split.is_none() && !has_parts {
         let text = format!(
@@ -137,9 +138,10 @@ fn open(args: &ProbeDataArgs, context: &Context) -> anyhow::Result<Images> {
         return Err(UsageError(text).into());
     }
     let test_source = args.test.as_ref().unwrap_or(&args.data);
-    let (test, test_record) = open_recorded(test_source, Part::Test, args.test_split.as_deref())?;
+    let test_root = args.test_root.as_deref().or(root);
+    let (test, test_record) = open_recorded(test_source, Part::Test, args.test_split.as_deref(), test_root)?;
     let validation = match &args.val_split {
-        Some(split) => Some(open_recorded(&args.data, Part::Train, Some(split))?),
+        Some(split) => Some(open_recorded(&args.data, Part::Train, Some(split), root)?),
         None => None,
     };
     let (validation, validation_record) = validation.unzip();
@@ -150,17 +152,28 @@ fn open(args: &ProbeDataArgs, context: &Context) -> anyhow::Result<Images> {
             context.warn(&format!("{n_shared} of the images that are learned from are {name} on too"));
         }
     }
+    let n_repeated = test.n_repeated();
+    if n_repeated > 0 {
+        context.warn(&format!("{n_repeated} of the images to test on are listed again and count again"));
+    }
     let (train_record, test_record) = (Some(train_record), Some(test_record));
     let data = ProbeData { train: train_record, validation: validation_record, test: test_record, tail: None };
     Ok(Images { train, validation, test, data })
 }
 
-/// Opens images and says where they are from.
-fn open_recorded(source: &Path, part: Part, split: Option<&Path>) -> anyhow::Result<(Dataset, ImagesRecord)> {
-    let images = config::open_images(source, part, split.map(Path::to_owned), None)?;
+/// Opens images and says where they are from. Only a list has a root.
+fn open_recorded(
+    source: &Path,
+    part: Part,
+    split: Option<&Path>,
+    root: Option<&Path>,
+) -> anyhow::Result<(Dataset, ImagesRecord)> {
+    let is_list = source.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("txt"));
+    let root = root.filter(|_| is_list).map(std::path::absolute).transpose()?;
+    let images = config::open_images(source, part, split.map(Path::to_owned), root.clone())?;
     let split = split.map(std::path::absolute).transpose()?;
     let part = if has_parts(source)? { part } else { Part::All };
-    Ok((images, ImagesRecord { source: std::path::absolute(source)?, part, split, root: None, per_class: None }))
+    Ok((images, ImagesRecord { source: std::path::absolute(source)?, part, split, root, per_class: None }))
 }
 
 fn same_file(a: &Path, b: &Path) -> bool {
@@ -207,7 +220,7 @@ fn tail(args: &ProbeDataArgs, run: &RunConfig, train: &Dataset, context: &Contex
     let n_classes = train.n_classes().unwrap_or(0);
     let found = match &args.tail {
         Some(split) => {
-            let (images, record) = open_recorded(&args.data, Part::Train, Some(split))?;
+            let (images, record) = open_recorded(&args.data, Part::Train, Some(split), args.data_root.as_deref())?;
             match tail_counts(&images, train) {
                 Ok(counts) => Ok((counts, record)),
                 Err(problem) => return Err(UsageError(format!("--tail {}: {problem}", split.display())).into()),

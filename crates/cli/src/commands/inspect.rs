@@ -126,7 +126,7 @@ fn run_directory(path: &Path) -> anyhow::Result<Value> {
 }
 
 fn data_set(args: &InspectArgs) -> anyhow::Result<Value> {
-    let dataset = config::open_images(&args.path, args.part.parse()?, args.split.clone(), None)?;
+    let dataset = config::open_images(&args.path, args.part.parse()?, args.split.clone(), args.data_root.clone())?;
     let found = sdclr_data::inspect(&dataset, if args.all { usize::MAX } else { SAMPLE });
     let range = |range: Option<(u32, u32)>| range.map(|(min, max)| json!({ "min": min, "max": max }));
     let broken = found.broken.iter().take(LISTED).map(|image| json!(format!("{}: {}", image.name, image.reason)));

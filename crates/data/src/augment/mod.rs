@@ -103,6 +103,34 @@ impl Augmenter {
     }
 }
 
+/// Makes whole images smaller, with buffers that are reused.
+#[derive(Debug)]
+pub(crate) struct Resizer {
+    arch: Arch,
+    buffers: resize::Buffers,
+}
+
+impl Default for Resizer {
+    fn default() -> Self {
+        Self { arch: Arch::new(), buffers: resize::Buffers::default() }
+    }
+}
+
+impl Resizer {
+    /// The image with its shorter side resized to `shorter` pixels, as testing on ImageNet does it ([`Geometry::centre`]);
+    /// `None` if that side is no larger.
+    pub fn shrink(&mut self, image: &RgbImage, shorter: u32) -> Option<RgbImage> {
+        if image.width.min(image.height) <= shorter {
+            return None;
+        }
+        let Geometry { resized, filter, .. } = Geometry::centre(image.width, image.height, Some(shorter), shorter);
+        let mut smaller = RgbImage::default();
+        smaller.reset(resized.0, resized.1);
+        resize::resized_whole(self.arch, image, resized, filter, &mut self.buffers, &mut smaller.pixels);
+        Some(smaller)
+    }
+}
+
 /// `[n, 3]` to `[3, n]`.
 struct Deinterleave<'a> {
     pixels: &'a [u8],

@@ -158,9 +158,8 @@ pub(super) fn resized_window(
         let place = |position: usize| (position as i64 + i64::from(window)) as usize;
         place(view.start)..place(view.end)
     };
-    let Buffers { columns, rows, strip, middle } = buffers;
-    columns.compute(*filter, crop.width as usize, resized.0 as usize, outputs(&view_columns, window.0));
-    rows.compute(*filter, crop.height as usize, resized.1 as usize, outputs(&view_rows, window.1));
+    buffers.columns.compute(*filter, crop.width as usize, resized.0 as usize, outputs(&view_columns, window.0));
+    buffers.rows.compute(*filter, crop.height as usize, resized.1 as usize, outputs(&view_rows, window.1));
 
     let row_len = image.width as usize * 3;
     let first_pixel = crop.top as usize * row_len + crop.left as usize * 3;
@@ -168,13 +167,47 @@ pub(super) fn resized_window(
     let first_column = if flip { side - view_columns.end } else { view_columns.start };
     let first = (view_rows.start * side + first_column) * 3;
     let output = Lines { values: &mut view[first..], row_len: side * 3, len: view_columns.len() * 3 };
-    if rows_come_first(crop.width, crop.height, *resized) {
+    let rows_first = rows_come_first(crop.width, crop.height, *resized);
+    two_passes(arch, input, view_rows.len(), rows_first, flip, buffers, output);
+}
+
+/// Resizes a whole image; writes pixels `[height, width, 3]` of `resized`, which is (width, height).
+pub(super) fn resized_whole(
+    arch: Arch,
+    image: &RgbImage,
+    resized: (u32, u32),
+    filter: Filter,
+    buffers: &mut Buffers,
+    pixels: &mut [u8],
+) {
+    let (width, height) = (resized.0 as usize, resized.1 as usize);
+    buffers.columns.compute(filter, image.width as usize, width, 0..width);
+    buffers.rows.compute(filter, image.height as usize, height, 0..height);
+    let input = Pixels { bytes: &image.pixels, row_len: image.width as usize * 3, width: image.width as usize };
+    let output = Lines { values: pixels, row_len: width * 3, len: width * 3 };
+    let rows_first = rows_come_first(image.width, image.height, resized);
+    two_passes(arch, input, height, rows_first, false, buffers, output);
+}
+
+/// Both passes, with the weights that are in the buffers, to `n_rows` rows of output.
+fn two_passes(
+    arch: Arch,
+    input: Pixels,
+    n_rows: usize,
+    rows_first: bool,
+    flip: bool,
+    buffers: &mut Buffers,
+    output: Lines,
+) {
+    let Buffers { columns, rows, strip, middle } = buffers;
+    let row_len = input.row_len;
+    if rows_first {
         let len = input.width * 3;
-        middle.resize(view_rows.len() * len, 0);
+        middle.resize(n_rows * len, 0);
         let between = Lines { values: middle, row_len: len, len };
         arch.dispatch(ResampleRows { input: input.bytes, row_len, weights: rows, first_input: 0, output: between });
         let input = Pixels { bytes: middle, row_len: len, width: input.width };
-        resample_columns(arch, input, view_rows.len(), columns, flip, strip, output);
+        resample_columns(arch, input, n_rows, columns, flip, strip, output);
     } else {
         let (used, len) = (rows.input_range(), output.len);
         middle.resize(used.len() * len, 0);

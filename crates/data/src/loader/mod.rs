@@ -15,6 +15,7 @@ use sdclr_records::augment::Augmentation;
 
 use crate::dataset::Dataset;
 use crate::error::DataError;
+use crate::ordered::n_workers;
 use plan::EpochPlan;
 use work::{Chunk, Shared};
 
@@ -156,10 +157,7 @@ impl Loader {
     /// If a setting makes no sense, or a thread cannot be started.
     pub fn new(dataset: Dataset, spec: LoaderSpec) -> Result<Self, DataError> {
         spec.validate()?;
-        let n_workers = match spec.workers {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
-            n => n,
-        };
+        let n_workers = n_workers(spec.workers);
         let plan = Arc::new(EpochPlan::finished(dataset.len(), &spec));
         let shared = Arc::new(Shared::new(dataset, spec, n_workers, Arc::clone(&plan))?);
         let mut loader = Self {
@@ -249,8 +247,13 @@ impl Loader {
     pub fn memory_bytes(&self) -> usize {
         let Shared { spec, dataset, .. } = &*self.shared;
         let per_image = spec.n_views * 3 * (spec.image_size as usize).pow(2);
-        // Two batches ahead in chunks, and two put together: the one in use and a spare.
-        let views = 4 * per_image * spec.batch_size.min(dataset.len());
+        let batch = spec.batch_size.min(dataset.len()).div_ceil(spec.shard.ranks);
+        // In chunks ahead: two batches, or on many processors what keeps all of them busy, but nothing of the next epoch.
+        let n_slots = self.shared.lock().finished.len();
+        let ahead = n_slots * batch / self.plan.chunks_of(0).max(1);
+        let ahead = ahead.min(dataset.len().div_ceil(spec.shard.ranks)).max(2 * batch);
+        // And two put together: the one in use and a spare.
+        let views = per_image * (ahead + 2 * batch);
         self.shared.cache_bytes() + views
     }
 

@@ -10,6 +10,7 @@ use super::{Batch, LoaderSpec, Skipped};
 use crate::augment::{Augmenter, Scratch, pad_mnist};
 use crate::dataset::Dataset;
 use crate::error::DataError;
+use crate::ordered::message;
 use crate::rng::{Purpose, Rng};
 use crate::source::RgbImage;
 
@@ -266,8 +267,7 @@ impl Shared {
     }
 
     fn panicked(&self, payload: &(dyn std::any::Any + Send), position: usize) -> DataError {
-        let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
-        let message = text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_default();
+        let message = message(payload);
         // A source that panics may do so again; this thread must live to report it.
         let name = catch_unwind(AssertUnwindSafe(|| self.dataset.name(position)));
         DataError::Panicked { name: name.unwrap_or_else(|_| format!("image {position}")), message }

@@ -1,5 +1,6 @@
 //! A folder of image files, recursive: class sub-folders give labels, their absence an unlabelled source.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
@@ -7,17 +8,23 @@ use std::path::{Path, PathBuf};
 use image::{DynamicImage, ImageReader};
 use walkdir::{DirEntry, WalkDir};
 
-use super::{Part, RgbImage, Source, jpeg, lowercase_extension};
+use super::paths::Paths;
+use super::{Part, RgbImage, Source, jpeg};
 use crate::error::DataError;
 
 /// Extensions of the formats that can be decoded, in lower case.
 pub const EXTENSIONS: &[&str] = &["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"];
 
+/// Whether a path ends as an image's does, whatever the case.
+pub(super) fn is_image_name(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known)))
+}
+
 /// Images as files. Names are paths relative to the root, sorted component by component.
 #[derive(Clone, Debug)]
 pub struct FolderSource {
     pub(crate) root: PathBuf,
-    pub(crate) files: Vec<PathBuf>,
+    pub(crate) files: Paths,
     pub(crate) labels: Option<Vec<u32>>,
     pub(crate) class_names: Option<Vec<String>>,
     pub(crate) description: String,
@@ -63,8 +70,7 @@ impl FolderSource {
         let (labels, class_names) = match classes(&files) {
             Ok((labels, names)) => (Some(labels), Some(names)),
             Err(loose) => {
-                if files.iter().any(|file| file.components().count() > 1) {
-                    let loose = loose.display();
+                if files.names().any(|name| name.contains('/')) {
                     description +=
                         &format!(" without classes, for {loose} lies beside the folders and in none of them");
                 }
@@ -78,7 +84,8 @@ impl FolderSource {
         // The class of each of the other's labels here; the other may lack classes, not have more.
         let places: Option<Vec<u32>> = match (&self.class_names, &other.class_names) {
             (Some(own), Some(names)) => {
-                names.iter().map(|name| own.iter().position(|own| own == name).map(|place| place as u32)).collect()
+                let by_name: HashMap<&String, u32> = own.iter().zip(0..).collect();
+                names.iter().map(|name| by_name.get(name).copied()).collect()
             }
             (None, None) => Some(Vec::new()),
             _ => None,
@@ -89,11 +96,11 @@ impl FolderSource {
                 format!("{a} and {b} have different class folders, so they cannot be joined; open one of them");
             return Err(DataError::format(root, problem));
         };
-        let below_root = |part: &Self| -> Vec<PathBuf> {
+        let mut files = Paths::default();
+        for part in [&self, &other] {
             let prefix = part.root.strip_prefix(root).unwrap_or(&part.root);
-            part.files.iter().map(|file| prefix.join(file)).collect()
-        };
-        let files = below_root(&self).into_iter().chain(below_root(&other)).collect();
+            (0..part.files.len()).for_each(|file| files.push(&prefix.join(part.files.path(file))));
+        }
         if let (Some(labels), Some(more)) = (&mut self.labels, other.labels) {
             labels.extend(more.into_iter().map(|label| places[label as usize]));
         }
@@ -116,19 +123,13 @@ impl FolderSource {
     }
 
     fn read(&self, index: usize) -> Result<Vec<u8>, DataError> {
-        let path = self.root.join(&self.files[index]);
+        let path = self.root.join(self.files.path(index));
         let metadata = std::fs::metadata(&path).map_err(|error| self.broken(index, error.to_string()))?;
         // Reading a pipe that a list names would wait for ever.
         if !metadata.is_file() {
             return Err(self.broken(index, "not a regular file".to_owned()));
         }
         std::fs::read(path).map_err(|error| self.broken(index, error.to_string()))
-    }
-
-    fn decode_bytes(&self, index: usize, bytes: &[u8], image: &mut RgbImage) -> Result<(), DataError> {
-        let decoded = decode_file(bytes).map_err(|reason| self.broken(index, reason))?;
-        *image = RgbImage { width: decoded.width(), height: decoded.height(), pixels: decoded.into_raw() };
-        Ok(())
     }
 }
 
@@ -142,12 +143,15 @@ impl Source for FolderSource {
     }
 
     fn name(&self, index: usize) -> String {
-        let parts: Vec<_> = self.files[index].iter().map(|part| part.to_string_lossy()).collect();
-        parts.join("/")
+        self.files.name(index).to_owned()
+    }
+
+    fn push_name(&self, index: usize, text: &mut String) {
+        text.push_str(self.files.name(index));
     }
 
     fn decode_into(&self, index: usize, image: &mut RgbImage) -> Result<(), DataError> {
-        self.decode_bytes(index, &self.read(index)?, image)
+        decode_whole(&self.read(index)?, image).map_err(|reason| self.broken(index, reason))
     }
 
     fn decode_scaled_into(
@@ -156,20 +160,7 @@ impl Source for FolderSource {
         divisor: &mut dyn FnMut(u32, u32) -> u32,
         image: &mut RgbImage,
     ) -> Result<u32, DataError> {
-        let bytes = self.read(index)?;
-        if let Some((width, height)) = jpeg::size(&bytes) {
-            let divisor = divisor(width, height);
-            // What the scaling decoder cannot do is left to the other one, which then also says what is wrong.
-            if divisor > 1
-                && jpeg::is_complete(&bytes)
-                && let Some(scaled) = jpeg::decode_scaled(&bytes, divisor)
-            {
-                *image = scaled;
-                return Ok(divisor);
-            }
-        }
-        self.decode_bytes(index, &bytes, image)?;
-        Ok(1)
+        decode_scaled(&self.read(index)?, divisor, image).map_err(|reason| self.broken(index, reason))
     }
 
     fn class_names(&self) -> Option<&[String]> {
@@ -179,6 +170,36 @@ impl Source for FolderSource {
     fn description(&self) -> String {
         self.description.clone()
     }
+}
+
+/// Decodes a file's content, a JPEG's at the fraction that `divisor` chooses: see [`Source::decode_scaled_into`].
+///
+/// # Errors
+/// What is wrong with it.
+pub(super) fn decode_scaled(
+    bytes: &[u8],
+    divisor: &mut dyn FnMut(u32, u32) -> u32,
+    image: &mut RgbImage,
+) -> Result<u32, String> {
+    if let Some((width, height)) = jpeg::size(bytes) {
+        let divisor = divisor(width, height);
+        // What the scaling decoder cannot do is left to the other one, which then also says what is wrong.
+        if divisor > 1
+            && jpeg::is_complete(bytes)
+            && let Some(scaled) = jpeg::decode_scaled(bytes, divisor)
+        {
+            *image = scaled;
+            return Ok(divisor);
+        }
+    }
+    decode_whole(bytes, image)?;
+    Ok(1)
+}
+
+fn decode_whole(bytes: &[u8], image: &mut RgbImage) -> Result<(), String> {
+    let decoded = decode_file(bytes)?;
+    *image = RgbImage { width: decoded.width(), height: decoded.height(), pixels: decoded.into_raw() };
+    Ok(())
 }
 
 /// Decodes a file of any supported format to 8-bit RGB: palettes are looked up, 16 bits scaled to 8, alpha dropped
@@ -204,23 +225,23 @@ fn decode_file(bytes: &[u8]) -> Result<image::RgbImage, String> {
     })
 }
 
-/// Relative paths of all images, sorted. Hidden files and folders are left out, and `__MACOSX` with the `._x.jpg` that
-/// macOS packs into archives; so are pipes, sockets, devices, and links that lead in a circle.
-fn image_files(root: &Path) -> Result<Vec<PathBuf>, DataError> {
-    let is_image = |path: &Path| EXTENSIONS.contains(&lowercase_extension(path).as_str());
-    let mut files = Vec::new();
+/// Relative paths of all images, sorted component by component, in one pass that asks the system about no single file but
+/// links. Hidden files and folders are left out, and `__MACOSX` with the `._x.jpg` that macOS packs into archives; so are
+/// pipes, sockets, devices, and links that lead in a circle.
+fn image_files(root: &Path) -> Result<Paths, DataError> {
+    let mut files = Paths::default();
     let wanted = |entry: &DirEntry| {
-        let name = entry.file_name().to_string_lossy();
-        entry.depth() == 0 || !(name.starts_with('.') || name == "__MACOSX")
+        let name = entry.file_name();
+        entry.depth() == 0 || !(name.as_encoded_bytes().starts_with(b".") || name == "__MACOSX")
     };
-    for entry in WalkDir::new(root).follow_links(true).into_iter().filter_entry(wanted) {
+    for entry in WalkDir::new(root).follow_links(true).sort_by_file_name().into_iter().filter_entry(wanted) {
         let path = match entry {
             Ok(entry) if !entry.file_type().is_file() => continue,
             Ok(entry) => entry.into_path(),
             Err(error) if error.loop_ancestor().is_some() => continue,
             Err(error) => match error.path().filter(|path| error.depth() > 0 && path.is_symlink()) {
                 // A dangling link to an image is a broken image: it is listed here and skipped when it is decoded.
-                Some(link) if is_image(link) => link.to_owned(),
+                Some(link) if is_image_name(link) => link.to_owned(),
                 Some(_) => continue,
                 None => {
                     let path = error.path().unwrap_or(root).to_owned();
@@ -228,11 +249,10 @@ fn image_files(root: &Path) -> Result<Vec<PathBuf>, DataError> {
                 }
             },
         };
-        if is_image(&path) {
-            files.push(path.strip_prefix(root).unwrap_or(&path).to_owned());
+        if is_image_name(&path) {
+            files.push(path.strip_prefix(root).unwrap_or(&path));
         }
     }
-    files.sort();
     Ok(files)
 }
 
@@ -240,13 +260,12 @@ fn image_files(root: &Path) -> Result<Vec<PathBuf>, DataError> {
 type Classes = (Vec<u32>, Vec<String>);
 
 /// The classes of sorted files, or the first image that lies directly in the root.
-fn classes(files: &[PathBuf]) -> Result<Classes, &Path> {
-    if let Some(loose) = files.iter().find(|file| file.components().count() < 2) {
-        return Err(loose);
-    }
+fn classes(files: &Paths) -> Result<Classes, &str> {
     // Files are sorted by their folders first, so those of a class follow each other.
     let (mut labels, mut folders) = (Vec::with_capacity(files.len()), Vec::<&OsStr>::new());
-    for folder in files.iter().map(|file| file.iter().next().unwrap_or_default()) {
+    for file in 0..files.len() {
+        let mut parts = files.path(file).iter();
+        let (Some(folder), Some(_)) = (parts.next(), parts.next()) else { return Err(files.name(file)) };
         if folders.last() != Some(&folder) {
             folders.push(folder);
         }

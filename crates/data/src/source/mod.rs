@@ -5,7 +5,10 @@ pub mod folder;
 pub mod idx;
 mod jpeg;
 pub mod list;
+mod map;
 pub mod memory;
+pub mod pack;
+pub mod paths;
 mod pickle;
 
 use std::path::{Path, PathBuf};
@@ -57,6 +60,11 @@ pub trait Source: Send + Sync {
     /// The image's path relative to the source's root (with `/`), or `idx:123` where images have no files.
     fn name(&self, index: usize) -> String;
 
+    /// Appends an image's name to a text: that of a million images takes no million allocations.
+    fn push_name(&self, index: usize, text: &mut String) {
+        text.push_str(&self.name(index));
+    }
+
     /// Decodes an image into a buffer, which is reused.
     ///
     /// # Errors
@@ -98,6 +106,11 @@ pub trait Source: Send + Sync {
     /// Whether decoding is a copy from memory, so that keeping decoded images is no gain.
     fn in_memory(&self) -> bool {
         false
+    }
+
+    /// Whether names alone do not tell these images from others.
+    fn is_known_by_pixels(&self) -> bool {
+        self.in_memory()
     }
 }
 
@@ -165,7 +178,15 @@ fn open_folder(path: &Path, options: &OpenOptions) -> Result<Box<dyn Source>, Da
 }
 
 fn open_file(path: &Path, options: &OpenOptions) -> Result<Box<dyn Source>, DataError> {
+    if pack::is_pack(path)? {
+        return Ok(Box::new(pack::PackSource::open(path)?));
+    }
     match lowercase_extension(path).as_str() {
+        "sdpack" => {
+            let problem = "not a pack, or a damaged one: it does not begin as a pack does; get the file again, or write \
+                           it again with sdclr pack";
+            return Err(DataError::format(path, problem));
+        }
         "txt" => return Ok(Box::new(list::open(path, options.root.as_deref())?)),
         "npy" => {
             let problem = "this is an index array, not images; give the images as the data and this as the split";

@@ -6,7 +6,8 @@ use std::path::Path;
 
 use super::npy;
 use crate::error::DataError;
-use crate::source::list;
+use crate::source::list::{self, List};
+use crate::source::paths::Paths;
 
 /// Reads a one-dimensional integer `.npy` file of indices into a data set of `n_images` images.
 ///
@@ -47,35 +48,33 @@ pub fn read_indices(path: &Path, description: &str, n_images: usize) -> Result<V
 ///
 /// # Errors
 /// If the file is no list, or a path is unknown or there twice.
-pub fn read_list(
-    path: &Path,
-    description: &str,
-    names: impl Iterator<Item = String>,
-) -> Result<(Vec<usize>, Option<Vec<u32>>), DataError> {
-    let entries = list::read(path)?;
-    let by_name: HashMap<String, usize> = names.enumerate().map(|(position, name)| (name, position)).collect();
-    let mut first_line = HashMap::new();
-    let mut positions = Vec::with_capacity(entries.len());
-    for entry in &entries {
-        let Some(position) = find(&by_name, &entry.path) else {
-            let (line, name, n) = (entry.line, &entry.path, by_name.len());
+pub fn read_list(path: &Path, description: &str, names: &Paths) -> Result<(Vec<usize>, Option<Vec<u32>>), DataError> {
+    let List { paths, labels, lines } = list::read(path)?;
+    let by_name: HashMap<&str, usize> = names.names().zip(0..).collect();
+    // 0 stands for no line.
+    let mut first_line = vec![0; names.len()];
+    let mut positions = Vec::with_capacity(lines.len());
+    for (name, &line) in paths.names().zip(&lines) {
+        let Some(position) = find(&by_name, name) else {
+            let n = by_name.len();
             let problem = format!(
                 "line {line}: {name} is not among the {n} images of this {description}; is this a split for another \
                  dataset, or relative to another folder?"
             );
             return Err(DataError::split(path, problem));
         };
-        if let Some(first) = first_line.insert(position, entry.line) {
-            let problem = format!("{} is there twice, on lines {first} and {}; remove one", entry.path, entry.line);
+        let first = std::mem::replace(&mut first_line[position], line);
+        if first > 0 {
+            let problem = format!("{name} is there twice, on lines {first} and {line}; remove one");
             return Err(DataError::split(path, problem));
         }
         positions.push(position);
     }
-    Ok((positions, entries.iter().map(|entry| entry.label).collect()))
+    Ok((positions, labels))
 }
 
 /// The position of the name that a path ends with: the path itself, else without its leading folders.
-fn find(by_name: &HashMap<String, usize>, path: &str) -> Option<usize> {
+fn find(by_name: &HashMap<&str, usize>, path: &str) -> Option<usize> {
     let path = path.trim_start_matches("./");
     let starts = std::iter::once(0).chain(path.match_indices('/').map(|(slash, _)| slash + 1));
     starts.into_iter().find_map(|start| by_name.get(&path[start..]).copied())

@@ -33,7 +33,8 @@ pub(super) fn vote(job: &mut ProbeJob, extractor: &mut Extractor, n_classes: usi
         .collect();
     let labels = test.labels.iter().map(|&label| label as usize).collect();
     let n_skipped = job.train.len() - train.len() + job.test.len() - test.len();
-    Ok(Verdict { labels, predictions, n_train: train.len(), n_skipped, best_epoch: None, classifier: None })
+    let n_train = train.len();
+    Ok(Verdict { labels, predictions, n_top5: None, n_train, n_skipped, best_epoch: None, classifier: None })
 }
 
 fn normalise(features: &mut Features) {

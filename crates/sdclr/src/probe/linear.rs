@@ -7,6 +7,7 @@ use super::classifier::Classifier;
 use super::features::{Extractor, Features};
 use super::{Halt, LEARN, ProbeJob, ProbeRecord, StoredProbe, TEST, VALIDATION, Verdict};
 use crate::error::Error;
+use crate::metrics::{TOP5, rank};
 use crate::progress::StepReport;
 use sdclr_data::{Dataset, Order};
 use sdclr_engine::Engine;
@@ -147,7 +148,8 @@ impl Training {
             return Ok(());
         }
         let logits = self.classifier.logits(engine, &validation.values)?;
-        let k = if self.probe.select_by_top5 { 5 } else { 1 };
+        // With five classes every epoch would be as good as the first by top-5.
+        let k = if self.probe.select_by_top5 && self.n_classes > TOP5 { TOP5 } else { 1 };
         let n_right = logits
             .chunks_exact(self.n_classes)
             .zip(&validation.labels)
@@ -197,22 +199,17 @@ impl Training {
         };
         let stored = StoredProbe { record, weight, bias };
         // What is stored is what is tested, so that a later test of it gives the same numbers.
-        let predictions = stored.predict(engine, test)?;
-        let labels = test.labels.iter().map(|&label| label as usize).collect();
+        let labels: Vec<usize> = test.labels.iter().map(|&label| label as usize).collect();
+        let (predictions, n_top5) = stored.predict(engine, test, &labels)?;
         let n_skipped = n_skipped + job.test.len() - test.len();
-        Ok(Verdict { labels, predictions, n_train, n_skipped, best_epoch, classifier: Some(stored) })
+        let (n_top5, classifier) = (Some(n_top5), Some(stored));
+        Ok(Verdict { labels, predictions, n_top5, n_train, n_skipped, best_epoch, classifier })
     }
 }
 
 /// Index of the largest value, the first among equals.
 pub(super) fn argmax(row: &[f32]) -> usize {
     row.iter().enumerate().fold((0, f32::NEG_INFINITY), |best, (i, &v)| if v > best.1 { (i, v) } else { best }).0
-}
-
-/// How many entries come before `label` when sorted by value, the first among equals first.
-fn rank(row: &[f32], label: usize) -> usize {
-    let own = row[label];
-    row.iter().enumerate().filter(|(i, v)| **v > own || (**v == own && *i < label)).count()
 }
 
 fn shuffle(order: &mut [usize], seed: u64, epoch: u64) {
@@ -277,10 +274,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rank_counts_what_sorts_before_the_label() {
+    fn the_first_of_the_largest_is_predicted() {
         let row = [0.5, 2.0, 2.0, -1.0];
-        assert_eq!([0, 1, 2, 3].map(|label| rank(&row, label)), [2, 0, 1, 3]);
-        assert_eq!(argmax(&row), 1);
+        assert_eq!((argmax(&row), rank(&row, argmax(&row))), (1, 0));
     }
 
     #[test]

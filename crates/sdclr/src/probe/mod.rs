@@ -94,6 +94,8 @@ impl<E: Into<Error>> From<E> for Halt {
 pub(crate) struct Verdict {
     pub labels: Vec<usize>,
     pub predictions: Vec<usize>,
+    /// Images whose class is among the five best; `None` of votes, which rank only the few classes that got any.
+    pub n_top5: Option<usize>,
     pub n_train: usize,
     pub n_skipped: usize,
     pub best_epoch: Option<usize>,
@@ -196,6 +198,7 @@ fn result(job: ProbeJob<'_>, extractor: Extractor, n_classes: usize, verdict: Ve
         subject: job.subject.title().to_owned(),
         weights: extractor.weights,
         top1: found.top1,
+        top5: verdict.n_top5.and_then(|n_right| metrics::top5(n_right, verdict.labels.len(), n_classes)),
         class_accuracy: found.class_accuracy,
         groups: found.groups,
         all: found.all,

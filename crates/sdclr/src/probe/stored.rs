@@ -8,7 +8,7 @@ use super::features::{Extractor, Features};
 use super::{Halt, Subject, TEST};
 use crate::backend::Machine;
 use crate::error::Error;
-use crate::metrics::{self, GroupRule};
+use crate::metrics::{self, GroupRule, TOP5, rank};
 use crate::progress::Observer;
 use crate::run_dir::write_atomic;
 use crate::signals::{StopFlag, StopSignal};
@@ -129,18 +129,25 @@ impl StoredProbe {
         Ok(Self { record, weight, bias })
     }
 
-    /// The most likely class of each row of features.
+    /// The most likely class of each row of features, and how many of the `labels` are among the five most likely.
     ///
     /// # Errors
     /// A failed device.
-    pub(super) fn predict(&self, engine: &mut dyn Engine, features: &Features) -> Result<Vec<usize>, Error> {
+    pub(super) fn predict(
+        &self,
+        engine: &mut dyn Engine,
+        features: &Features,
+        labels: &[usize],
+    ) -> Result<(Vec<usize>, usize), Error> {
         const ROWS_A_BATCH: usize = 256;
         // Only its batch size matters for a classifier whose weights are given.
         let settings = ProbeConfig { batch_size: ROWS_A_BATCH, ..ProbeConfig::new(self.record.protocol, 32, 0) };
         let classifier = Classifier::new(engine, self.width(), self.bias.len(), &settings)?;
         classifier.set_weights(engine, &[self.weight.as_slice(), &self.bias].concat());
         let logits = classifier.logits(engine, &features.values)?;
-        Ok(logits.chunks_exact(self.bias.len()).map(super::linear::argmax).collect())
+        let rows = || logits.chunks_exact(self.bias.len());
+        let n_top5 = rows().zip(labels).filter(|(row, label)| rank(row, **label) < TOP5).count();
+        Ok((rows().map(super::linear::argmax).collect(), n_top5))
     }
 }
 
@@ -186,8 +193,8 @@ pub fn test(job: TestJob<'_>) -> Result<Result<ProbeResult, StopSignal>, Error> 
         Err(Halt::Stopped(signal)) => return Ok(Err(signal)),
         Err(Halt::Failed(error)) => return Err(error),
     };
-    let predictions = stored.predict(&mut *extractor.engine, &features)?;
     let labels: Vec<usize> = features.labels.iter().map(|&label| label as usize).collect();
+    let (predictions, n_top5) = stored.predict(&mut *extractor.engine, &features, &labels)?;
     let tail = tail.as_ref().map(|(counts, rule)| (counts.as_slice(), *rule));
     let found = metrics::accuracies(&labels, &predictions, record.n_classes, tail);
     Ok(Ok(ProbeResult {
@@ -196,6 +203,7 @@ pub fn test(job: TestJob<'_>) -> Result<Result<ProbeResult, StopSignal>, Error> 
         subject: subject.title().to_owned(),
         weights: extractor.weights,
         top1: found.top1,
+        top5: metrics::top5(n_top5, labels.len(), record.n_classes),
         class_accuracy: found.class_accuracy,
         groups: found.groups,
         all: found.all,

@@ -310,6 +310,7 @@ fn probe_result() -> ProbeResult {
         protocol: sdclr_records::names::Protocol::Knn,
         subject: "SDCLR".to_owned(),
         top1: 50.0,
+        top5: None,
         class_accuracy: vec![Some(50.0), None],
         groups: None,
         all: 50.0,
