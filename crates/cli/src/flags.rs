@@ -5,7 +5,9 @@
 use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use sdclr_records::layers::{Layer, default_of, key_of};
-use sdclr_records::names::{Method, ModelName, OptimizerKind, Part, Precision, ScheduleKind, Stem};
+use sdclr_records::names::{
+    Method, ModelName, OptimizerKind, Part, Precision, PruneScheduleKind, ScheduleKind, Stem, TemperatureScheduleKind,
+};
 
 /// One flag.
 struct Flag {
@@ -68,6 +70,20 @@ const FLAGS: &[Flag] = &[
     flag(METHOD, "temperature", "TAU", "Temperature of the NT-Xent loss").common(),
     flag(METHOD, "prune-rate", "RATE", "Share of weights that the damaged branch lacks, 0 to below 1 (sdclr)").common(),
     flag(METHOD, "random-prune-rate", "RATE", "Part of the prune rate that is drawn at random (sdclr)"),
+    flag(METHOD, "prune-schedule", "NAME", "How the prune rate moves over the epochs (sdclr)")
+        .of(PruneScheduleKind::NAMES),
+    flag(METHOD, "prune-rate-start", "RATE", "Prune rate of the first epoch where a schedule moves it"),
+    flag(METHOD, "prune-ramp-epochs", "EPOCHS", "Epochs that it moves over [default: none, a schedule needs it]"),
+    flag(METHOD, "temperature-schedule", "NAME", "How the temperature moves; cosine: down and up again")
+        .of(TemperatureScheduleKind::NAMES),
+    flag(METHOD, "temperature-min", "TAU", "Lowest temperature of the cosine schedule"),
+    flag(METHOD, "temperature-max", "TAU", "Highest, from which it starts"),
+    flag(METHOD, "temperature-period-epochs", "EPOCHS", "Epochs from one highest to the next"),
+    flag(METHOD, "focal-gamma", "GAMMA", "Weight each view's loss by (1 - p)^GAMMA, p being how sure its pair is"),
+    flag(METHOD, "boost", "", "Augment images more whose losses stay large (boosted contrastive learning)"),
+    flag(METHOD, "boost-momentum", "BETA", "How long the losses are remembered, 0 to below 1"),
+    flag(METHOD, "boost-ops", "N", "RandAugment operations that are drawn for each view"),
+    flag(METHOD, "boost-magnitude", "SHARE", "Their largest strength, as a share of their ranges"),
     flag(METHOD, "dual-bn", "BOOL", "Batch norms of its own for each branch [default: true for sdclr]").of(BOOLEANS),
     flag(TRAINING, "epochs", "N", "Passes over the images").common(),
     flag(TRAINING, "batch-size", "N", "Images a step, two views each").common(),
@@ -146,6 +162,18 @@ pub const BENCH_BATCH_SIZE: usize = 128;
 /// Flags that change nothing about speed.
 const IDLE: &[&str] = &[
     "epochs",
+    "prune-schedule",
+    "prune-rate-start",
+    "prune-ramp-epochs",
+    "temperature-schedule",
+    "temperature-min",
+    "temperature-max",
+    "temperature-period-epochs",
+    "focal-gamma",
+    "boost",
+    "boost-momentum",
+    "boost-ops",
+    "boost-magnitude",
     "lr",
     "schedule",
     "warmup-epochs",

@@ -18,6 +18,8 @@ pub enum Purpose {
     SplitImages = 3,
     /// Which class gets which place in the long tail.
     SplitClassOrder = 4,
+    /// The further augmentation of boosted contrastive learning.
+    Boost = 5,
 }
 
 /// A stream of random numbers.

@@ -176,6 +176,9 @@ pub struct NtXent {
     pub n_anchors: usize,
     /// Temperature τ.
     pub temperature: f32,
+    /// γ of the focal weighting: with p the softmax probability of an anchor's positive, its loss is (1 − p)^γ · (−ln p).
+    /// The weight is differentiated too, as by Lin et al. 2017. 0 is NT-Xent.
+    pub focal_gamma: f32,
     /// Result: loss of each anchor `[n_anchors]`, not yet divided by m.
     pub loss: Span,
     /// Result: gradient of `Σ loss / m` with respect to all of `z`, `[m, d]`.

@@ -406,10 +406,20 @@ impl Engine for Oracle {
                 (0..m).map(|j| if j == anchor { f64::NEG_INFINITY } else { cosine(anchor, j) }).collect();
             let top = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let total: f64 = logits.iter().map(|v| (v - top).exp()).sum();
-            losses.push(top + total.ln() - logits[positive]);
+            let log_p = logits[positive] - top - total.ln();
+            let others: f64 =
+                (0..m).filter(|&j| j != anchor && j != positive).map(|j| (logits[j] - top).exp() / total).sum();
+            let gamma = f64::from(l.focal_gamma);
+            losses.push(-others.powf(gamma) * log_p);
+            // d(loss)/d(ln p); its limit where p is 1, which is 0 but for γ = 0.
+            let slope = match (gamma, others) {
+                (0.0, _) => -1.0,
+                (_, 0.0) => 0.0,
+                _ => gamma * others.powf(gamma - 1.0) * log_p.exp() * log_p - others.powf(gamma),
+            };
             for j in (0..m).filter(|&j| j != anchor) {
                 let p = (logits[j] - top).exp() / total - f64::from(u8::from(j == positive));
-                let p = p / (m as f64 * f64::from(l.temperature));
+                let p = -slope * p / (m as f64 * f64::from(l.temperature));
                 for k in 0..d {
                     dz[anchor * d + k] += p * f64::from(z[j * d + k]);
                     dz[j * d + k] += p * f64::from(z[anchor * d + k]);

@@ -189,10 +189,11 @@ proptest! {
             for (first, act) in views.into_iter().enumerate() {
                 b.engine.l2_normalize(n, act, Rows { first, step: 2 }, z, norms);
             }
-            let ranges = [(0, 2 * n), (n / 2, n)];
-            for (first_anchor, n_anchors) in ranges {
+            let ranges = [(0, 2 * n, 0.0), (n / 2, n, 0.0), (0, 2 * n, 2.0), (n / 2, n, 0.5)];
+            for (first_anchor, n_anchors, focal_gamma) in ranges {
                 let loss = loss.slice(0..n_anchors);
-                b.engine.nt_xent(NtXent { z, dim: cout, first_anchor, n_anchors, temperature: tau, loss, dz });
+                let temperature = tau;
+                b.engine.nt_xent(NtXent { z, dim: cout, first_anchor, n_anchors, temperature, focal_gamma, loss, dz });
                 results.extend([b.floats(z), b.floats(norms), b.floats(loss), b.floats(dz)]);
             }
             let out = b.act(n, flat(cout));

@@ -4,14 +4,16 @@
 //! - [`model`]: a network's parameters, gradients, running statistics and mask on an engine.
 //! - [`pass`]: a node list planned for one branch, run forward and, reversed, backward.
 //! - [`loss`]: NT-Xent over both branches (and all ranks), cross-entropy.
+//! - [`loss_memory`]: what boosted contrastive learning remembers of each image's losses.
 //! - [`mask`]: the global magnitude rule and random pruning.
-//! - [`optimizer`], [`schedule`]: SGD, LARS, Adam; cosine with warm-up, constant, step.
+//! - [`optimizer`], [`schedule`]: SGD, LARS, Adam; cosine with warm-up, constant, step; temperatures, prune rates.
 //! - [`collective`]: what ranks say to each other.
 
 pub mod collective;
 pub mod graph;
 pub mod init;
 pub mod loss;
+pub mod loss_memory;
 pub mod mask;
 pub mod model;
 pub mod optimizer;
@@ -23,11 +25,12 @@ pub mod schedule;
 pub use collective::{Collective, CollectiveError, Single, ThreadRank};
 pub use graph::{Network, NormStats, ParamKind};
 pub use loss::{ContrastiveLoss, CrossEntropy};
+pub use loss_memory::LossMemory;
 pub use model::{Model, Tensor};
 pub use optimizer::{Optimizer, OptimizerKind};
 pub use pass::{Batch, Branch, GradPool, Mode, Pass, PassSpec};
 pub use resnet::{Head, NetworkSpec};
-pub use schedule::{Decay, Schedule};
+pub use schedule::{Decay, PruneSchedule, Ramp, Schedule, TemperatureSchedule};
 
 /// What can fail in this crate.
 #[derive(Debug, thiserror::Error)]

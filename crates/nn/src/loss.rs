@@ -21,6 +21,8 @@ pub struct View {
 /// NT-Xent (Chen et al. 2020, eq. 1) with negatives from all ranks.
 #[derive(Debug)]
 pub struct ContrastiveLoss {
+    /// γ of the focal weighting of each anchor's loss; 0, as it is at first, is NT-Xent. See [`NtXent::focal_gamma`].
+    pub focal_gamma: f32,
     dim: usize,
     z: Span,
     dz: Span,
@@ -44,6 +46,7 @@ impl ContrastiveLoss {
         };
         let rows = 2 * max_global;
         Ok(Self {
+            focal_gamma: 0.0,
             dim,
             z: floats(rows * dim)?,
             dz: floats(rows * dim)?,
@@ -80,13 +83,14 @@ impl ContrastiveLoss {
         self.parts.clear();
         self.parts.extend(images.iter().map(|r| 2 * r.start * self.dim..2 * r.end * self.dim));
         ranks.all_gather(engine, z, &self.parts)?;
-        let loss = self.loss.slice(0..2 * own.len());
+        let loss = self.loss.slice(2 * own.start..2 * own.end);
         engine.nt_xent(NtXent {
             z,
             dim: self.dim,
             first_anchor: 2 * own.start,
             n_anchors: 2 * own.len(),
             temperature,
+            focal_gamma: self.focal_gamma,
             loss,
             dz,
         });
@@ -95,6 +99,29 @@ impl ContrastiveLoss {
             engine.l2_normalize_backward(view.n, rows(view), z, self.norms, dz, view.grad);
         }
         self.mean(engine, loss, m, ranks)
+    }
+
+    /// The loss of each image of the global batch, the mean of its two views', in the batch's order and on every rank: what
+    /// [`Self::forward_backward`] last computed, before its mean. `images` are those that it was given.
+    ///
+    /// # Errors
+    /// A lost rank or a failed device.
+    pub fn image_losses(
+        &mut self,
+        engine: &mut dyn Engine,
+        images: &[Range<usize>],
+        ranks: &dyn Collective,
+        losses: &mut Vec<f32>,
+    ) -> Result<(), NnError> {
+        let all = self.loss.slice(0..2 * images.last().map_or(0, |range| range.end));
+        self.parts.clear();
+        self.parts.extend(images.iter().map(|r| 2 * r.start..2 * r.end));
+        ranks.all_gather(engine, all, &self.parts)?;
+        self.losses.resize(all.len, 0.0);
+        engine.read_f32(all, &mut self.losses)?;
+        losses.clear();
+        losses.extend(self.losses.as_chunks::<2>().0.iter().map(|[first, second]| 0.5 * (first + second)));
+        Ok(())
     }
 
     fn mean(&mut self, engine: &mut dyn Engine, loss: Span, m: usize, ranks: &dyn Collective) -> Result<f32, NnError> {

@@ -5,7 +5,11 @@
 //! [`crate::layers::resolve`]; a config that exists has them all.
 
 use crate::augment::Contrastive;
-use crate::names::{Device, Method, ModelName, OptimizerKind, Part, Precision, ScheduleKind, Stem};
+use crate::names::{
+    Device, Method, ModelName, OptimizerKind, Part, Precision, PruneScheduleKind, ScheduleKind, Stem,
+    TemperatureScheduleKind,
+};
+use crate::options::BoostConfig;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -31,6 +35,9 @@ pub struct RunConfig {
     pub optimizer: OptimizerConfig,
     /// How the learning rate moves.
     pub schedule: ScheduleConfig,
+    /// Whether and how much images with large losses are augmented more.
+    #[serde(default)]
+    pub boost: BoostConfig,
 }
 
 /// `[data]`: which images, and how they are read.
@@ -90,6 +97,15 @@ pub struct PruneConfig {
     pub rate: f64,
     /// The part of `rate` that is drawn at random instead of by magnitude, in [0, rate].
     pub random_rate: f64,
+    /// How the rate moves from `rate_start` to `rate`; constant by default.
+    #[serde(default)]
+    pub schedule: PruneScheduleKind,
+    /// The rate of the first epoch where it moves, in [0, 1); 0 by default.
+    #[serde(default)]
+    pub rate_start: f64,
+    /// Epochs over which it moves; the epoch after them has the full rate.
+    #[serde(default)]
+    pub ramp_epochs: usize,
     /// Epochs between saved masks (`checkpoints/mask-N.safetensors`); 0 saves none.
     pub mask_save_every_epochs: usize,
 }
@@ -104,6 +120,21 @@ pub struct TrainConfig {
     pub batch_size: usize,
     /// τ of NT-Xent, above 0.
     pub temperature: f64,
+    /// How the temperature moves; constant by default.
+    #[serde(default)]
+    pub temperature_schedule: TemperatureScheduleKind,
+    /// τ₋ of the cosine schedule, above 0; 0.1 by default, as in its paper.
+    #[serde(default = "default_temperature_min")]
+    pub temperature_min: f64,
+    /// τ₊, from which it starts, at least τ₋; 1 by default, as in its paper.
+    #[serde(default = "default_temperature_max")]
+    pub temperature_max: f64,
+    /// T, epochs from one τ₊ to the next; 400 by default, as in its paper.
+    #[serde(default = "default_temperature_period_epochs")]
+    pub temperature_period_epochs: f64,
+    /// γ of the focal weighting of NT-Xent, 0 or above; 0, the default, weights nothing.
+    #[serde(default)]
+    pub focal_gamma: f64,
     /// What computes.
     pub device: Device,
     /// In what numbers.
@@ -158,7 +189,14 @@ impl Default for RunConfig {
             data: DataConfig::default(),
             augment: Contrastive::default(),
             model: ModelConfig::default(),
-            prune: PruneConfig { rate: 0.9, random_rate: 0.0, mask_save_every_epochs: 100 },
+            prune: PruneConfig {
+                rate: 0.9,
+                random_rate: 0.0,
+                schedule: PruneScheduleKind::Constant,
+                rate_start: 0.0,
+                ramp_epochs: 0,
+                mask_save_every_epochs: 100,
+            },
             train: TrainConfig::default(),
             optimizer: OptimizerConfig {
                 kind: OptimizerKind::Sgd,
@@ -174,6 +212,7 @@ impl Default for RunConfig {
                 milestones: Vec::new(),
                 gamma: 0.1,
             },
+            boost: BoostConfig::default(),
         }
     }
 }
@@ -199,6 +238,18 @@ fn default_cache_mib() -> usize {
     1024
 }
 
+fn default_temperature_min() -> f64 {
+    0.1
+}
+
+fn default_temperature_max() -> f64 {
+    1.0
+}
+
+fn default_temperature_period_epochs() -> f64 {
+    400.0
+}
+
 impl Default for ModelConfig {
     fn default() -> Self {
         Self {
@@ -218,6 +269,11 @@ impl Default for TrainConfig {
             epochs: 200,
             batch_size: 512,
             temperature: 0.2,
+            temperature_schedule: TemperatureScheduleKind::Constant,
+            temperature_min: default_temperature_min(),
+            temperature_max: default_temperature_max(),
+            temperature_period_epochs: default_temperature_period_epochs(),
+            focal_gamma: 0.0,
             device: Device::Auto,
             precision: Precision::Auto,
             threads: 0,

@@ -5,7 +5,8 @@
 
 use crate::config::RunConfig;
 use crate::error::{Error, Result, hint};
-use crate::names::{Method, ModelName, OptimizerKind, ScheduleKind, Stem};
+pub use crate::ignored::ignored;
+use crate::names::{Method, ModelName, OptimizerKind, Stem};
 use crate::presets::PRESETS;
 use crate::schema::{Schema, env_name};
 use std::path::Path;
@@ -35,10 +36,22 @@ pub const FLAGS: &[(&str, &str)] = &[
     ("dual-bn", "model.dual_bn"),
     ("prune-rate", "prune.rate"),
     ("random-prune-rate", "prune.random_rate"),
+    ("prune-schedule", "prune.schedule"),
+    ("prune-rate-start", "prune.rate_start"),
+    ("prune-ramp-epochs", "prune.ramp_epochs"),
     ("mask-save-every", "prune.mask_save_every_epochs"),
     ("epochs", "train.epochs"),
     ("batch-size", "train.batch_size"),
     ("temperature", "train.temperature"),
+    ("temperature-schedule", "train.temperature_schedule"),
+    ("temperature-min", "train.temperature_min"),
+    ("temperature-max", "train.temperature_max"),
+    ("temperature-period-epochs", "train.temperature_period_epochs"),
+    ("focal-gamma", "train.focal_gamma"),
+    ("boost", "boost.enabled"),
+    ("boost-momentum", "boost.momentum"),
+    ("boost-ops", "boost.n_ops"),
+    ("boost-magnitude", "boost.magnitude"),
     ("device", "train.device"),
     ("precision", "train.precision"),
     ("threads", "train.threads"),
@@ -93,7 +106,7 @@ pub fn default_of(key: &str) -> Option<String> {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Layer {
     origin: String,
-    values: Vec<(String, Value)>,
+    pub(crate) values: Vec<(String, Value)>,
     /// Values that count only if this method is chosen in the end.
     conditional: Vec<(Method, Vec<(String, Value)>)>,
 }
@@ -269,34 +282,6 @@ pub fn merge(layers: &[Layer]) -> Result<RunConfig> {
     table
         .try_into()
         .map_err(|e: toml::de::Error| Error::Toml { origin: "config".to_owned(), message: e.message().to_owned() })
-}
-
-/// A note for each value in `given` (what somebody typed, not presets or whole configs) that the config never reads.
-pub fn ignored(config: &RunConfig, given: &[&Layer]) -> Vec<String> {
-    let (method, optimizer, schedule) = (config.method, config.optimizer.kind, config.schedule.kind);
-    let why = |key: &str| match key {
-        "prune.rate" | "prune.random_rate" | "prune.mask_save_every_epochs" if method != Method::SdClr => {
-            Some(format!("--method {method}"))
-        }
-        "optimizer.momentum" | "optimizer.weight_decay" if optimizer == OptimizerKind::Adam => {
-            Some(format!("--optimizer {optimizer}"))
-        }
-        "optimizer.lars_eta" if optimizer != OptimizerKind::Lars => Some(format!("--optimizer {optimizer}")),
-        "schedule.min_lr" if schedule != ScheduleKind::Cosine => Some(format!("--schedule {schedule}")),
-        "schedule.milestones" | "schedule.gamma" if schedule != ScheduleKind::Step => {
-            Some(format!("--schedule {schedule}"))
-        }
-        _ => None,
-    };
-    let note = |key: &str| {
-        let name = flag_of(key).map_or_else(|| key.to_owned(), |flag| format!("--{flag}"));
-        why(key).map(|why| format!("{name} has no effect with {why}"))
-    };
-    let mut notes: Vec<String> =
-        given.iter().flat_map(|layer| &layer.values).filter_map(|(key, _)| note(key)).collect();
-    notes.sort();
-    notes.dedup();
-    notes
 }
 
 /// Fills in the keys whose default depends on others.

@@ -114,6 +114,28 @@ fn a_written_config_reads_back_the_same() {
     assert_eq!(toml::from_str::<RunConfig>(&text).expect("own output"), config);
 }
 
+/// What runs wrote before there were options.
+#[test]
+fn a_config_without_options_reads_as_one_with_all_of_them_off() {
+    let config = resolve(&[source()]).expect("runs");
+    let mut table = toml::Table::try_from(&config).expect("a table");
+    for (section, keys) in [
+        (
+            "train",
+            &["focal_gamma", "temperature_schedule", "temperature_min", "temperature_max", "temperature_period_epochs"]
+                [..],
+        ),
+        ("prune", &["schedule", "rate_start", "ramp_epochs"]),
+    ] {
+        let section = table[section].as_table_mut().expect("a section");
+        keys.iter().for_each(|key| drop(section.remove(*key).expect("written")));
+    }
+    table.remove("boost").expect("written");
+    let text = table.to_string();
+    assert_eq!(toml::from_str::<RunConfig>(&text).expect("an old config"), config, "{text}");
+    assert_eq!(resolve(&[toml(&text)]).expect("an old config"), config, "{text}");
+}
+
 #[test]
 fn messages_say_where_what_and_what_instead() {
     let cases: &[(&str, &str)] = &[
@@ -122,6 +144,9 @@ fn messages_say_where_what_and_what_instead() {
         ("[train]\nepochs = -1", "run.toml: train.epochs = -1: must not be negative"),
         ("[model]\nname = \"resnet19\"", "unknown model `resnet19`; did you mean `resnet1"),
         ("[train]\ndevice = \"gpu\"", "unknown device `gpu`; known: auto, cpu, cuda, cuda:N"),
+        ("[train]\ntemperature_schedul = \"cosine\"", "did you mean `train.temperature_schedule`?"),
+        ("[train]\ntemperature_schedule = \"cosin\"", "unknown temperature schedule `cosin`; did you mean `cosine`?"),
+        ("[prune]\nschedule = \"cubed\"", "unknown prune schedule `cubed`; did you mean `cubic`?"),
         ("[prune]\nrate = 1.3", "--prune-rate (prune.rate) = 1.3: must be at least 0 and below 1"),
     ];
     for (text, expected) in cases {
@@ -196,5 +221,20 @@ fn what_was_typed_and_has_no_effect_is_named() {
         ],
     );
     check("[schedule]\ngamma = 0.2", &["--gamma has no effect with --schedule cosine"]);
+    check(
+        "[train]\ntemperature_schedule = \"cosine\"\ntemperature = 0.3",
+        &["--temperature has no effect with --temperature-schedule cosine"],
+    );
+    check("[train]\ntemperature_max = 0.5", &["--temperature-max has no effect with --temperature-schedule constant"]);
+    check("[boost]\nmomentum = 0.9", &["--boost-momentum has no effect with boost.enabled = false (give --boost)"]);
+    check("[boost]\nenabled = true\nmomentum = 0.9", &[]);
+    check("[prune]\nrate_start = 0.5", &["--prune-rate-start has no effect with --prune-schedule constant"]);
+    check(
+        "method = \"simclr\"\n[prune]\nschedule = \"linear\"\nramp_epochs = 3",
+        &[
+            "--prune-ramp-epochs has no effect with --method simclr",
+            "--prune-schedule has no effect with --method simclr",
+        ],
+    );
     check("[schedule]\nkind = \"constant\"\nmin_lr = 0.0", &["--min-lr has no effect with --schedule constant"]);
 }

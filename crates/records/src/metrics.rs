@@ -62,6 +62,9 @@ pub struct EpochMetrics {
     pub elapsed_s: f64,
     /// Broken images skipped so far.
     pub n_skipped: usize,
+    /// Its temperature; absent where a schedule does not move it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f64>,
     /// The magnitude below which the pruned branch's weights were masked; absent for SimCLR.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mask_threshold: Option<f64>,

@@ -132,6 +132,34 @@ named_enum! {
 }
 
 named_enum! {
+    /// How the temperature of NT-Xent moves.
+    #[derive(Default)]
+    TemperatureScheduleKind ("temperature schedule") {
+        /// `train.temperature` throughout.
+        #[default]
+        Constant = "constant",
+        /// Between `temperature_max` and `temperature_min` and back (Kukleva et al. 2023).
+        Cosine = "cosine",
+    }
+}
+
+named_enum! {
+    /// How the prune rate moves.
+    #[derive(Default)]
+    PruneScheduleKind ("prune schedule") {
+        /// `prune.rate` throughout: SDCLR's.
+        #[default]
+        Constant = "constant",
+        /// In a straight line from `rate_start` to `rate`.
+        Linear = "linear",
+        /// Along half a cosine.
+        Cosine = "cosine",
+        /// Fast at first (Zhu and Gupta 2017).
+        Cubic = "cubic",
+    }
+}
+
+named_enum! {
     /// The numbers that training computes in.
     Precision ("precision") {
         /// The fastest that this device does well.

@@ -3,7 +3,10 @@
 use crate::config::RunConfig;
 use crate::error::{Error, Result, hint};
 use crate::layers::{AUTO_KEYS, flatten, value_of};
-use crate::names::{Device, Method, ModelName, OptimizerKind, Part, Precision, ScheduleKind, Stem};
+use crate::names::{
+    Device, Method, ModelName, OptimizerKind, Part, Precision, PruneScheduleKind, ScheduleKind, Stem,
+    TemperatureScheduleKind,
+};
 use std::path::PathBuf;
 use toml::{Table, Value};
 
@@ -83,6 +86,8 @@ fn check_name(key: &str, text: &str) -> Option<Result<()>> {
         "train.precision" => text.parse::<Precision>().map(drop),
         "optimizer.kind" => text.parse::<OptimizerKind>().map(drop),
         "schedule.kind" => text.parse::<ScheduleKind>().map(drop),
+        "train.temperature_schedule" => text.parse::<TemperatureScheduleKind>().map(drop),
+        "prune.schedule" => text.parse::<PruneScheduleKind>().map(drop),
         _ => return None,
     })
 }

@@ -3,7 +3,7 @@
 use crate::augment::Augmentation;
 use crate::config::RunConfig;
 use crate::error::{Error, Problem, Result};
-use crate::names::{Method, ModelName, ScheduleKind};
+use crate::names::{Method, ModelName, PruneScheduleKind, ScheduleKind};
 use std::fmt::Display;
 
 impl RunConfig {
@@ -19,6 +19,7 @@ impl RunConfig {
         self.check_prune(&mut check);
         self.check_train(&mut check);
         self.check_rates(&mut check);
+        self.check_options(&mut check);
         if check.0.is_empty() { Ok(()) } else { Err(Error::Invalid(check.0)) }
     }
 
@@ -84,6 +85,35 @@ impl RunConfig {
             prune.random_rate,
             "must be from 0 to the prune rate, of which it is a part",
         );
+    }
+
+    /// What SDCLR's successors add.
+    fn check_options(&self, check: &mut Checker) {
+        let (prune, train) = (&self.prune, &self.train);
+        let start = (0.0..1.0).contains(&prune.rate_start);
+        check.that(start, "prune.rate_start", prune.rate_start, "must be at least 0 and below 1");
+        check.that(
+            prune.schedule == PruneScheduleKind::Constant || prune.ramp_epochs >= 1,
+            "prune.ramp_epochs",
+            prune.ramp_epochs,
+            "give the epochs over which the prune rate moves, for example a tenth of all",
+        );
+        check.positive("train.temperature_min", train.temperature_min);
+        check.that(
+            train.temperature_max.is_finite()
+                && (train.temperature_max >= train.temperature_min || train.temperature_min.is_nan()),
+            "train.temperature_max",
+            train.temperature_max,
+            "must be a number that is not below the smallest temperature",
+        );
+        check.positive("train.temperature_period_epochs", train.temperature_period_epochs);
+        check.not_negative("train.focal_gamma", train.focal_gamma);
+        let boost = &self.boost;
+        let momentum = (0.0..1.0).contains(&boost.momentum);
+        check.that(momentum, "boost.momentum", boost.momentum, "must be at least 0 and below 1");
+        check.that((1..=16).contains(&boost.n_ops), "boost.n_ops", boost.n_ops, "must be 1 to 16 operations a view");
+        let magnitude = (0.0..=1.0).contains(&boost.magnitude);
+        check.that(magnitude, "boost.magnitude", boost.magnitude, "must be a share from 0 to 1");
     }
 
     fn check_train(&self, check: &mut Checker) {
@@ -209,6 +239,16 @@ mod tests {
             (|c| c.seed = u64::MAX, "seed"),
             (|c| c.schedule.warmup_epochs = 201.0, "--warmup-epochs (schedule.warmup_epochs) = 201"),
             (|c| c.schedule.milestones = vec![5, 5], "schedule.milestones"),
+            (|c| c.train.temperature_min = 0.0, "--temperature-min (train.temperature_min) = 0"),
+            (|c| c.train.temperature_max = 0.05, "--temperature-max (train.temperature_max) = 0.05"),
+            (|c| c.train.temperature_max = f64::INFINITY, "train.temperature_max"),
+            (|c| c.train.temperature_period_epochs = 0.0, "train.temperature_period_epochs"),
+            (|c| c.train.focal_gamma = -1.0, "--focal-gamma (train.focal_gamma) = -1"),
+            (|c| c.boost.momentum = 1.0, "--boost-momentum (boost.momentum) = 1"),
+            (|c| c.boost.n_ops = 0, "--boost-ops (boost.n_ops) = 0"),
+            (|c| c.boost.magnitude = 30.0, "--boost-magnitude (boost.magnitude) = 30"),
+            (|c| c.prune.rate_start = 1.0, "--prune-rate-start (prune.rate_start) = 1"),
+            (|c| c.prune.schedule = PruneScheduleKind::Linear, "--prune-ramp-epochs (prune.ramp_epochs) = 0"),
         ];
         for (change, expected) in cases {
             let text = problems(change);

@@ -2,9 +2,11 @@
 
 use crate::error::Error;
 use sdclr_engine::{Cpu, CpuBf16, CpuOptions, Engine, Kernels, Level};
-use sdclr_nn::{Decay, Head, Network, NetworkSpec, OptimizerKind, Schedule};
+use sdclr_nn::{Decay, Head, Network, NetworkSpec, OptimizerKind, PruneSchedule, Ramp, Schedule, TemperatureSchedule};
 use sdclr_records::config::{ModelConfig, OptimizerConfig, RunConfig};
-use sdclr_records::names::{Device, OptimizerKind as OptimizerName, Precision, ScheduleKind, Stem};
+use sdclr_records::names::{
+    Device, OptimizerKind as OptimizerName, Precision, PruneScheduleKind, ScheduleKind, Stem, TemperatureScheduleKind,
+};
 
 /// What computes.
 #[derive(Debug, Clone, Copy)]
@@ -138,4 +140,32 @@ pub fn schedule(config: &RunConfig, steps_per_epoch: u64) -> Schedule {
         }
     };
     Schedule { base_lr: config.optimizer.lr, warmup: updates(schedule.warmup_epochs), decay }
+}
+
+/// The temperature of a run.
+#[must_use]
+pub fn temperature_schedule(config: &RunConfig) -> TemperatureSchedule {
+    let train = &config.train;
+    match train.temperature_schedule {
+        TemperatureScheduleKind::Constant => TemperatureSchedule::Constant(train.temperature),
+        TemperatureScheduleKind::Cosine => TemperatureSchedule::Cosine {
+            min: train.temperature_min,
+            max: train.temperature_max,
+            period_epochs: train.temperature_period_epochs,
+        },
+    }
+}
+
+/// The prune rate of a run.
+#[must_use]
+pub fn prune_schedule(config: &RunConfig) -> PruneSchedule {
+    let prune = &config.prune;
+    let ramp = match prune.schedule {
+        PruneScheduleKind::Constant => Ramp::None,
+        PruneScheduleKind::Linear => Ramp::Linear,
+        PruneScheduleKind::Cosine => Ramp::Cosine,
+        PruneScheduleKind::Cubic => Ramp::Cubic,
+    };
+    let (rate, random_rate) = (prune.rate, prune.random_rate);
+    PruneSchedule { rate, random_rate, start: prune.rate_start, ramp_epochs: prune.ramp_epochs as u64, ramp }
 }

@@ -78,6 +78,18 @@ impl Learner {
         Ok(Self { engine, ranks, model, optimizer, method, dense, pruned, loss, images, temperature, shares })
     }
 
+    /// The same with γ of the focal weighting of NT-Xent; a learner is made with 0, which weights nothing.
+    #[must_use]
+    pub fn with_focal_gamma(mut self, gamma: f32) -> Self {
+        self.loss.focal_gamma = gamma;
+        self
+    }
+
+    /// τ of the steps to come.
+    pub fn set_temperature(&mut self, temperature: f32) {
+        self.temperature = temperature;
+    }
+
     /// One step of the learner's method; see [`crate::step`].
     ///
     /// # Errors
@@ -95,6 +107,14 @@ impl Learner {
     /// A failed device.
     pub fn update_mask(&mut self, rate: f64, random_rate: f64, seed: u64, epoch: u64) -> Result<MaskStats, Error> {
         Ok(self.model.update_mask(&mut *self.engine, rate, random_rate, seed, epoch)?)
+    }
+
+    /// The loss of each image of the last step's global batch, the mean of its two views', on every rank.
+    ///
+    /// # Errors
+    /// A lost rank or a failed device.
+    pub fn image_losses(&mut self, losses: &mut Vec<f32>) -> Result<(), Error> {
+        Ok(self.loss.image_losses(&mut *self.engine, &self.shares, &*self.ranks, losses)?)
     }
 
     /// Cuts a batch of `n_global` images among the ranks; returns this rank's number.

@@ -5,6 +5,7 @@
 
 pub mod backend;
 pub mod bench;
+pub mod boost;
 pub mod checkpoint;
 pub mod error;
 pub mod learner;

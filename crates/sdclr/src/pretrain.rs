@@ -3,8 +3,11 @@
 //! Everything random is a function of (seed, epoch, image, view), so where a run stands is a few numbers: epoch, batch and
 //! step. A checkpoint holds them beside the tensors, and a resumed run repeats an uninterrupted one bit for bit.
 
+mod epoch;
 mod prepare;
+mod speed;
 
+use crate::boost::Boost;
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::error::Error;
 use crate::learner::Learner;
@@ -20,6 +23,7 @@ use sdclr_nn::mask::MaskStats;
 use sdclr_records::RunConfig;
 use sdclr_records::checkpoint::{CheckpointState, DataMark};
 use sdclr_records::metrics::{EpochMetrics, MetricLine, StepMetrics};
+use speed::Speed;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -98,6 +102,7 @@ struct Run<'a> {
     data: DataMark,
     at: Position,
     mask: Option<MaskStats>,
+    boost: Option<Boost>,
     began: Instant,
     /// Speed of the current epoch and of the current metric interval.
     epoch_speed: Speed,
@@ -108,31 +113,11 @@ struct Run<'a> {
     last_good: Option<(PathBuf, u64)>,
 }
 
-/// Images and waiting since a moment.
-#[derive(Clone, Copy)]
-struct Speed {
-    since: Instant,
-    waited_before_s: f64,
-    n_images: usize,
-}
-
-impl Speed {
-    fn new(waited_s: f64) -> Self {
-        Self { since: Instant::now(), waited_before_s: waited_s, n_images: 0 }
-    }
-
-    /// (images a second, share of the time spent waiting).
-    fn read(&self, waited_s: f64) -> (f64, f64) {
-        let seconds = self.since.elapsed().as_secs_f64().max(1e-9);
-        (self.n_images as f64 / seconds, ((waited_s - self.waited_before_s) / seconds).clamp(0.0, 1.0))
-    }
-}
-
 impl<'a> Run<'a> {
     /// Opens the run directory for writing, which is the first that changes in it.
     fn begin(job: PretrainJob<'a>, prepared: Prepared) -> Result<Self, Error> {
         let resumes = job.claim.resumes();
-        let Prepared { learner, loader, schedule, n_steps, data, at, mask } = prepared;
+        let Prepared { learner, loader, schedule, n_steps, data, at, mask, boost } = prepared;
         let last = job.claim.dir().checkpoint_path(CheckpointName::Last);
         let mut kept = job.config.clone();
         let mut other_threads = None;
@@ -158,6 +143,7 @@ impl<'a> Run<'a> {
             data,
             at: at.unwrap_or_default(),
             mask,
+            boost,
             began: Instant::now(),
             epoch_speed: Speed::new(0.0),
             interval_speed: Speed::new(0.0),
@@ -203,16 +189,7 @@ impl<'a> Run<'a> {
 
     /// The rest of the current epoch; a signal if it was stopped.
     fn epoch(&mut self) -> Result<Option<StopSignal>, Error> {
-        let config = self.config;
-        let epoch = self.at.epoch as u64;
-        if self.at.batch == 0 {
-            (self.at.epoch_loss, self.at.epoch_steps) = (0.0, 0);
-            if config.has_pruned_branch() {
-                let prune = &config.prune;
-                self.mask = Some(self.learner.update_mask(prune.rate, prune.random_rate, config.seed, epoch)?);
-            }
-        }
-        self.loader.start_epoch(epoch, self.at.batch);
+        self.begin_epoch()?;
         self.epoch_speed = Speed::new(self.loader.waited_s());
         self.interval_speed = self.epoch_speed;
         while let Some(batch) = self.loader.next_batch() {
@@ -253,6 +230,9 @@ impl<'a> Run<'a> {
             }
             loss => f64::from(loss?),
         };
+        if let Some(boost) = &mut self.boost {
+            boost.record(&mut self.learner, &batch.indices)?;
+        }
         self.loader.recycle(batch);
         let at = &mut self.at;
         at.step += 1;
@@ -322,6 +302,7 @@ impl<'a> Run<'a> {
                 wait_share: report.wait_share,
                 elapsed_s: self.elapsed_s(),
                 n_skipped: self.writer.n_skipped(),
+                temperature: epoch::scheduled_temperature(config, epoch),
                 mask_threshold: self.mask.map(|mask| f64::from(mask.threshold)),
                 mask_kept_share: self.mask.map(|mask| mask.n_kept as f64 / mask.n_weights as f64),
             };
@@ -372,7 +353,11 @@ impl<'a> Run<'a> {
         self.writer.sync_metrics()?;
         let state = self.state();
         let path = self.writer.dir().checkpoint_path(name);
-        match snapshot::checkpoint(&mut self.learner, state)?.save(&path) {
+        let mut checkpoint = snapshot::checkpoint(&mut self.learner, state)?;
+        if let Some(boost) = &self.boost {
+            boost.store(&mut checkpoint);
+        }
+        match checkpoint.save(&path) {
             Err(CheckpointError::NonFinite { tensor, .. }) => {
                 let (step, lr) = (self.at.step, self.schedule.lr_at(self.at.step));
                 Err(self.diverged(format!("`{tensor}` holds values that are not finite"), step, lr))

@@ -1,10 +1,12 @@
 //! Several ranks train as one process does: SyncBN, gathered negatives, summed gradients.
 
+use sdclr::boost::Boost;
 use sdclr::learner::shares;
 use sdclr::{Learner, LearnerSpec};
 use sdclr_engine::{Cpu, CpuOptions, Engine, Oracle};
 use sdclr_nn::{Collective, Head, Network, NetworkSpec, OptimizerKind, Single, ThreadRank, rng};
 use sdclr_records::names::Method;
+use sdclr_records::options::BoostConfig;
 
 const SIZE: usize = 8;
 /// Small, because noise images through batch norm over a few pixels make training chaotic: at 0.02 the order of f32 sums
@@ -83,6 +85,63 @@ fn two_and_four_ranks_train_as_one_process() {
             assert!(difference(&one.1, &many.1) < 1e-4, "{method} weights at {n_ranks} ranks");
             assert!(difference(&one.2, &many.2) < 1e-4, "{method} statistics at {n_ranks} ranks");
         }
+    }
+}
+
+/// The focal loss and the memory of losses: every rank remembers the images of all.
+#[test]
+fn ranks_agree_on_weighted_losses_and_on_what_is_remembered() {
+    let run = |ranks: Box<dyn Collective>| {
+        let spec = LearnerSpec {
+            method: Method::SdClr,
+            max_batch: 12,
+            temperature: 0.5,
+            optimizer: OptimizerKind::Sgd { momentum: 0.9, weight_decay: 1e-4 },
+        };
+        let cpu = Box::new(Cpu::new(CpuOptions::threads(1)).unwrap());
+        let mut l = Learner::new(cpu, ranks, network(Method::SdClr), &spec).unwrap().with_focal_gamma(2.0);
+        l.model.init(&mut *l.engine, 1);
+        l.update_mask(0.5, 0.0, 0, 0).unwrap();
+        // More images than a half of an index counts.
+        let config = BoostConfig { enabled: true, momentum: 0.5, ..BoostConfig::default() };
+        let mut boost = Boost::new(&config, 70_000, 12, &mut l).unwrap();
+        let planned = l.engine.bytes_held();
+        let mut losses = Vec::new();
+        for step in 0..4 {
+            let n = if step < 3 { 12 } else { 9 };
+            let own = shares(n, l.ranks.n_ranks()).nth(l.ranks.rank()).unwrap();
+            let per_image = 2 * SIZE * SIZE * 3;
+            let views = views(step, n);
+            losses.push(l.step(&views[own.start * per_image..own.end * per_image], n, LR).unwrap());
+            let images: Vec<u32> = own.map(|i| 65_530 + i as u32).collect();
+            boost.record(&mut l, &images).unwrap();
+            assert_eq!(l.engine.bytes_held(), planned, "a step allocates nothing in the engine");
+        }
+        boost.begin_epoch();
+        let scores = boost.augmentation().memorization.to_vec();
+        (losses, scores[65_530..65_542].to_vec(), scores)
+    };
+    let one = run(Box::new(Single));
+    assert!(
+        one.1.iter().any(|&score| score == 1.0 || score == 0.0),
+        "one image lies farthest from the mean: {:?}",
+        one.1
+    );
+    assert_eq!(
+        one.2.iter().filter(|&&score| score != 0.0).count(),
+        one.1.iter().filter(|&&score| score != 0.0).count()
+    );
+    for n_ranks in [2, 3] {
+        let results: Vec<_> = std::thread::scope(|scope| {
+            let ranks: Vec<_> =
+                ThreadRank::group(n_ranks).into_iter().map(|rank| scope.spawn(|| run(Box::new(rank)))).collect();
+            ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+        });
+        for many in &results {
+            assert_eq!(many, &results[0], "all ranks remember the same bits");
+        }
+        assert!(difference(&one.0, &results[0].0) < 1e-5, "losses: {:?} and {:?}", one.0, results[0].0);
+        assert!(difference(&one.1, &results[0].1) < 1e-4, "scores: {:?} and {:?}", one.1, results[0].1);
     }
 }
 

@@ -8,7 +8,8 @@ use sdclr_data::{Dataset, RgbImage};
 use sdclr_engine::{Kernels, Level};
 use sdclr_records::RunConfig;
 use sdclr_records::metrics::MetricLine;
-use sdclr_records::names::{Method, ModelName, Precision};
+use sdclr_records::names::{Method, ModelName, Precision, PruneScheduleKind, TemperatureScheduleKind};
+use sdclr_records::options::BoostConfig;
 use std::path::Path;
 
 /// Counts steps and raises the flag at one of them.
@@ -129,6 +130,50 @@ fn a_run_stopped_anywhere_and_resumed_equals_an_uninterrupted_one() {
                 assert!(tensors(&root, CheckpointName::Mask(4)) == tensors(&whole, CheckpointName::Mask(4)));
             }
         }
+    }
+}
+
+#[test]
+fn a_run_with_every_option_resumes_bit_for_bit_and_says_what_they_did() {
+    let folder = tempfile::tempdir().unwrap();
+    for method in [Method::SimClr, Method::SdClr] {
+        let mut config = config(method);
+        config.train.temperature_schedule = TemperatureScheduleKind::Cosine;
+        config.train.temperature_period_epochs = 3.0;
+        config.train.focal_gamma = 1.5;
+        config.boost = BoostConfig { enabled: true, momentum: 0.5, n_ops: 2, magnitude: 1.0 };
+        (config.prune.schedule, config.prune.rate_start, config.prune.ramp_epochs) =
+            (PruneScheduleKind::Linear, 0.3, 2);
+        let whole = folder.path().join(format!("{method}-whole"));
+        sitting(&whole, &config, Existing::Refuse, None);
+        for stop_at in [1, 4, 6, 11] {
+            let root = folder.path().join(format!("{method}-{stop_at}"));
+            sitting(&root, &config, Existing::Refuse, Some(stop_at));
+            sitting(&root, &config, Existing::Resume, None);
+            assert_eq!(losses(&root), losses(&whole), "{method} stopped at {stop_at}");
+            for name in [CheckpointName::Last, CheckpointName::Epoch(2)] {
+                assert!(tensors(&root, name) == tensors(&whole, name), "{method} stopped at {stop_at}: {name:?}");
+            }
+        }
+        let text = std::fs::read_to_string(whole.join("metrics.jsonl")).unwrap();
+        let epochs = text.lines().filter_map(|line| match serde_json::from_str(line).unwrap() {
+            MetricLine::Epoch(epoch) => Some(epoch),
+            MetricLine::Step(_) => None,
+        });
+        for (epoch, (tau, kept)) in epochs.zip([(0.325, 0.7), (0.325, 0.4), (1.0, 0.1), (0.325, 0.1)]) {
+            assert!((epoch.temperature.unwrap() - tau).abs() < 1e-9, "{epoch:?}");
+            // The random part takes as many as it should on average only.
+            assert!(epoch.mask_kept_share.is_none_or(|share| (share - kept).abs() < 0.03), "{epoch:?}");
+        }
+        let end = tensors(&whole, CheckpointName::Last);
+        let scores = end["boost.memorization"].as_f32().unwrap();
+        assert!(scores.len() == 21 && scores.iter().all(|score| (0.0..=1.0).contains(score)), "{scores:?}");
+        assert!(end["boost.losses"].as_f32().unwrap().iter().filter(|&&loss| loss > 0.0).count() >= 20);
+        config.boost.enabled = false;
+        let plain = folder.path().join(format!("{method}-plain"));
+        sitting(&plain, &config, Existing::Refuse, None);
+        assert_eq!(losses(&plain)[0], losses(&whole)[0], "nothing is boosted in the first epoch");
+        assert_ne!(losses(&plain).last(), losses(&whole).last());
     }
 }
 

@@ -45,13 +45,13 @@ fn split(planes: &mut [u8]) -> (&mut [u8], &mut [u8], &mut [u8]) {
 
 /// Pillow's luma: ITU-R 601-2 in 16-bit fixed point.
 #[inline(always)]
-fn grey(r: u8, g: u8, b: u8) -> u8 {
+pub(super) fn grey(r: u8, g: u8, b: u8) -> u8 {
     ((u32::from(r) * 19595 + u32::from(g) * 38470 + u32::from(b) * 7471 + 0x8000) >> 16) as u8
 }
 
 /// `from + factor * (to - from)`, truncated and clipped.
 #[inline(always)]
-fn blend(from: u8, to: u8, factor: f32) -> u8 {
+pub(super) fn blend(from: u8, to: u8, factor: f32) -> u8 {
     let value = f32::from(from) + factor * (f32::from(to) - f32::from(from));
     byte(value.clamp(0.0, 255.0).floor())
 }

@@ -8,10 +8,12 @@ mod blur;
 mod crop;
 mod jitter;
 mod params;
+mod randaugment;
 mod resize;
 
 pub use crop::{Crop, Geometry};
 pub use params::{JitterOp, JitterParams, Params};
+pub use randaugment::{Boost, N_RAND_OPS, RandOp};
 pub use resize::Filter;
 
 use pulp::{Arch, Simd, WithSimd};

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use sdclr_records::augment::Augmentation;
 
+use crate::augment::Boost;
 use crate::dataset::Dataset;
 use crate::error::DataError;
 use crate::ordered::n_workers;
@@ -190,7 +191,24 @@ impl Loader {
 
     /// Starts an epoch at one of its batches (not 0 when a run is resumed); what is left of the last one is dropped.
     pub fn start_epoch(&mut self, epoch: u64, first_batch: usize) {
-        self.plan = Arc::new(EpochPlan::new(self.shared.dataset.len(), &self.shared.spec, epoch, first_batch));
+        self.start(EpochPlan::new(self.shared.dataset.len(), &self.shared.spec, epoch, first_batch));
+    }
+
+    /// [`Self::start_epoch`] with further augmentation, image by image: for boosted contrastive learning. It is drawn from
+    /// streams of its own, so what the recipe does stays the same.
+    ///
+    /// # Panics
+    /// If `boost` has not a score for each image.
+    pub fn start_boosted_epoch(&mut self, epoch: u64, first_batch: usize, boost: Boost) {
+        let n_images = self.shared.dataset.len();
+        assert_eq!(boost.memorization.len(), n_images, "a score for each image");
+        let plan = EpochPlan::new(n_images, &self.shared.spec, epoch, first_batch);
+        self.start(plan.boosted(boost));
+    }
+
+    fn start(&mut self, plan: EpochPlan) {
+        let first_batch = plan.first_batch();
+        self.plan = Arc::new(plan);
         self.next_batch = first_batch.min(self.plan.n_batches());
         self.next_chunk = 0;
         self.shared.start(Arc::clone(&self.plan));

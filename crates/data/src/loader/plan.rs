@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::{LoaderSpec, Order, Shard};
+use crate::augment::Boost;
 use crate::rng::{Purpose, Rng};
 
 /// Images that a thread handles at a time.
@@ -12,6 +13,8 @@ const CHUNK: usize = 16;
 #[derive(Debug)]
 pub(super) struct EpochPlan {
     pub epoch: u64,
+    /// What is done to the images on top of the recipe.
+    pub boost: Option<Boost>,
     /// Positions in the data set, all ranks' alike.
     order: Vec<u32>,
     batch_size: usize,
@@ -25,12 +28,20 @@ impl EpochPlan {
         if spec.order == Order::Shuffled {
             Rng::new(spec.seed, Purpose::EpochOrder, epoch, 0, 0).shuffle(&mut order);
         }
-        Self { epoch, order, batch_size: spec.batch_size, shard: spec.shard, first_batch }
+        Self { epoch, boost: None, order, batch_size: spec.batch_size, shard: spec.shard, first_batch }
+    }
+
+    pub fn boosted(self, boost: Boost) -> Self {
+        Self { boost: Some(boost), ..self }
     }
 
     /// The state before any epoch: nothing is left to do.
     pub fn finished(n_images: usize, spec: &LoaderSpec) -> Self {
         Self { first_batch: usize::MAX, ..Self::new(n_images, spec, 0, 0) }
+    }
+
+    pub fn first_batch(&self) -> usize {
+        self.first_batch
     }
 
     pub fn n_batches(&self) -> usize {

@@ -55,6 +55,8 @@ struct Worker {
     scratch: Scratch,
     decoded: RgbImage,
     padded: RgbImage,
+    /// Pixels of a view while it is boosted.
+    boosted: Vec<u8>,
     /// The image in work, for the report of a panic.
     position: usize,
 }
@@ -171,7 +173,7 @@ impl Shared {
         batch.clear();
         for &position in plan.chunk(number) {
             worker.position = position as usize;
-            if let Err(error) = self.append_views(plan.epoch, worker, batch) {
+            if let Err(error) = self.append_views(plan, worker, batch) {
                 if self.spec.strict {
                     return Err(error);
                 }
@@ -184,8 +186,9 @@ impl Shared {
         Ok(())
     }
 
-    fn append_views(&self, epoch: u64, worker: &mut Worker, batch: &mut Batch) -> Result<(), DataError> {
-        let Worker { scratch, decoded, padded, position } = worker;
+    fn append_views(&self, plan: &EpochPlan, worker: &mut Worker, batch: &mut Batch) -> Result<(), DataError> {
+        let Worker { scratch, decoded, padded, boosted, position } = worker;
+        let epoch = plan.epoch;
         let source_index = self.dataset.source_index(*position) as u64;
         let draw = |view, width, height| {
             let mut rng = Rng::new(self.spec.seed, Purpose::Augmentation, epoch, source_index, view);
@@ -209,7 +212,13 @@ impl Shared {
             }
             let start = batch.views.len();
             batch.views.resize(start + self.augmenter.view_len(), 0);
-            self.augmenter.apply(image, &params, scratch, &mut batch.views[start..]);
+            let pixels = &mut batch.views[start..];
+            self.augmenter.apply(image, &params, scratch, pixels);
+            if let Some(boost) = &plan.boost {
+                let side = self.spec.image_size as usize;
+                let operations = boost.sample(self.spec.seed, epoch, *position, source_index, view);
+                operations.for_each(|operation| operation.apply(side, pixels, boosted));
+            }
         }
         Ok(())
     }

@@ -69,8 +69,9 @@ pub(crate) fn multiply(team: &Team, c: &mut [f32], a: Mat, b: Mat, factor: f32, 
 }
 
 /// One NT-Xent row in place: `logits` of anchor `own` against all rows become the loss's gradient with respect to the
-/// logits, times `factor`; returns the loss. Source: Chen et al. 2020, eq. 1, by log-sum-exp.
-pub(crate) fn nt_xent_row(logits: &mut [f32], own: usize, factor: f32) -> f32 {
+/// logits, times `factor`; returns the loss. Source: Chen et al. 2020, eq. 1, by log-sum-exp; with `focal_gamma` above 0,
+/// [`focal`].
+pub(crate) fn nt_xent_row(logits: &mut [f32], own: usize, factor: f32, focal_gamma: f32) -> f32 {
     let positive = own ^ 1;
     logits[own] = f32::NEG_INFINITY;
     let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -80,12 +81,30 @@ pub(crate) fn nt_xent_row(logits: &mut [f32], own: usize, factor: f32) -> f32 {
         *v = (*v - top).exp();
         total += f64::from(*v);
     }
+    let loss = f64::from(top) + total.ln() - f64::from(of_positive);
+    let others = (total - f64::from(logits[positive])) / total;
+    let (loss, weight) = focal(loss, others, f64::from(focal_gamma));
+    let factor = factor * weight as f32;
     let share = factor / total as f32;
     for v in logits.iter_mut() {
         *v *= share;
     }
     logits[positive] -= factor;
-    (f64::from(top) + total.ln() - f64::from(of_positive)) as f32
+    loss as f32
+}
+
+/// Lin et al. 2017 on a softmax: from `loss` L = −ln p and `others` = 1 − p of an anchor its focal loss (1 − p)^γ · L, and
+/// the derivative of that with respect to L, (1 − p)^γ · (1 + γ · p · L / (1 − p)).
+fn focal(loss: f64, others: f64, gamma: f64) -> (f64, f64) {
+    if gamma == 0.0 {
+        return (loss, 1.0);
+    }
+    if others == 0.0 {
+        // The limit, where the quotient below has none: nothing contradicts the positive.
+        return (0.0, 0.0);
+    }
+    let scale = others.powf(gamma);
+    (scale * loss, scale * (1.0 + gamma * (1.0 - others) * loss / others))
 }
 
 /// One cross-entropy row: loss, and the gradient times `factor` into `grad`.

@@ -449,7 +449,7 @@ impl<E: Compute> Engine for HostEngine<E> {
         team.for_parts(store.span_mut(l.loss), 1, |i, loss| {
             // SAFETY: one row per anchor, and each anchor runs once.
             let row = unsafe { rows.part(i * m, m) };
-            loss[0] = dense::nt_xent_row(row, l.first_anchor + i, factor);
+            loss[0] = dense::nt_xent_row(row, l.first_anchor + i, factor, l.focal_gamma);
         });
         let p = Mat::new(logits, l.n_anchors, m);
         store.with_span(l.dz, |store, dz| {

@@ -41,7 +41,8 @@ impl StepBench {
             temperature: config.train.temperature as f32,
             optimizer: backend::optimizer(&config.optimizer),
         };
-        let mut learner = Learner::new(engine, Box::new(Single), network, &spec)?;
+        let gamma = config.train.focal_gamma as f32;
+        let mut learner = Learner::new(engine, Box::new(Single), network, &spec)?.with_focal_gamma(gamma);
         learner.model.init(&mut *learner.engine, config.seed);
         if config.has_pruned_branch() {
             learner.update_mask(config.prune.rate, config.prune.random_rate, config.seed, 0)?;

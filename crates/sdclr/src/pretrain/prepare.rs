@@ -2,6 +2,7 @@
 
 use super::{Position, PretrainJob};
 use crate::backend::{self, Machine};
+use crate::boost::Boost;
 use crate::checkpoint::Checkpoint;
 use crate::error::Error;
 use crate::learner::{Learner, LearnerSpec};
@@ -41,6 +42,7 @@ pub(super) struct Prepared {
     /// Where the checkpoint that it goes on from stood; `None` from the beginning.
     pub at: Option<Position>,
     pub mask: Option<MaskStats>,
+    pub boost: Option<Boost>,
 }
 
 impl Prepared {
@@ -49,7 +51,7 @@ impl Prepared {
         let config = job.config;
         config.validate()?;
         check_batch_size(config, &job.dataset)?;
-        let learner = Learner::new(
+        let mut learner = Learner::new(
             Machine::of(config, job.kernels).engine()?,
             Box::new(Single),
             backend::run_network(config)?,
@@ -59,7 +61,11 @@ impl Prepared {
                 temperature: config.train.temperature as f32,
                 optimizer: backend::optimizer(&config.optimizer),
             },
-        )?;
+        )?
+        .with_focal_gamma(config.train.focal_gamma as f32);
+        let boost = config.boost.enabled;
+        let boost = boost.then(|| Boost::new(&config.boost, job.dataset.len(), config.train.batch_size, &mut learner));
+        let boost = boost.transpose()?;
         let loader = Loader::new(job.dataset.clone(), loader_spec(config))?;
         if let Some(limit) = job.memory_limit {
             check_memory(config, needed_memory(config, &learner, &loader)?, limit)?;
@@ -68,7 +74,7 @@ impl Prepared {
         let data = mark(&job.dataset);
         let schedule = backend::schedule(config, steps_per_epoch);
         let n_steps = config.train.epochs as u64 * steps_per_epoch;
-        let mut prepared = Self { learner, loader, schedule, n_steps, data, at: None, mask: None };
+        let mut prepared = Self { learner, loader, schedule, n_steps, data, at: None, mask: None, boost };
         let last = job.claim.dir().checkpoint_path(CheckpointName::Last);
         if job.claim.resumes() && last.is_file() {
             prepared.restore(&last)?;
@@ -80,9 +86,12 @@ impl Prepared {
     }
 
     fn restore(&mut self, path: &Path) -> Result<(), Error> {
-        let checkpoint = Checkpoint::load(path)?;
+        let mut checkpoint = Checkpoint::load(path)?;
+        self.check_data(path, &checkpoint.state)?;
+        if let Some(boost) = &mut self.boost {
+            boost.restore(&mut checkpoint)?;
+        }
         let state = &checkpoint.state;
-        self.check_data(path, state)?;
         snapshot::restore(&mut self.learner, &checkpoint)?;
         self.at = Some(position(state));
         self.mask = state.mask_threshold.map(|threshold| mask_stats(&self.learner.model, threshold as f32));

@@ -60,7 +60,23 @@ pub fn rel_l2(got: &[f32], expected: &[f32]) -> f64 {
     difference / norm(&mut expected.iter().map(|&v| f64::from(v))).max(1e-12)
 }
 
+/// Number `i` of the tensor called `name`, in [0, 1).
+pub fn unit(name: &str, i: usize) -> f64 {
+    (splitmix64(fnv1a64(name).wrapping_add(i as u64)) >> 40) as f64 / (1u64 << 24) as f64
+}
+
+/// The first `len` bytes of the images called `name`.
+pub fn bytes(name: &str, len: usize) -> Vec<u8> {
+    let seed = fnv1a64(name);
+    (0..len).map(|i| (splitmix64(seed.wrapping_add(i as u64)) >> 56) as u8).collect()
+}
+
 impl Fixture {
+    /// A fixture without tensors.
+    pub fn of(json: serde_json::Value) -> Self {
+        Self { json, tensors: BTreeMap::new() }
+    }
+
     pub fn load(name: &str) -> Self {
         let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../nn/tests/fixtures");
         let json = std::fs::read_to_string(folder.join(format!("{name}.json"))).unwrap();
@@ -99,10 +115,8 @@ impl Fixture {
     /// Interleaved views `[2n, size, size, 3]`: those of the single step, or of the step that is appended.
     pub fn images(&self, step: &str) -> Vec<u8> {
         let name = format!("{}{step}", self.json["config"]["images"].as_str().unwrap());
-        let (seed, size) = (fnv1a64(&name), self.number("image_size"));
-        (0..2 * self.n_images() * size * size * 3)
-            .map(|i| (splitmix64(seed.wrapping_add(i as u64)) >> 56) as u8)
-            .collect()
+        let size = self.number("image_size");
+        bytes(&name, 2 * self.n_images() * size * size * 3)
     }
 
     /// A learner with the fixture's network, parameters and mask; plain SGD without momentum or decay.

@@ -6,6 +6,7 @@
 //! or to what that error in the embeddings makes of them.
 
 mod fixture;
+mod options;
 
 use fixture::{Fixture, max_abs, rel_l2};
 use sdclr_engine::{Cpu, CpuOptions, Engine, Oracle};
