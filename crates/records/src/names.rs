@@ -82,6 +82,17 @@ named_enum! {
         WideResNet50x2 = "wide-resnet50-2",
         /// The CIFAR family's ResNet-32: three stages of five blocks, 16-32-64 channels, parameter-free shortcuts.
         ResNet32s = "resnet32s",
+        /// ResNet-32s with its last block twice, side by side, as BBN has it: 128 features.
+        ResNet32sBbn = "resnet32s-bbn",
+        /// ResNet-32s whose stages 2 and 3 are four narrow experts side by side, as RIDE has it: 192 features.
+        ResNet32sRide = "resnet32s-ride",
+    }
+}
+
+impl ModelName {
+    /// Whether it is one of the CIFAR family, which has three stages, 16 channels in the first, and the small stem only.
+    pub fn is_cifar_family(self) -> bool {
+        matches!(self, Self::ResNet32s | Self::ResNet32sBbn | Self::ResNet32sRide)
     }
 }
 

@@ -226,6 +226,11 @@ impl Pass {
                 Op::MaxPool { x } => engine.max_pool_forward(n, self.act(x), y),
                 Op::AvgPool { x } => engine.avg_pool_forward(n, self.act(x), y),
                 Op::Shortcut { x } => engine.shortcut_forward(n, self.act(x), y),
+                Op::Concat { parts } => {
+                    for (x, at) in plan::columns(&model.network, parts) {
+                        engine.concat_forward(n, self.act(x), y, at);
+                    }
+                }
                 Op::Linear { x, weight, bias } => {
                     let part = |id| model.part(model.params(), id);
                     engine.linear_forward(n, self.act(x), part(weight), bias.map(part), y, self.sums_of(i));
@@ -293,6 +298,13 @@ impl Pass {
                 Op::Shortcut { x } => {
                     if let Some((dx, write)) = target(x) {
                         engine.shortcut_backward(n, dy, dx, write);
+                    }
+                }
+                Op::Concat { parts } => {
+                    for (x, at) in plan::columns(&model.network, parts) {
+                        if let Some((dx, write)) = target(x) {
+                            engine.concat_backward(n, dy, at, dx, write);
+                        }
                     }
                 }
                 Op::Linear { x, weight, bias } => {

@@ -2,7 +2,7 @@
 
 use super::{GradPool, Mode, Pass};
 use crate::NnError;
-use crate::graph::{Network, Node, NormId, Op, Value, ValueId};
+use crate::graph::{MAX_PARTS, Network, Node, NormId, Op, Value, ValueId};
 use sdclr_engine::{Act, Engine, Write};
 
 impl Pass {
@@ -63,6 +63,17 @@ impl Pass {
         }
         Ok(())
     }
+}
+
+/// The vectors of a concatenation and the column at which each begins.
+pub(super) fn columns(
+    net: &Network,
+    parts: [Option<ValueId>; MAX_PARTS],
+) -> impl Iterator<Item = (ValueId, usize)> + use<'_> {
+    parts.into_iter().flatten().scan(0, |at, x| {
+        *at += net.dims(x).len();
+        Some((x, *at - net.dims(x).len()))
+    })
 }
 
 /// The batch norm that reads `value`.
