@@ -25,7 +25,7 @@ pub use graph::{Network, NormStats, ParamKind};
 pub use loss::{ContrastiveLoss, CrossEntropy};
 pub use model::{Model, Tensor};
 pub use optimizer::{Optimizer, OptimizerKind};
-pub use pass::{Batch, Branch, GradPool, Mode, Pass, PassSpec};
+pub use pass::{Batch, Branch, Fixed, GradPool, Mode, Pass, PassSpec};
 pub use resnet::{Head, NetworkSpec};
 pub use schedule::{Decay, Schedule};
 
