@@ -1,8 +1,10 @@
 //! What can be typed.
 
 mod bench;
+mod finetune;
 
 pub use bench::*;
+pub use finetune::*;
 
 use crate::flags::ConfigFlags;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
@@ -143,6 +145,8 @@ pub enum EvalCommand {
     FewShot(FewShotArgs),
     /// Let the nearest labelled images vote; nothing is trained
     Knn(KnnArgs),
+    /// Train the backbone on, with a classifier, on labelled images; or both from scratch
+    Finetune(FinetuneArgs),
 }
 
 /// What every probe needs.

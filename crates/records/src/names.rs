@@ -163,10 +163,47 @@ named_enum! {
         LinearCached = "linear-cached",
         /// Linear classifier on a few labelled images a class.
         FewShot = "few-shot",
+        /// Backbone and classifier trained on from the run's weights.
+        Finetune = "finetune",
+        /// Backbone and classifier trained from scratch: the reference with all labels.
+        Supervised = "supervised",
         /// Votes of the nearest training features; nothing is trained.
         Knn = "knn",
         /// The cached linear classifier on the pixels themselves: a yardstick.
         RawPixels = "raw-pixels",
+    }
+}
+
+named_enum! {
+    /// The layers that fine-tuning leaves as they are: none, or the stem and all up to one.
+    Freeze ("--freeze") {
+        /// Everything trains.
+        None = "none",
+        /// The stem and layer1.
+        Layer1 = "layer1",
+        /// The stem, layer1 and layer2.
+        Layer2 = "layer2",
+        /// The stem, layer1 to layer3.
+        Layer3 = "layer3",
+        /// The stem, layer1 to layer4.
+        Layer4 = "layer4",
+    }
+}
+
+impl Freeze {
+    /// The last fixed layer, if any.
+    pub fn last_layer(self) -> Option<usize> {
+        Self::ALL.iter().position(|&freeze| freeze == self).filter(|&layer| layer > 0)
+    }
+}
+
+named_enum! {
+    /// Where the batch norms of fixed layers get their statistics from in training.
+    FrozenBn ("--frozen-bn") {
+        /// The running statistics, which stay as they are.
+        Eval = "eval",
+        /// The batch; the running statistics move on.
+        Train = "train",
     }
 }
 
