@@ -1,11 +1,13 @@
 //! What can be typed.
 
 mod bench;
+mod finetune;
 mod pack;
 mod reproduce;
 mod split;
 
 pub use bench::*;
+pub use finetune::*;
 pub use pack::*;
 pub use reproduce::*;
 pub use split::*;
@@ -158,6 +160,8 @@ pub enum EvalCommand {
     FewShot(FewShotArgs),
     /// Let the nearest labelled images vote; nothing is trained
     Knn(KnnArgs),
+    /// Train the backbone on, with a classifier, on labelled images; or both from scratch
+    Finetune(FinetuneArgs),
 }
 
 /// What every probe needs.

@@ -63,7 +63,7 @@ const FLAGS: &[Flag] = &[
     flag(VIEWS, "blur-p", "P", "Probability of a Gaussian blur [default: 0, above 64 pixels 0.5]"),
     flag(MODEL, "model", "NAME", "Backbone").of(ModelName::NAMES).common(),
     flag(MODEL, "stem", "STEM", "First layers: small up to 64 pixels, else imagenet [default: auto]").of(Stem::NAMES),
-    flag(MODEL, "base-width", "CHANNELS", "Channels of the first stage [default: 64, resnet32s 16]"),
+    flag(MODEL, "base-width", "CHANNELS", "Channels of the first stage [default: 64, resnet32s family 16]"),
     flag(MODEL, "head-layers", "N", "Layers of the projection head, 2 or 3 [default: 3 with dual batch norm, else 2]"),
     flag(MODEL, "head-dim", "N", "Width of the embedding that the loss sees"),
     flag(METHOD, "method", "METHOD", "What to train with").of(Method::NAMES).common(),

@@ -255,6 +255,12 @@ pub trait Engine: Memory + Send {
     /// Gradient of shortcut A.
     fn shortcut_backward(&mut self, n: usize, dy: Act, dx: Act, write: Write);
 
+    /// Puts vectors beside others: `x` `[n, c]` becomes columns `at..at + c` of `y`; its other columns stay.
+    fn concat_forward(&mut self, n: usize, x: Act, y: Act, at: usize);
+
+    /// Gradient of one of the vectors: columns `at..at + c` of `dy` to `dx` `[n, c]`.
+    fn concat_backward(&mut self, n: usize, dy: Act, at: usize, dx: Act, write: Write);
+
     /// `y = x·wᵀ (+ bias)`; with `sums`, also Σy and Σy² per output `[2, cout]`.
     fn linear_forward(&mut self, n: usize, x: Act, w: Span, bias: Option<Span>, y: Act, sums: Option<Span>);
 

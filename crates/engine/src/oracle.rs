@@ -330,6 +330,22 @@ impl Engine for Oracle {
         self.store_act(n, dx, write, &out);
     }
 
+    fn concat_forward(&mut self, n: usize, x: Act, y: Act, at: usize) {
+        let (cin, cout) = (self.store.act(x).dims().c, self.store.act(y).dims().c);
+        let mut out: Vec<f64> = self.store.act(y).images(n).iter().map(|&v| f64::from(v)).collect();
+        for (k, &v) in self.store.act(x).images(n).iter().enumerate() {
+            out[k / cin * cout + at + k % cin] = f64::from(v);
+        }
+        self.store_act(n, y, Write::Set, &out);
+    }
+
+    fn concat_backward(&mut self, n: usize, dy: Act, at: usize, dx: Act, write: Write) {
+        let (cin, cout) = (self.store.act(dx).dims().c, self.store.act(dy).dims().c);
+        let dy = self.store.act(dy).images(n);
+        let out: Vec<f64> = (0..n * cin).map(|k| f64::from(dy[k / cin * cout + at + k % cin])).collect();
+        self.store_act(n, dx, write, &out);
+    }
+
     fn linear_forward(&mut self, n: usize, x: Act, w: Span, bias: Option<Span>, y: Act, sums: Option<Span>) {
         let (cin, cout) = (self.store.act(x).dims().c, self.store.act(y).dims().c);
         let (x, w) = (self.store.act(x).images(n), self.store.span(w));

@@ -157,6 +157,29 @@ proptest! {
     }
 
     #[test]
+    fn vectors_side_by_side_agree(widths in prop::collection::vec(1usize..40, 1..5), n in 1usize..9) {
+        check("concatenation", |b| {
+            let flat = |c| Dims { h: 1, w: 1, c };
+            let all = flat(widths.iter().sum());
+            // One more image than run: its numbers must stay.
+            let (y, dy) = (b.act(n + 1, all), b.act(n + 1, all));
+            let mut results = Vec::new();
+            let mut at = 0;
+            for &c in &widths {
+                let (x, dx) = (b.act(n + 1, flat(c)), b.act(n + 1, flat(c)));
+                b.engine.concat_forward(n, x, y, at);
+                results.push(b.read(n + 1, y, all));
+                for write in [Write::Set, Write::Add] {
+                    b.engine.concat_backward(n, dy, at, dx, write);
+                    results.push(b.read(n + 1, dx, flat(c)));
+                }
+                at += c;
+            }
+            results
+        })?;
+    }
+
+    #[test]
     fn linear_and_losses_agree(
         cin in prop_oneof![1usize..80, 500usize..530],
         cout in prop_oneof![2usize..40, 250usize..300],

@@ -42,7 +42,11 @@ pub fn torchvision_name(name: &str, branch: Branch, with_head: bool) -> Option<S
         parts[0] = "projection_head";
         return with_head.then(|| parts.join("."));
     }
-    if !["conv", "bn", "layer"].iter().any(|stem| is_numbered(first, stem)) {
+    let is_stem_or_stage = ["conv", "bn", "layer"].iter().any(|stem| is_numbered(first, stem));
+    // BBN's two last blocks, and RIDE's experts (`layer2s.3.0.conv1`): no torchvision model has them, and they keep their names.
+    let is_variant = ["cb_block", "rb_block"].contains(&first)
+        || first.strip_suffix('s').is_some_and(|stage| is_numbered(stage, "layer"));
+    if !is_stem_or_stage && !is_variant {
         return None;
     }
     if let Some(position) = parts.iter().position(|part| *part == "downsample") {
@@ -80,6 +84,9 @@ mod tests {
         check("layer2.0.downsample.conv.weight", Some("layer2.0.downsample.0.weight"));
         check("layer2.0.downsample.bn.dense.running_mean", Some("layer2.0.downsample.1.running_mean"));
         check("layer2.0.downsample.bn.weight", Some("layer2.0.downsample.1.weight"));
+        check("cb_block.conv1.weight", Some("cb_block.conv1.weight"));
+        check("rb_block.bn2.dense.running_mean", Some("rb_block.bn2.running_mean"));
+        check("layer3s.2.4.bn1.dense.weight", Some("layer3s.2.4.bn1.weight"));
     }
 
     #[test]
@@ -93,6 +100,8 @@ mod tests {
             "optimizer.conv1.weight",
             "conv1.mask",
             "layer1.0.steps",
+            "layers.0.conv1.weight",
+            "rb_block.bn1.pruned.weight",
             "",
         ] {
             check(name, None);

@@ -27,6 +27,9 @@ pub struct Value {
     pub role: Role,
 }
 
+/// Most vectors that one node concatenates: RIDE's experts.
+pub const MAX_PARTS: usize = 4;
+
 /// What a node computes.
 #[derive(Clone, Copy, Debug)]
 pub enum Op {
@@ -65,6 +68,11 @@ pub enum Op {
         /// Input.
         x: ValueId,
     },
+    /// Vectors side by side, those before the first `None`.
+    Concat {
+        /// Inputs, in the order of their channels.
+        parts: [Option<ValueId>; MAX_PARTS],
+    },
     /// `x·wᵀ (+ bias)`.
     Linear {
         /// Input.
@@ -79,13 +87,14 @@ pub enum Op {
 impl Op {
     /// The values that a node reads.
     pub fn inputs(&self) -> impl Iterator<Item = ValueId> + use<> {
-        let (x, other) = match *self {
+        let inputs = match *self {
             Op::Conv { x, .. } | Op::MaxPool { x } | Op::AvgPool { x } | Op::Shortcut { x } | Op::Linear { x, .. } => {
-                (x, None)
+                [Some(x), None, None, None]
             }
-            Op::Norm { x, residual, .. } => (x, residual),
+            Op::Norm { x, residual, .. } => [Some(x), residual, None, None],
+            Op::Concat { parts } => parts,
         };
-        std::iter::once(x).chain(other)
+        inputs.into_iter().flatten()
     }
 }
 
@@ -129,6 +138,8 @@ pub struct Param {
     pub offset: usize,
     /// Number of floats.
     pub len: usize,
+    /// The layer that it belongs to: 0 for the stem, N for `layerN`, `None` for the head.
+    pub layer: Option<usize>,
 }
 
 /// One set of batch norm's state; with dual batch norm a norm has two, one per branch.
@@ -206,6 +217,12 @@ impl Network {
         self.params.iter().filter(|p| p.kind == ParamKind::Conv)
     }
 
+    /// Layers of the backbone that can be fixed one by one: `layer1` up to `layerN`.
+    #[must_use]
+    pub fn n_layers(&self) -> usize {
+        self.params.iter().filter_map(|p| p.layer).max().unwrap_or(0)
+    }
+
     /// The parameter called `name`.
     #[must_use]
     pub fn param(&self, name: &str) -> Option<&Param> {
@@ -234,6 +251,7 @@ impl Network {
 pub struct Builder {
     net: Network,
     sets: Vec<&'static str>,
+    layer: Option<usize>,
 }
 
 impl Builder {
@@ -253,12 +271,17 @@ impl Builder {
             feature: input,
             output: input,
         };
-        Self { net, sets: if dual_bn { vec![".dense", ".pruned"] } else { vec![""] } }
+        Self { net, sets: if dual_bn { vec![".dense", ".pruned"] } else { vec![""] }, layer: None }
     }
 
     /// Chooses the fan of the convolutions' initial weights; fan-out unless told otherwise.
     pub fn set_fan(&mut self, fan: Fan) {
         self.net.fan = fan;
+    }
+
+    /// Says which layer the parameters to come belong to; none unless told otherwise. See [`Param::layer`].
+    pub fn set_layer(&mut self, layer: Option<usize>) {
+        self.layer = layer;
     }
 
     /// The value that the network reads.
@@ -275,7 +298,7 @@ impl Builder {
 
     fn push(&mut self, op: Op, dims: Dims) -> ValueId {
         let role = match op {
-            Op::AvgPool { .. } | Op::Linear { .. } => Role::Vector,
+            Op::AvgPool { .. } | Op::Concat { .. } | Op::Linear { .. } => Role::Vector,
             Op::Norm { x, .. } => self.net.values[x.0].role,
             Op::Conv { .. } | Op::MaxPool { .. } | Op::Shortcut { .. } => Role::Map,
         };
@@ -287,7 +310,7 @@ impl Builder {
 
     fn param(&mut self, name: String, kind: ParamKind, shape: Vec<usize>) -> ParamId {
         let (offset, len) = (self.net.n_params(), shape.iter().product());
-        self.net.params.push(Param { name, kind, shape, offset, len });
+        self.net.params.push(Param { name, kind, shape, offset, len, layer: self.layer });
         ParamId(self.net.params.len() - 1)
     }
 
@@ -331,6 +354,20 @@ impl Builder {
     pub fn shortcut(&mut self, x: ValueId, cout: usize) -> ValueId {
         let Dims { h, w, .. } = self.dims(x);
         self.push(Op::Shortcut { x }, Dims { h: h.div_ceil(2), w: w.div_ceil(2), c: cout })
+    }
+
+    /// Appends the concatenation of vectors; one alone is its own.
+    ///
+    /// # Panics
+    /// If there are none, or more than [`MAX_PARTS`].
+    pub fn concat(&mut self, vectors: &[ValueId]) -> ValueId {
+        assert!((1..=MAX_PARTS).contains(&vectors.len()), "{} vectors to concatenate", vectors.len());
+        if let [alone] = vectors {
+            return *alone;
+        }
+        let c = vectors.iter().map(|&x| self.dims(x).len()).sum();
+        let parts = std::array::from_fn(|i| vectors.get(i).copied());
+        self.push(Op::Concat { parts }, Dims { h: 1, w: 1, c })
     }
 
     /// Appends a linear layer.

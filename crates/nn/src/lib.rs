@@ -28,7 +28,7 @@ pub use loss::{ContrastiveLoss, CrossEntropy};
 pub use loss_memory::LossMemory;
 pub use model::{Model, Tensor};
 pub use optimizer::{Optimizer, OptimizerKind};
-pub use pass::{Batch, Branch, GradPool, Mode, Pass, PassSpec};
+pub use pass::{Batch, Branch, Fixed, GradPool, Mode, Pass, PassSpec};
 pub use resnet::{Head, NetworkSpec};
 pub use schedule::{Decay, PruneSchedule, Ramp, Schedule, TemperatureSchedule};
 

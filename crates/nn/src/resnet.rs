@@ -3,9 +3,12 @@
 //! Source: He et al. 2016 as torchvision builds it (stride on the 3×3 of a bottleneck), and the published SDCLR code for
 //! the small-image stem, the projection heads and ResNet-32s.
 
+mod branches;
+
 use crate::NnError;
 use crate::graph::{Builder, Network, ValueId};
 use crate::init::Fan;
+use branches::Ending;
 use sdclr_engine::{Dims, Role};
 
 /// What follows the backbone.
@@ -30,7 +33,7 @@ pub enum Head {
 /// Everything that decides a network's nodes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkSpec {
-    /// `resnet10`, `resnet18`, `resnet34`, `resnet50`, `resnet101`, `resnet152`, `wide-resnet50-2`, `resnet32s`.
+    /// One of [`MODELS`].
     pub model: String,
     /// Height and width of the input in pixels.
     pub image_size: usize,
@@ -45,13 +48,24 @@ pub struct NetworkSpec {
 }
 
 /// The models that [`NetworkSpec::build`] knows.
-pub const MODELS: [&str; 8] =
-    ["resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide-resnet50-2", "resnet32s"];
+pub const MODELS: [&str; 10] = [
+    "resnet10",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "wide-resnet50-2",
+    "resnet32s",
+    "resnet32s-bbn",
+    "resnet32s-ride",
+];
 
-/// Blocks per stage, block kind, and how much wider the inner convolution of a bottleneck is.
+/// Blocks per stage, their kind, and what the last ones are.
 struct Plan {
     blocks: Vec<usize>,
     block: Block,
+    ending: Ending,
 }
 
 #[derive(Clone, Copy)]
@@ -74,17 +88,22 @@ fn plan(model: &str) -> Option<Plan> {
         "resnet101" => (vec![3, 4, 23, 3], bottleneck),
         "resnet152" => (vec![3, 8, 36, 3], bottleneck),
         "wide-resnet50-2" => (vec![3, 4, 6, 3], Block::Bottleneck { widen: 2 }),
-        "resnet32s" => (vec![5, 5, 5], Block::BasicA),
+        "resnet32s" | "resnet32s-bbn" | "resnet32s-ride" => (vec![5, 5, 5], Block::BasicA),
         _ => return None,
     };
-    Some(Plan { blocks, block })
+    let ending = match model {
+        "resnet32s-bbn" => Ending::TwoBlocks,
+        "resnet32s-ride" => Ending::Experts,
+        _ => Ending::Single,
+    };
+    Some(Plan { blocks, block, ending })
 }
 
 impl NetworkSpec {
     /// The standard width of a model's first stage.
     #[must_use]
     pub fn standard_width(model: &str) -> usize {
-        if model == "resnet32s" { 16 } else { 64 }
+        if model.starts_with("resnet32s") { 16 } else { 64 }
     }
 
     /// Builds the network.
@@ -95,19 +114,20 @@ impl NetworkSpec {
         let plan = plan(&self.model).ok_or_else(|| {
             NnError::Network(format!("model `{}` is not known; known are {}", self.model, MODELS.join(", ")))
         })?;
-        self.build_blocks(&plan.blocks, plan.block)
+        self.build_plan(&plan)
     }
 
-    /// Builds a network of the same kind with other numbers of blocks per stage (for tests and experiments).
+    /// Builds a network of the same kind with other numbers of blocks per stage, at least one each (for tests and experiments).
     ///
     /// # Errors
     /// As [`NetworkSpec::build`].
     pub fn build_with_blocks(&self, blocks: &[usize]) -> Result<Network, NnError> {
         let plan = plan(&self.model).ok_or_else(|| NnError::Network(format!("model `{}` is not known", self.model)))?;
-        self.build_blocks(blocks, plan.block)
+        self.build_plan(&Plan { blocks: blocks.to_vec(), ..plan })
     }
 
-    fn build_blocks(&self, blocks: &[usize], block: Block) -> Result<Network, NnError> {
+    fn build_plan(&self, plan: &Plan) -> Result<Network, NnError> {
+        let block = plan.block;
         if self.image_size == 0 || self.base_width == 0 {
             return Err(NnError::Network("image size and base width must be positive".into()));
         }
@@ -117,6 +137,7 @@ impl NetworkSpec {
             b.set_fan(Fan::In);
         }
         let small = self.small_stem || matches!(block, Block::BasicA);
+        b.set_layer(Some(0));
         let x = b.input();
         let (kernel, stride) = if small { (3, 1) } else { (7, 2) };
         let x = b.conv("conv1", x, self.base_width, kernel, stride);
@@ -124,14 +145,8 @@ impl NetworkSpec {
         if !small {
             x = b.max_pool(x);
         }
-        for (stage, &n_blocks) in blocks.iter().enumerate() {
-            for i in 0..n_blocks {
-                let name = format!("layer{}.{i}", stage + 1);
-                let stride = if stage > 0 && i == 0 { 2 } else { 1 };
-                x = residual_block(&mut b, &name, x, self.base_width << stage, stride, block);
-            }
-        }
-        let feature = b.avg_pool(x);
+        let feature = branches::stages(&mut b, x, plan, self.base_width);
+        b.set_layer(None);
         let output = head(&mut b, feature, self.head)?;
         Ok(b.finish(feature, output))
     }

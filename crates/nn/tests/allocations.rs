@@ -15,7 +15,8 @@ const SIZE: usize = 16;
 #[test]
 fn a_steady_backbone_step_allocates_nothing() {
     let head = Head::None;
-    for (model_name, small_stem) in [("resnet18", true), ("resnet50", false), ("resnet32s", true)] {
+    let models = [("resnet18", true), ("resnet50", false), ("resnet32s-bbn", true), ("resnet32s-ride", true)];
+    for (model_name, small_stem) in models {
         let model = model_name.into();
         let spec = NetworkSpec { model, image_size: SIZE, small_stem, base_width: 16, dual_bn: true, head };
         let e: &mut dyn Engine = &mut Cpu::new(CpuOptions::threads(2)).unwrap();

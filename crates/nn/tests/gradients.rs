@@ -149,6 +149,20 @@ fn resnet32s_with_shortcut_a_and_classifier() {
     check("resnet32s", &network, Branch::Dense);
 }
 
+#[test]
+fn bbn_with_two_last_blocks_and_dual_norms() {
+    let head = Head::Projection { layers: 2, dim: 5 };
+    let network = spec("resnet32s-bbn", 8, true, 4, true, head).build_with_blocks(&[1, 1, 2]).unwrap();
+    check("bbn", &network, Branch::Pruned);
+}
+
+#[test]
+fn ride_with_experts_on_a_shared_stage() {
+    let head = Head::Classifier { n_classes: 5 };
+    let network = spec("resnet32s-ride", 12, true, 4, true, head).build_with_blocks(&[1, 1, 1]).unwrap();
+    check("ride", &network, Branch::Dense);
+}
+
 /// The masked weights get nothing from the pruned branch, and the kept ones what an unmasked branch of masked weights has.
 #[test]
 fn pruned_branch_gives_masked_weights_no_gradient() {

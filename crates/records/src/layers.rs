@@ -292,7 +292,7 @@ fn fill_auto(merged: &mut Vec<(String, Value)>, method: Method) {
     let int = |merged: &[(String, Value)], key: &str| -> i64 {
         value_of(merged, key).and_then(Value::as_integer).unwrap_or_default()
     };
-    let small_family = text(merged, "model.name") == ModelName::ResNet32s.as_str();
+    let small_family = text(merged, "model.name").parse().is_ok_and(ModelName::is_cifar_family);
     let small = small_family || int(merged, "data.image_size") <= 64;
     let stem = if small { Stem::Small } else { Stem::ImageNet };
     let large_image = int(merged, "data.image_size") > 64;

@@ -64,7 +64,7 @@ fn dependent_defaults_follow_what_they_depend_on() {
     let large = resolve(&[source(), toml("[data]\nimage_size = 224")]).expect("runs");
     assert_eq!(large.model.stem, Stem::ImageNet);
     assert_eq!((large.augment.area_min, large.augment.blur_p), (0.08, 0.5));
-    let family = resolve(&[source(), toml("[model]\nname = \"resnet32s\"")]).expect("runs");
+    let family = resolve(&[source(), toml("[model]\nname = \"resnet32s-ride\"")]).expect("runs");
     assert_eq!((family.model.base_width, family.model.stem), (16, Stem::Small));
     let adam = resolve(&[source(), toml("[optimizer]\nkind = \"adam\"")]).expect("runs");
     assert_eq!((adam.optimizer.lr, adam.optimizer.weight_decay), (1e-3, 0.0));

@@ -82,6 +82,17 @@ named_enum! {
         WideResNet50x2 = "wide-resnet50-2",
         /// The CIFAR family's ResNet-32: three stages of five blocks, 16-32-64 channels, parameter-free shortcuts.
         ResNet32s = "resnet32s",
+        /// ResNet-32s with its last block twice, side by side, as BBN has it: 128 features.
+        ResNet32sBbn = "resnet32s-bbn",
+        /// ResNet-32s whose stages 2 and 3 are four narrow experts side by side, as RIDE has it: 192 features.
+        ResNet32sRide = "resnet32s-ride",
+    }
+}
+
+impl ModelName {
+    /// Whether it is one of the CIFAR family, which has three stages, 16 channels in the first, and the small stem only.
+    pub fn is_cifar_family(self) -> bool {
+        matches!(self, Self::ResNet32s | Self::ResNet32sBbn | Self::ResNet32sRide)
     }
 }
 
@@ -180,6 +191,10 @@ named_enum! {
         LinearCached = "linear-cached",
         /// Linear classifier on a few labelled images a class.
         FewShot = "few-shot",
+        /// Backbone and classifier trained on from the run's weights.
+        Finetune = "finetune",
+        /// Backbone and classifier trained from scratch: the reference with all labels.
+        Supervised = "supervised",
         /// Votes of the nearest training features; nothing is trained.
         Knn = "knn",
         /// The cached linear classifier on the pixels themselves: a yardstick.
@@ -200,6 +215,39 @@ named_enum! {
         ImageNet100 = "imagenet-100",
         /// ImageNet's thousand classes.
         ImageNet = "imagenet",
+    }
+}
+
+named_enum! {
+    /// The layers that fine-tuning leaves as they are: none, or the stem and all up to one.
+    Freeze ("--freeze") {
+        /// Everything trains.
+        None = "none",
+        /// The stem and layer1.
+        Layer1 = "layer1",
+        /// The stem, layer1 and layer2.
+        Layer2 = "layer2",
+        /// The stem, layer1 to layer3.
+        Layer3 = "layer3",
+        /// The stem, layer1 to layer4.
+        Layer4 = "layer4",
+    }
+}
+
+impl Freeze {
+    /// The last fixed layer, if any.
+    pub fn last_layer(self) -> Option<usize> {
+        Self::ALL.iter().position(|&freeze| freeze == self).filter(|&layer| layer > 0)
+    }
+}
+
+named_enum! {
+    /// Where the batch norms of fixed layers get their statistics from in training.
+    FrozenBn ("--frozen-bn") {
+        /// The running statistics, which stay as they are.
+        Eval = "eval",
+        /// The batch; the running statistics move on.
+        Train = "train",
     }
 }
 

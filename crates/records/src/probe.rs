@@ -5,6 +5,7 @@
 
 use crate::augment::Augmentation;
 use crate::error::{Error, Problem, Result};
+use crate::fine_tuning::{self, FineTuning};
 use crate::names::Protocol;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -46,6 +47,9 @@ pub struct ProbeConfig {
     pub augment_train: Augmentation,
     /// How validation and test images become views.
     pub augment_test: Augmentation,
+    /// Which layers stay as they are where the backbone is trained too; absent where it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fine_tuning: Option<FineTuning>,
 }
 
 impl ProbeConfig {
@@ -77,7 +81,7 @@ impl ProbeConfig {
         if matches!(protocol, Protocol::LinearCached | Protocol::Knn | Protocol::RawPixels) {
             augment_train = augment_test.clone();
         }
-        Self {
+        let mut probe = Self {
             protocol,
             seed,
             epochs: if few_shot || cached { 100 } else { 30 },
@@ -93,7 +97,12 @@ impl ProbeConfig {
             neighbours: 20,
             augment_train,
             augment_test,
+            fine_tuning: None,
+        };
+        if matches!(protocol, Protocol::Finetune | Protocol::Supervised) {
+            fine_tuning::set_recipe(&mut probe, small);
         }
+        probe
     }
 
     /// Checks every value.
@@ -108,12 +117,15 @@ impl ProbeConfig {
             }
         };
         check(self.epochs >= 1, "--epochs", self.epochs.to_string(), "must be at least 1");
-        check(self.batch_size >= 1, "--batch-size", self.batch_size.to_string(), "must be at least 1");
+        // Where the backbone trains, its batch norms need two images.
+        let (least, advice) =
+            if self.fine_tuning.is_some() { (2, "must be at least 2") } else { (1, "must be at least 1") };
+        check(self.batch_size >= least, "--batch-size", self.batch_size.to_string(), advice);
         check(self.lr > 0.0 && self.lr.is_finite(), "--lr", self.lr.to_string(), "must be a number above 0");
         let momentum = (0.0..1.0).contains(&self.momentum);
         check(momentum, "momentum", self.momentum.to_string(), "must be at least 0 and below 1");
         let decay = self.weight_decay >= 0.0 && self.weight_decay.is_finite();
-        check(decay, "weight_decay", self.weight_decay.to_string(), "must be a number, 0 or above");
+        check(decay, "--weight-decay", self.weight_decay.to_string(), "must be a number, 0 or above");
         let gamma = self.gamma > 0.0 && self.gamma.is_finite();
         check(gamma, "gamma", self.gamma.to_string(), "must be a number above 0");
         let init = self.init_std >= 0.0 && self.init_std.is_finite();
@@ -191,7 +203,7 @@ mod tests {
             (|c| c.batch_size = 0, "--batch-size"),
             (|c| c.lr = f64::NAN, "--lr"),
             (|c| c.momentum = 1.0, "momentum"),
-            (|c| c.weight_decay = -1.0, "weight_decay"),
+            (|c| c.weight_decay = -1.0, "--weight-decay"),
             (|c| c.gamma = 0.0, "gamma"),
             (|c| c.init_std = f64::INFINITY, "init_std"),
             (|c| c.milestones = vec![9, 3], "milestones"),

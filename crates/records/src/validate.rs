@@ -3,7 +3,7 @@
 use crate::augment::Augmentation;
 use crate::config::RunConfig;
 use crate::error::{Error, Problem, Result};
-use crate::names::{Method, ModelName, PruneScheduleKind, ScheduleKind};
+use crate::names::{Method, PruneScheduleKind, ScheduleKind};
 use std::fmt::Display;
 
 impl RunConfig {
@@ -63,10 +63,10 @@ impl RunConfig {
             "SimCLR has one branch: set it to false, or train with --method sdclr",
         );
         check.that(
-            model.name != ModelName::ResNet32s || model.stem == crate::names::Stem::Small,
+            !model.name.is_cifar_family() || model.stem == crate::names::Stem::Small,
             "model.stem",
             model.stem,
-            "resnet32s has only the small stem",
+            "the resnet32s family has only the small stem",
         );
     }
 

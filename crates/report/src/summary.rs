@@ -232,6 +232,8 @@ pub fn protocol_title(protocol: Protocol) -> &'static str {
         Protocol::FewShot => "Few-shot",
         Protocol::Knn => "Nearest neighbours",
         Protocol::RawPixels => "Raw pixels",
+        Protocol::Finetune => "Fine-tuning",
+        Protocol::Supervised => "Supervised, from scratch",
     }
 }
 

@@ -90,6 +90,28 @@ pub fn load_model(engine: &mut dyn Engine, model: &Model, checkpoint: &Checkpoin
     Ok(())
 }
 
+/// Loads the dense branch of a backbone into a network with one branch and another head, whose parameters stay.
+///
+/// # Errors
+/// [`CheckpointError::OtherModel`] if a tensor of the backbone is missing or of another shape.
+pub fn load_backbone(engine: &mut dyn Engine, model: &Model, checkpoint: &Checkpoint) -> Result<(), Error> {
+    let mut tensors = model.export(engine, model.params())?;
+    tensors.extend(model.export_running(engine)?);
+    for (name, shape) in model_layout(model) {
+        if model.network.param(&name).is_some_and(|param| param.layer.is_none()) {
+            continue;
+        }
+        // `bn1.weight` is `bn1.dense.weight` where each branch has its own.
+        let dual = name.rsplit_once('.').map(|(norm, kind)| format!("{norm}.dense.{kind}"));
+        let stored = dual.filter(|dual| checkpoint.tensors.contains_key(dual)).unwrap_or_else(|| name.clone());
+        let data = checkpoint.expect_f32(&stored, &shape)?.to_vec();
+        tensors.insert(name, Tensor { shape, data });
+    }
+    model.import(engine, model.params(), &tensors)?;
+    model.import_running(engine, &tensors)?;
+    Ok(())
+}
+
 /// Names and shapes of a network's parameters and running statistics.
 fn model_layout(model: &Model) -> Vec<(String, Vec<usize>)> {
     let network = &model.network;

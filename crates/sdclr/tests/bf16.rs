@@ -110,4 +110,5 @@ fn gradients_of_whole_networks_point_the_same_way() {
     check("resnet10", true);
     check("resnet18", false);
     check("resnet32s", true);
+    check("resnet32s-ride", true);
 }

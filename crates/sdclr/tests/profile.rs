@@ -69,10 +69,12 @@ fn every_operation_of_a_step_is_counted() {
     ];
     let max_pool = [Op::MaxPoolForward, Op::MaxPoolBackward];
     let shortcut = [Op::ShortcutForward, Op::ShortcutBackward];
+    let concat = [Op::ConcatForward, Op::ConcatBackward, Op::ShortcutForward, Op::ShortcutBackward];
     for (flags, more) in [
         (&[("model", "resnet10"), ("stem", "small")][..], &[][..]),
         (&[("model", "resnet10"), ("stem", "imagenet"), ("optimizer", "adam")], &max_pool),
         (&[("model", "resnet32s"), ("method", "simclr"), ("optimizer", "lars")], &shortcut),
+        (&[("model", "resnet32s-bbn")], &concat),
     ] {
         let mut found: Vec<Op> = rows(&config(flags)).iter().map(|row| row.op).collect();
         found.sort_unstable();

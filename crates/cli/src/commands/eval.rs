@@ -1,8 +1,11 @@
-//! `sdclr eval linear|few-shot|knn`.
+//! `sdclr eval linear|few-shot|knn|finetune`.
 
 mod stored;
 
-use crate::args::{ClassifierArgs, EvalCommand, FewShotArgs, GroupsArg, LinearProtocol, MachineArgs, ProbeDataArgs};
+use crate::args::{
+    ClassifierArgs, EvalCommand, FewShotArgs, FinetuneTrainingArgs, GroupsArg, LinearProtocol, MachineArgs,
+    ProbeDataArgs,
+};
 use crate::context::Context;
 use crate::exit::UsageError;
 use crate::progress::Progress;
@@ -15,7 +18,7 @@ use sdclr::run_dir::{RunDir, describe_io};
 use sdclr_data::Dataset;
 use sdclr_data::source::has_parts;
 use sdclr_data::splits::SplitFamily;
-use sdclr_records::names::{Part, Precision, Protocol};
+use sdclr_records::names::{Freeze, Part, Precision, Protocol};
 use sdclr_records::results::{ImagesRecord, ProbeData};
 use sdclr_records::{ProbeConfig, ProbeResult, RunConfig};
 use sdclr_report::{result_table, tail_line};
@@ -35,6 +38,8 @@ pub fn run(command: EvalCommand, context: Context) -> anyhow::Result<ExitCode> {
         },
         EvalCommand::FewShot(args) => (Protocol::FewShot, &args.probe),
         EvalCommand::Knn(args) => (Protocol::Knn, &args.probe),
+        EvalCommand::Finetune(args) if args.training.from_scratch => (Protocol::Supervised, &args.probe),
+        EvalCommand::Finetune(args) => (Protocol::Finetune, &args.probe),
     };
     if let Some(name) = &probe_args.name {
         RunDir::check_result_name(name)?;
@@ -43,19 +48,21 @@ pub fn run(command: EvalCommand, context: Context) -> anyhow::Result<ExitCode> {
         return Err(UsageError("--per-class 0: must be at least 1".to_owned()).into());
     }
     let (run, checkpoint) = config::locate(&probe_args.run)?;
-    let name = probe_args.name.clone().unwrap_or_else(|| result_name(protocol, &checkpoint));
-    check_writable(&run, &name)?;
-    let subject = Subject { config: run.config()?, weights: Weights::Trained(std::path::absolute(checkpoint)?) };
-    if probe_args.test_only {
-        return stored::run(probe_args, protocol, &name, &run, &subject, context);
-    }
+    let subject = Subject { config: run.config()?, weights: Weights::Trained(std::path::absolute(&checkpoint)?) };
     let mut probe = ProbeConfig::new(protocol, subject.config.data.image_size, probe_args.seed);
     match &command {
         EvalCommand::Linear(args) => apply(&args.classifier, &mut probe),
         EvalCommand::FewShot(args) => apply(&args.classifier, &mut probe),
         EvalCommand::Knn(args) => probe.neighbours = args.neighbours,
+        EvalCommand::Finetune(args) => apply_finetune(&args.training, &mut probe)?,
     }
     probe.validate()?;
+    sdclr::probe::check_layers(&subject.config, &probe)?;
+    let name = probe_args.name.clone().unwrap_or_else(|| result_name(&probe, &checkpoint));
+    check_writable(&run, &name)?;
+    if probe_args.test_only {
+        return stored::run(probe_args, protocol, &name, &run, &subject, context);
+    }
     let mut images = open(&probe_args.data, &context)?;
     if let EvalCommand::FewShot(args) = &command
         && let Some(per_class) = args.per_class
@@ -97,11 +104,17 @@ pub fn run(command: EvalCommand, context: Context) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// The probe's name, and the checkpoint's where it is not the last one: `knn`, `knn-epoch-100`.
-fn result_name(protocol: Protocol, checkpoint: &Path) -> String {
+/// The probe's name, the last fixed layer's, and the checkpoint's where it is not the last one: `knn`, `finetune-layer2`,
+/// `knn-epoch-100`.
+fn result_name(probe: &ProbeConfig, checkpoint: &Path) -> String {
+    let mut name = probe.protocol.to_string();
+    if let Some(settings) = probe.fine_tuning.filter(|settings| settings.freeze != Freeze::None) {
+        name = format!("{name}-{}", settings.freeze);
+    }
     match checkpoint.file_stem().map(|stem| stem.to_string_lossy().into_owned()) {
-        Some(stem) if stem != "last" => format!("{protocol}-{stem}"),
-        _ => protocol.to_string(),
+        // From scratch no checkpoint counts.
+        Some(stem) if stem != "last" && probe.protocol != Protocol::Supervised => format!("{name}-{stem}"),
+        _ => name,
     }
 }
 
@@ -186,6 +199,24 @@ fn apply(args: &ClassifierArgs, probe: &mut ProbeConfig) {
     }
     probe.batch_size = args.batch_size.unwrap_or(probe.batch_size);
     probe.lr = args.lr.unwrap_or(probe.lr);
+}
+
+fn apply_finetune(args: &FinetuneTrainingArgs, probe: &mut ProbeConfig) -> anyhow::Result<()> {
+    if let Some(epochs) = args.epochs {
+        probe.set_epochs(epochs);
+    }
+    probe.batch_size = args.batch_size.unwrap_or(probe.batch_size);
+    probe.lr = args.lr.unwrap_or(probe.lr);
+    probe.weight_decay = args.weight_decay.unwrap_or(probe.weight_decay);
+    let mut settings = probe.fine_tuning.unwrap_or_default();
+    if let Some(freeze) = &args.freeze {
+        settings.freeze = freeze.parse()?;
+    }
+    if let Some(mode) = &args.frozen_bn {
+        settings.frozen_bn = mode.parse()?;
+    }
+    probe.fine_tuning = Some(settings);
+    Ok(())
 }
 
 fn draw(images: &Dataset, per_class: usize, seed: u64) -> anyhow::Result<Dataset> {

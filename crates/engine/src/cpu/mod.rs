@@ -359,6 +359,28 @@ impl<E: Compute> Engine for HostEngine<E> {
         });
     }
 
+    fn concat_forward(&mut self, n: usize, x: Act, y: Act, at: usize) {
+        self.store.with_vector(y, |store, y| {
+            let (x, width) = (store.vector(x), y.dims().len());
+            let c = x.dims().len();
+            for (y, x) in y.images_mut(n).chunks_exact_mut(width).zip(x.images(n).chunks_exact(c)) {
+                y[at..at + c].copy_from_slice(x);
+            }
+        });
+    }
+
+    fn concat_backward(&mut self, n: usize, dy: Act, at: usize, dx: Act, write: Write) {
+        self.store.with_vector(dx, |store, dx| {
+            let (dy, c) = (store.vector(dy), dx.dims().len());
+            let width = dy.dims().len();
+            for (dx, dy) in dx.images_mut(n).chunks_exact_mut(c).zip(dy.images(n).chunks_exact(width)) {
+                for (dx, &g) in dx.iter_mut().zip(&dy[at..at + c]) {
+                    *dx = if write == Write::Add { *dx + g } else { g };
+                }
+            }
+        });
+    }
+
     fn linear_forward(&mut self, n: usize, x: Act, w: Span, bias: Option<Span>, y: Act, sums: Option<Span>) {
         let (cin, cout) = (self.store.dims(x).len(), self.store.dims(y).len());
         let team = &self.team;

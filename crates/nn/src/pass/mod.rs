@@ -4,7 +4,10 @@
 //! every activation; an evaluation pass reuses those that nothing reads any more. Gradients live only between their last
 //! consumer and their producer and come from a [`GradPool`] that several passes share, since backwards run one by one.
 
+mod fixed;
 mod plan;
+
+pub use fixed::Fixed;
 
 use crate::NnError;
 use crate::collective::Collective;
@@ -100,6 +103,8 @@ pub struct Pass {
     acts: Vec<Option<Act>>,
     grads: Vec<Option<Act>>,
     convs: Vec<Option<Conv>>,
+    /// Where every norm gets its statistics from.
+    norm_modes: Vec<Mode>,
     /// mean, 1/σ, scale, shift of every norm, and where each begins.
     coefs: Span,
     coef_at: Vec<usize>,
@@ -119,14 +124,29 @@ impl Pass {
     /// # Errors
     /// Out of memory.
     pub fn new(engine: &mut dyn Engine, model: &Model, spec: PassSpec, pool: &mut GradPool) -> Result<Self, NnError> {
+        Self::with_fixed(engine, model, spec, Fixed::NOTHING, pool)
+    }
+
+    /// [`Pass::new`] of a pass whose backward leaves some layers as they are. See [`crate::Optimizer::with_fixed`].
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn with_fixed(
+        engine: &mut dyn Engine,
+        model: &Model,
+        spec: PassSpec,
+        fixed: Fixed,
+        pool: &mut GradPool,
+    ) -> Result<Self, NnError> {
         let net = &model.network;
         let nodes = net.nodes[..net.nodes_until(spec.until)].to_vec();
-        let wanted = plan::wanted_gradients(net, &nodes);
+        let wanted = plan::wanted_gradients(net, &nodes, fixed);
         let mut pass = Self {
             spec,
             acts: vec![None; net.values.len()],
             grads: vec![None; net.values.len()],
             convs: vec![None; nodes.len()],
+            norm_modes: fixed::norm_modes(net, spec.mode, fixed),
             coefs: alloc_span(engine, net.norms.iter().map(|n| 4 * n.channels).sum())?,
             coef_at: net
                 .norms
@@ -151,7 +171,8 @@ impl Pass {
                 let used = match spec.mode {
                     Mode::Eval => ConvUse::Forward,
                     Mode::Train if pass.wanted[x.0] => ConvUse::Train,
-                    Mode::Train => ConvUse::ForwardWeight,
+                    Mode::Train if pass.wanted[node.y.0] => ConvUse::ForwardWeight,
+                    Mode::Train => ConvUse::Forward,
                 };
                 pass.convs[i] = Some(engine.alloc_conv(shape, spec.max_batch, used)?);
             }
@@ -226,6 +247,11 @@ impl Pass {
                 Op::MaxPool { x } => engine.max_pool_forward(n, self.act(x), y),
                 Op::AvgPool { x } => engine.avg_pool_forward(n, self.act(x), y),
                 Op::Shortcut { x } => engine.shortcut_forward(n, self.act(x), y),
+                Op::Concat { parts } => {
+                    for (x, at) in plan::columns(&model.network, parts) {
+                        engine.concat_forward(n, self.act(x), y, at);
+                    }
+                }
                 Op::Linear { x, weight, bias } => {
                     let part = |id| model.part(model.params(), id);
                     engine.linear_forward(n, self.act(x), part(weight), bias.map(part), y, self.sums_of(i));
@@ -295,6 +321,13 @@ impl Pass {
                         engine.shortcut_backward(n, dy, dx, write);
                     }
                 }
+                Op::Concat { parts } => {
+                    for (x, at) in plan::columns(&model.network, parts) {
+                        if let Some((dx, write)) = target(x) {
+                            engine.concat_backward(n, dy, at, dx, write);
+                        }
+                    }
+                }
                 Op::Linear { x, weight, bias } => {
                     let part = |id| model.part(model.grads(), id);
                     engine.linear_backward_weight(n, self.act(x), dy, part(weight), bias.map(part));
@@ -309,7 +342,7 @@ impl Pass {
 
     /// Where a node leaves Σ and Σ² of its output for the batch norm that reads it.
     fn sums_of(&self, i: usize) -> Option<Span> {
-        let norm = self.normed_by[i].filter(|_| self.spec.mode == Mode::Train)?;
+        let norm = self.normed_by[i].filter(|norm| self.norm_modes[norm.0] == Mode::Train)?;
         Some(self.norm_sums(norm))
     }
 
@@ -343,7 +376,7 @@ impl Pass {
         let set = spec.set(self.spec.branch as usize);
         let (gamma, beta) = (model.part(model.params(), set.gamma), model.part(model.params(), set.beta));
         let running = model.running().slice(set.running..set.running + 2 * spec.channels);
-        match self.spec.mode {
+        match self.norm_modes[norm.0] {
             Mode::Eval => engine.norm_eval(NormEval { gamma, beta, running, eps: BN_EPS, coef }),
             Mode::Train => {
                 ranks.all_reduce_sum(engine, sums)?;

@@ -1,16 +1,20 @@
 //! Which buffers a pass needs and when: activations, gradients, and the order in which gradients are first written.
 
-use super::{GradPool, Mode, Pass};
+use super::{Fixed, GradPool, Mode, Pass};
 use crate::NnError;
-use crate::graph::{Network, Node, NormId, Op, Value, ValueId};
+use crate::graph::{MAX_PARTS, Network, Node, NormId, Op, Value, ValueId};
 use sdclr_engine::{Act, Engine, Write};
 
 impl Pass {
-    /// One buffer per value; in evaluation, values that are not read any more lend theirs to later ones.
+    /// One buffer per value; values that nothing reads any more, not even backward, lend theirs to later ones.
     pub(super) fn plan_activations(&mut self, engine: &mut dyn Engine, net: &Network) -> Result<(), NnError> {
         let last_read = |value: ValueId| {
             let reads = self.nodes.iter().rposition(|node| node.op.inputs().any(|v| v == value));
             if value == self.spec.until || value == net.feature { usize::MAX } else { reads.unwrap_or(usize::MAX) }
+        };
+        let in_backward = |value: ValueId| {
+            let touches = |node: &Node| node.y == value || node.op.inputs().any(|v| v == value);
+            self.spec.mode == Mode::Train && self.nodes.iter().any(|node| self.wanted[node.y.0] && touches(node))
         };
         let max_batch = self.spec.max_batch;
         let alloc = |engine: &mut dyn Engine, value: Value| engine.alloc_act(max_batch, value.dims, value.role);
@@ -21,10 +25,10 @@ impl Pass {
             let value = net.values[node.y.0];
             let reusable = free.iter().position(|(v, _)| *v == value);
             acts[node.y.0] = Some(match reusable {
-                Some(at) if self.spec.mode == Mode::Eval => free.swap_remove(at).1,
-                _ => alloc(engine, value)?,
+                Some(at) => free.swap_remove(at).1,
+                None => alloc(engine, value)?,
             });
-            for value in node.op.inputs().filter(|&v| last_read(v) == i) {
+            for value in node.op.inputs().filter(|&v| last_read(v) == i && !in_backward(v)) {
                 if let Some(act) = acts[value.0] {
                     free.push((net.values[value.0], act));
                 }
@@ -65,6 +69,17 @@ impl Pass {
     }
 }
 
+/// The vectors of a concatenation and the column at which each begins.
+pub(super) fn columns(
+    net: &Network,
+    parts: [Option<ValueId>; MAX_PARTS],
+) -> impl Iterator<Item = (ValueId, usize)> + use<'_> {
+    parts.into_iter().flatten().scan(0, |at, x| {
+        *at += net.dims(x).len();
+        Some((x, *at - net.dims(x).len()))
+    })
+}
+
 /// The batch norm that reads `value`.
 pub(super) fn reader_norm(nodes: &[Node], value: ValueId) -> Option<NormId> {
     nodes.iter().find_map(|node| match node.op {
@@ -87,11 +102,10 @@ pub(super) fn gradient_writes(nodes: &[Node], wanted: &[bool]) -> Vec<Write> {
 }
 
 /// Values whose gradient leads to a trainable parameter: backward stops at the first trainable node.
-pub(super) fn wanted_gradients(net: &Network, nodes: &[Node]) -> Vec<bool> {
+pub(super) fn wanted_gradients(net: &Network, nodes: &[Node], fixed: Fixed) -> Vec<bool> {
     let mut wanted = vec![false; net.values.len()];
     for node in nodes {
-        let trains = matches!(node.op, Op::Conv { .. } | Op::Norm { .. } | Op::Linear { .. });
-        wanted[node.y.0] = trains || node.op.inputs().any(|v| wanted[v.0]);
+        wanted[node.y.0] = fixed.trains(net, &node.op) || node.op.inputs().any(|v| wanted[v.0]);
     }
     wanted
 }

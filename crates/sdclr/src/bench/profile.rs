@@ -50,7 +50,7 @@ pub enum Kind {
     Convolution,
     /// Batch norm with ReLU and residual addition.
     BatchNorm,
-    /// Pooling and the parameter-free shortcut.
+    /// Pooling, the parameter-free shortcut and concatenation.
     Pooling,
     /// Linear layers.
     Linear,
@@ -99,6 +99,8 @@ pub enum Op {
     AvgPoolBackward,
     ShortcutForward,
     ShortcutBackward,
+    ConcatForward,
+    ConcatBackward,
     LinearForward,
     LinearBackwardData,
     LinearBackwardWeight,
@@ -149,6 +151,8 @@ impl Op {
             Self::AvgPoolBackward => ("average pool backward", Phase::Backward, Kind::Pooling),
             Self::ShortcutForward => ("shortcut forward", Phase::Forward, Kind::Pooling),
             Self::ShortcutBackward => ("shortcut backward", Phase::Backward, Kind::Pooling),
+            Self::ConcatForward => ("concatenate forward", Phase::Forward, Kind::Pooling),
+            Self::ConcatBackward => ("concatenate backward", Phase::Backward, Kind::Pooling),
             Self::LinearForward => ("linear forward", Phase::Forward, Kind::Linear),
             Self::LinearBackwardData => ("linear backward data", Phase::Backward, Kind::Linear),
             Self::LinearBackwardWeight => ("linear backward weight", Phase::Backward, Kind::Linear),

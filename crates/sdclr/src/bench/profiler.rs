@@ -266,6 +266,16 @@ impl Engine for Profiler {
         self.count(Op::ShortcutBackward, self.shape(dx), cost, |e| e.shortcut_backward(n, dy, dx, write));
     }
 
+    fn concat_forward(&mut self, n: usize, x: Act, y: Act, at: usize) {
+        let cost = (0, 2 * self.bytes(n, x));
+        self.count(Op::ConcatForward, self.shape(x), cost, |e| e.concat_forward(n, x, y, at));
+    }
+
+    fn concat_backward(&mut self, n: usize, dy: Act, at: usize, dx: Act, write: Write) {
+        let cost = (0, self.bytes(n, dx) + self.written(n, dx, write));
+        self.count(Op::ConcatBackward, self.shape(dx), cost, |e| e.concat_backward(n, dy, at, dx, write));
+    }
+
     fn linear_forward(&mut self, n: usize, x: Act, w: Span, bias: Option<Span>, y: Act, sums: Option<Span>) {
         let (shape, flop) = self.linear_cost(n, w, x);
         let vectors = bias.map_or(0, |bias| bias.len) + sums.map_or(0, |sums| sums.len);

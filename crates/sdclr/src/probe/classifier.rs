@@ -9,6 +9,16 @@ use sdclr_nn::{
 use sdclr_records::ProbeConfig;
 use std::collections::BTreeMap;
 
+/// A linear classifier's first weights, N(0, `init_std`), and biases, 0.
+pub(super) fn first_weights(width: usize, n_classes: usize, probe: &ProbeConfig) -> BTreeMap<String, Tensor> {
+    let mut rng = rng::stream(probe.seed, "probe-init", 0);
+    let weights = (0..width * n_classes).map(|_| (rng::normal(&mut rng) * probe.init_std) as f32).collect();
+    BTreeMap::from([
+        ("fc.weight".to_owned(), Tensor { shape: vec![n_classes, width], data: weights }),
+        ("fc.bias".to_owned(), Tensor { shape: vec![n_classes], data: vec![0.0; n_classes] }),
+    ])
+}
+
 /// A linear classifier with its optimizer.
 pub struct Classifier {
     model: Model,
@@ -36,13 +46,7 @@ impl Classifier {
         let loss = CrossEntropy::new(engine, probe.batch_size)?;
         let (momentum, weight_decay) = (probe.momentum as f32, probe.weight_decay as f32);
         let optimizer = Optimizer::new(engine, &model, OptimizerKind::Sgd { momentum, weight_decay })?;
-        let mut rng = rng::stream(probe.seed, "probe-init", 0);
-        let weights = (0..width * n_classes).map(|_| (rng::normal(&mut rng) * probe.init_std) as f32).collect();
-        let tensors = BTreeMap::from([
-            ("fc.weight".to_owned(), Tensor { shape: vec![n_classes, width], data: weights }),
-            ("fc.bias".to_owned(), Tensor { shape: vec![n_classes], data: vec![0.0; n_classes] }),
-        ]);
-        model.import(engine, model.params(), &tensors)?;
+        model.import(engine, model.params(), &first_weights(width, n_classes, probe))?;
         Ok(Self { model, pass, loss, optimizer, width, n_classes })
     }
 

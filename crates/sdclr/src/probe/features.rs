@@ -9,7 +9,8 @@ use crate::signals::{StopFlag, StopSignal};
 use crate::snapshot;
 use sdclr_data::{Dataset, Loader, LoaderSpec, Order, Shard};
 use sdclr_engine::{ByteBuf, Engine, Rows};
-use sdclr_nn::{Batch, Branch, GradPool, Mode, Model, Pass, PassSpec, Single};
+use sdclr_nn::{Batch, Branch, GradPool, Mode, Model, Network, Pass, PassSpec, Single};
+use sdclr_records::RunConfig;
 use sdclr_records::augment::Augmentation;
 use sdclr_records::results::WeightsRecord;
 
@@ -39,14 +40,57 @@ impl Features {
     }
 }
 
-/// A frozen subject on an engine.
-pub struct Extractor {
-    /// The compute back end, which probes share.
-    pub engine: Box<dyn Engine>,
+/// How a subject's images are loaded: single views.
+pub(super) struct ViewSpec {
     image_size: usize,
     max_broken: f64,
     strict: bool,
     workers: usize,
+}
+
+impl ViewSpec {
+    /// As the subject's run loaded its own.
+    pub fn new(config: &RunConfig, machine: &Machine) -> Self {
+        let data = &config.data;
+        let (image_size, max_broken, strict) = (data.image_size, data.max_broken, data.strict);
+        Self { image_size, max_broken, strict, workers: machine.workers }
+    }
+
+    /// A loader of single views.
+    ///
+    /// # Errors
+    /// Settings that the loader refuses.
+    pub fn loader(
+        &self,
+        images: &Dataset,
+        recipe: &Augmentation,
+        order: Order,
+        seed: u64,
+        batch_size: usize,
+    ) -> Result<Loader, Error> {
+        let spec = LoaderSpec {
+            recipe: recipe.clone(),
+            image_size: self.image_size as u32,
+            n_views: 1,
+            batch_size,
+            order,
+            seed,
+            workers: self.workers,
+            jpeg_scaling: false,
+            cache_bytes: LoaderSpec::CACHE_BYTES,
+            shard: Shard::default(),
+            max_broken_share: self.max_broken as f32,
+            strict: self.strict,
+        };
+        Ok(Loader::new(images.clone(), spec)?)
+    }
+}
+
+/// A frozen subject on an engine.
+pub struct Extractor {
+    /// The compute back end, which probes share.
+    pub engine: Box<dyn Engine>,
+    views: ViewSpec,
     network: Option<Frozen>,
     /// Which weights these are; `None` for raw pixels.
     pub weights: Option<WeightsRecord>,
@@ -67,7 +111,7 @@ impl Extractor {
     /// # Errors
     /// A checkpoint that cannot be read or is of another network, out of memory.
     pub fn new(subject: &Subject, machine: &Machine) -> Result<Self, Error> {
-        let (mut engine, data) = (machine.engine()?, &subject.config.data);
+        let mut engine = machine.engine()?;
         let record = |frozen: &Frozen| WeightsRecord {
             method: subject.config.method,
             model: frozen.model.network.name.clone(),
@@ -96,8 +140,7 @@ impl Extractor {
         if let Some(frozen) = &network {
             frozen.pass.pack(&mut *engine, &frozen.model);
         }
-        let (image_size, max_broken, strict) = (data.image_size, data.max_broken, data.strict);
-        Ok(Self { engine, image_size, max_broken, strict, workers: machine.workers, network, weights })
+        Ok(Self { engine, views: ViewSpec::new(&subject.config, machine), network, weights })
     }
 
     /// Length of a feature.
@@ -105,7 +148,7 @@ impl Extractor {
     pub fn width(&self) -> usize {
         match &self.network {
             Some(frozen) => frozen.model.network.dims(frozen.model.network.feature).len(),
-            None => self.image_size * self.image_size * 3,
+            None => self.views.image_size * self.views.image_size * 3,
         }
     }
 
@@ -121,21 +164,7 @@ impl Extractor {
         seed: u64,
         batch_size: usize,
     ) -> Result<Loader, Error> {
-        let spec = LoaderSpec {
-            recipe: recipe.clone(),
-            image_size: self.image_size as u32,
-            n_views: 1,
-            batch_size,
-            order,
-            seed,
-            workers: self.workers,
-            jpeg_scaling: false,
-            cache_bytes: LoaderSpec::CACHE_BYTES,
-            shard: Shard::default(),
-            max_broken_share: self.max_broken as f32,
-            strict: self.strict,
-        };
-        Ok(Loader::new(images.clone(), spec)?)
+        self.views.loader(images, recipe, order, seed, batch_size)
     }
 
     /// Features of images as bytes `[n, size, size, 3]`, appended to `out`; any `n`.
@@ -143,7 +172,7 @@ impl Extractor {
     /// # Errors
     /// A failed device.
     pub fn extract(&mut self, views: &[u8], out: &mut Vec<f32>) -> Result<(), Error> {
-        let per_image = self.image_size * self.image_size * 3;
+        let per_image = self.views.image_size * self.views.image_size * 3;
         let width = self.width();
         let Some(Frozen { model, pass, images }) = &self.network else {
             out.extend(views.iter().map(|&byte| f32::from(byte) / 255.0));
@@ -218,10 +247,15 @@ impl Extractor {
     }
 }
 
+/// Most images that are evaluated at a time.
+pub(super) fn evaluation_batch(network: &Network) -> usize {
+    let largest = network.values.iter().map(|value| value.dims.len()).max().unwrap_or(1);
+    (LARGEST_ACTIVATION / largest).clamp(1, 128)
+}
+
 fn frozen(engine: &mut dyn Engine, subject: &Subject) -> Result<Frozen, Error> {
     let network = backend::run_network(&subject.config)?;
-    let largest = network.values.iter().map(|value| value.dims.len()).max().unwrap_or(1);
-    let max_batch = (LARGEST_ACTIVATION / largest).clamp(1, 128);
+    let max_batch = evaluation_batch(&network);
     let model = Model::new(engine, network)?;
     let until = model.network.feature;
     let spec = PassSpec { max_batch, branch: Branch::Dense, mode: Mode::Eval, until };

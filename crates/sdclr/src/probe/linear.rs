@@ -101,12 +101,6 @@ impl Training {
         Ok(Self { probe, classifier, n_classes, best: None, n_steps: 0, epoch_loss: (0.0, 0), n_images: 0, began })
     }
 
-    /// The rate of an epoch, from 1: milestones are the last epochs before a decay.
-    fn lr(&self, epoch: usize) -> f64 {
-        let n_decays = self.probe.milestones.iter().filter(|&&last| epoch > last).count();
-        self.probe.lr * self.probe.gamma.powi(n_decays as i32)
-    }
-
     fn step(
         &mut self,
         job: &mut ProbeJob,
@@ -122,7 +116,7 @@ impl Training {
         if labels.is_empty() {
             return Ok(());
         }
-        let lr = self.lr(epoch);
+        let lr = lr_at(&self.probe, epoch);
         let loss = self.classifier.step(engine, features, labels, lr)?;
         self.n_steps += 1;
         self.n_images += labels.len();
@@ -144,18 +138,11 @@ impl Training {
     fn look(&mut self, engine: &mut dyn Engine, epoch: usize, validation: Option<&Features>) -> Result<(), Error> {
         self.epoch_loss = (0.0, 0);
         let Some(validation) = validation else { return Ok(()) };
-        if !epoch.is_multiple_of(self.probe.select_every_epochs.max(1)) && epoch != self.probe.epochs {
+        if !is_look_due(&self.probe, epoch) {
             return Ok(());
         }
         let logits = self.classifier.logits(engine, &validation.values)?;
-        // With five classes every epoch would be as good as the first by top-5.
-        let k = if self.probe.select_by_top5 && self.n_classes > TOP5 { TOP5 } else { 1 };
-        let n_right = logits
-            .chunks_exact(self.n_classes)
-            .zip(&validation.labels)
-            .filter(|(row, label)| rank(row, **label as usize) < k)
-            .count();
-        let accuracy = n_right as f64 / validation.len().max(1) as f64;
+        let accuracy = selection_accuracy(&self.probe, &logits, &validation.labels);
         if self.best.as_ref().is_none_or(|(best, ..)| accuracy > *best) {
             self.best = Some((accuracy, epoch, self.classifier.weights(engine)?));
         }
@@ -205,6 +192,27 @@ impl Training {
         let (n_top5, classifier) = (Some(n_top5), Some(stored));
         Ok(Verdict { labels, predictions, n_top5, n_train, n_skipped, best_epoch, classifier })
     }
+}
+
+/// The rate of an epoch, from 1: milestones are the last epochs before a decay.
+pub(super) fn lr_at(probe: &ProbeConfig, epoch: usize) -> f64 {
+    let n_decays = probe.milestones.iter().filter(|&&last| epoch > last).count();
+    probe.lr * probe.gamma.powi(n_decays as i32)
+}
+
+/// Whether the validation images are looked at after an epoch, from 1.
+pub(super) fn is_look_due(probe: &ProbeConfig, epoch: usize) -> bool {
+    epoch.is_multiple_of(probe.select_every_epochs.max(1)) || epoch == probe.epochs
+}
+
+/// The share of rows of `logits` `[n, classes]` that are right, by which the best epoch is chosen.
+pub(super) fn selection_accuracy(probe: &ProbeConfig, logits: &[f32], labels: &[u32]) -> f64 {
+    let n = labels.len().max(1);
+    let n_classes = (logits.len() / n).max(1);
+    // With five classes every epoch would be as good as the first by top-5.
+    let k = if probe.select_by_top5 && n_classes > TOP5 { TOP5 } else { 1 };
+    let rows = logits.chunks_exact(n_classes).zip(labels);
+    rows.filter(|(row, label)| rank(row, **label as usize) < k).count() as f64 / n as f64
 }
 
 /// Index of the largest value, the first among equals.

@@ -1,16 +1,19 @@
-//! Judging features: linear and few-shot probes, nearest neighbours, and the features themselves.
+//! Judging features: linear and few-shot probes, nearest neighbours, fine-tuning, and the features themselves.
 //!
 //! [`Protocol::LinearPaper`] and [`Protocol::FewShot`] are the paper's: augmented labelled images through the frozen
 //! network, SGD with learning rate 30. [`Protocol::LinearCached`] trains the same classifier on features computed once
-//! and standardised, which takes seconds; results say which it was. kNN trains nothing.
+//! and standardised, which takes seconds; results say which it was. kNN trains nothing. [`Protocol::Finetune`] trains the
+//! backbone too, and [`Protocol::Supervised`] does so from scratch.
 
 pub(crate) mod classifier;
 mod features;
+mod finetune;
 mod knn;
 mod linear;
 mod stored;
 
 pub use features::{Extractor, Features};
+pub use finetune::check_layers;
 pub use stored::{ProbeRecord, StoredProbe, TestJob, test};
 
 use crate::backend::Machine;
@@ -20,7 +23,7 @@ use crate::progress::Observer;
 use crate::signals::{StopFlag, StopSignal};
 use sdclr_data::Dataset;
 use sdclr_records::names::Protocol;
-use sdclr_records::results::{ProbeData, RESULT_VERSION};
+use sdclr_records::results::{ProbeData, RESULT_VERSION, WeightsRecord};
 use sdclr_records::{ProbeConfig, ProbeResult, RunConfig};
 use std::path::PathBuf;
 
@@ -131,16 +134,16 @@ pub fn probe(mut job: ProbeJob<'_>) -> Result<Result<Probed, StopSignal>, Error>
         let text = format!("the long tail has {} classes, the images {LEARN} {n_classes}", counts.len());
         return Err(Error::Unfit(text));
     }
-    let mut extractor = Extractor::new(job.subject, &job.machine)?;
     let verdict = match job.probe.protocol {
-        Protocol::LinearPaper | Protocol::FewShot => linear::on_images(&mut job, &mut extractor, n_classes),
-        Protocol::LinearCached | Protocol::RawPixels => linear::on_features(&mut job, &mut extractor, n_classes),
-        Protocol::Knn => knn::vote(&mut job, &mut extractor, n_classes),
+        Protocol::LinearPaper | Protocol::FewShot => frozen(&mut job, n_classes, linear::on_images),
+        Protocol::LinearCached | Protocol::RawPixels => frozen(&mut job, n_classes, linear::on_features),
+        Protocol::Knn => frozen(&mut job, n_classes, knn::vote),
+        Protocol::Finetune | Protocol::Supervised => finetune::train(&mut job, n_classes),
     };
     match verdict {
-        Ok(mut verdict) => {
+        Ok((mut verdict, weights)) => {
             let classifier = verdict.classifier.take();
-            let result = result(job, extractor, n_classes, verdict);
+            let result = result(job, weights, n_classes, verdict);
             let classifier = classifier.map(|stored| StoredProbe {
                 record: ProbeRecord {
                     class_names: result.class_names.clone(),
@@ -155,6 +158,17 @@ pub fn probe(mut job: ProbeJob<'_>) -> Result<Result<Probed, StopSignal>, Error>
         Err(Halt::Stopped(signal)) => Ok(Err(signal)),
         Err(Halt::Failed(error)) => Err(error),
     }
+}
+
+/// Examines a backbone that stays as it is.
+fn frozen(
+    job: &mut ProbeJob,
+    n_classes: usize,
+    examine: impl FnOnce(&mut ProbeJob, &mut Extractor, usize) -> Result<Verdict, Halt>,
+) -> Result<(Verdict, Option<WeightsRecord>), Halt> {
+    let mut extractor = Extractor::new(job.subject, &job.machine)?;
+    let verdict = examine(job, &mut extractor, n_classes)?;
+    Ok((verdict, extractor.weights))
 }
 
 /// Images with the classes of those to learn from: matched by name where both have names, else at most as many.
@@ -189,14 +203,16 @@ fn labelled(images: &Dataset, what: &str) -> Result<usize, Error> {
     })
 }
 
-fn result(job: ProbeJob<'_>, extractor: Extractor, n_classes: usize, verdict: Verdict) -> ProbeResult {
+fn result(job: ProbeJob<'_>, weights: Option<WeightsRecord>, n_classes: usize, verdict: Verdict) -> ProbeResult {
     let tail = job.tail.as_ref().map(|(counts, rule)| (counts.as_slice(), *rule));
+    // The weights to begin with are not the subject's there.
+    let is_supervised = job.probe.protocol == Protocol::Supervised;
     let found = metrics::accuracies(&verdict.labels, &verdict.predictions, n_classes, tail);
     ProbeResult {
         version: RESULT_VERSION,
         protocol: job.probe.protocol,
-        subject: job.subject.title().to_owned(),
-        weights: extractor.weights,
+        subject: if is_supervised { "supervised" } else { job.subject.title() }.to_owned(),
+        weights,
         top1: found.top1,
         top5: verdict.n_top5.and_then(|n_right| metrics::top5(n_right, verdict.labels.len(), n_classes)),
         class_accuracy: found.class_accuracy,

@@ -139,6 +139,8 @@ impl Fixture {
         let model = match config["block"].as_str().unwrap() {
             "basic" => "resnet18",
             "bottleneck" => "resnet50",
+            "resnet_s_bbn" => "resnet32s-bbn",
+            "resnet_s_ride" => "resnet32s-ride",
             _ => "resnet32s",
         };
         let head = Head::Projection { layers: self.number("head_layers"), dim: self.number("embedding_dim") };

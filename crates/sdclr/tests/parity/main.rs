@@ -157,7 +157,9 @@ fn check_ten_steps(name: &str, engine_name: &str, make: MakeEngine, tolerances: 
 #[test]
 fn small_networks_agree_in_outputs_loss_gradients_and_statistics() {
     for (engine_name, make) in ENGINES {
-        for name in ["tiny_dual", "tiny_single", "tiny_simclr", "tiny_bottleneck", "tiny_resnet_s"] {
+        for name in
+            ["tiny_dual", "tiny_single", "tiny_simclr", "tiny_bottleneck", "tiny_resnet_s", "tiny_bbn", "tiny_ride"]
+        {
             check_outputs(name, engine_name, make);
             check_single_step(name, engine_name, make);
         }
@@ -212,7 +214,7 @@ fn joint_gradient_equals_the_published_three_forward_gradient() {
 /// The mask's kept entries, threshold and checksums are PyTorch's.
 #[test]
 fn masks_of_networks_agree() {
-    for name in ["tiny_dual", "tiny_single", "tiny_bottleneck", "tiny_resnet_s", "resnet18"] {
+    for name in ["tiny_dual", "tiny_single", "tiny_bottleneck", "tiny_resnet_s", "tiny_bbn", "tiny_ride", "resnet18"] {
         let f = Fixture::load(name);
         let mut l = f.learner(ENGINES[1].1());
         let stats = f.update_mask(&mut l);

@@ -24,8 +24,9 @@ pub fn run(
     subject: &Subject,
     context: Context,
 ) -> anyhow::Result<ExitCode> {
-    if protocol == Protocol::Knn {
-        return Err(UsageError("--test-only: nearest neighbours have no stored probe; leave it out".to_owned()).into());
+    if matches!(protocol, Protocol::Knn | Protocol::Finetune | Protocol::Supervised) {
+        let text = "--test-only: only the linear and few-shot probes are stored; leave it out";
+        return Err(UsageError(text.to_owned()).into());
     }
     check_writable(run, name)?;
     let path = run.probe_path(name);

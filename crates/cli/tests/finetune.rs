@@ -1,0 +1,131 @@
+//! ResNet-32s's variants and fine-tuning from outside.
+#![cfg(unix)]
+
+use assert_cmd::cargo::cargo_bin;
+use rustix::process::{Pid, Signal, kill_process};
+use sdclr_records::ProbeResult;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+const TRAIN_IMAGES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/fashion-mnist-lt/train-images-idx3-ubyte.gz");
+
+/// Exit code, stdout and stderr.
+fn sdclr(folder: &Path, arguments: &[&str]) -> (Option<i32>, String, String) {
+    let output = Command::new(cargo_bin("sdclr")).current_dir(folder).args(arguments).output().expect("runs");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+#[track_caller]
+fn succeeds(folder: &Path, arguments: &[&str]) -> String {
+    let (code, stdout, stderr) = sdclr(folder, arguments);
+    assert_eq!(code, Some(0), "{arguments:?}: {stderr}");
+    stdout
+}
+
+/// A folder with a run of one epoch on 40 images of 8 pixels.
+fn trained(model: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().expect("temporary folder");
+    // Inside all three parts; every class of the probe part is among them.
+    let indices: Vec<usize> = (0..40).map(|i| i * 25).collect();
+    sdclr_data::splits::write_indices(&dir.path().join("some.npy"), &indices).expect("writes");
+    let data = ["pretrain", "--out", "run", "--data", TRAIN_IMAGES, "--split", "some.npy", "--image-size", "8"];
+    let settings = ["--model", model, "--base-width", "4", "--batch-size", "16", "--epochs", "1", "--lr", "0.05"];
+    succeeds(dir.path(), &[&data[..], &settings, &["--threads", "1"]].concat());
+    dir
+}
+
+fn part(name: &str) -> String {
+    TRAIN_IMAGES.replace("train-", name)
+}
+
+#[test]
+fn the_variants_of_resnet32s_are_trained_measured_embedded_and_exported() {
+    for (model, n_features, own_tensor) in
+        [("resnet32s-bbn", 32, "rb_block.bn2.running_var"), ("resnet32s-ride", 48, "layer3s.3.4.conv2.weight")]
+    {
+        let dir = trained(model);
+        let (probe, test) = (part("probe-"), part("test-"));
+        succeeds(dir.path(), &["eval", "knn", "run", "--data", &probe, "--test", &test]);
+        succeeds(dir.path(), &["embed", "run", "--data", TRAIN_IMAGES, "--split", "some.npy", "--out", "e.npy"]);
+        // A header of two lines of 64 bytes.
+        let bytes = std::fs::metadata(dir.path().join("e.npy")).expect("written").len();
+        assert_eq!(bytes, 128 + 40 * n_features * 4, "{model}");
+        for branch in ["dense", "pruned"] {
+            succeeds(dir.path(), &["export", "run", "--out", "b.safetensors", "--branch", branch, "--overwrite"]);
+            let file = std::fs::read(dir.path().join("b.safetensors")).expect("written");
+            let header = String::from_utf8_lossy(&file[8..file.len().min(40_000)]).into_owned();
+            assert!(header.contains(&format!("\"{own_tensor}\"")), "{model}, {branch}");
+            assert!(!header.contains(".dense.") && !header.contains("\"fc."), "{model}, {branch}");
+        }
+    }
+}
+
+#[test]
+fn fine_tuning_and_the_supervised_reference_write_their_results() {
+    let dir = trained("resnet32s-bbn");
+    let (probe, test) = (part("probe-"), part("test-"));
+    let mut results = Vec::new();
+    for flags in [
+        &["--freeze", "none"][..],
+        &["--freeze", "layer2"],
+        &["--freeze", "layer3", "--frozen-bn", "train", "--name", "other"],
+        &["--from-scratch", "--weight-decay", "0.001"],
+    ] {
+        let data = ["eval", "finetune", "run", "--data", &probe, "--split", "some.npy", "--test", &test, "--json"];
+        let settings = ["--val-split", "some.npy", "--epochs", "2", "--batch-size", "16", "--threads", "1"];
+        let stdout = succeeds(dir.path(), &[&data[..], &settings, flags].concat());
+        results.push(serde_json::from_str::<ProbeResult>(&stdout).expect("a result"));
+    }
+    for (result, name) in results.iter().zip(["finetune", "finetune-layer2", "other", "supervised"]) {
+        let text = std::fs::read_to_string(dir.path().join(format!("run/results/{name}.json"))).expect(name);
+        assert_eq!(serde_json::from_str::<ProbeResult>(&text).expect("a result"), *result);
+        assert_eq!((result.n_train, result.n_test), (40, 2000), "{name}");
+        assert!(result.best_epoch.is_some(), "{name}");
+    }
+    assert_eq!((results[0].subject.as_str(), results[3].subject.as_str()), ("SDCLR", "supervised"));
+    let settings: Vec<_> = results.iter().map(|result| result.settings["fine_tuning"].to_string()).collect();
+    assert_eq!(settings[1], r#"{"freeze":"layer2","frozen_bn":"eval"}"#);
+    assert_eq!(settings[2], r#"{"freeze":"layer3","frozen_bn":"train"}"#);
+    assert_eq!(results[3].settings["weight_decay"], 0.001);
+    let checkpoint = |i: usize| results[i].weights.as_ref().expect("has weights").checkpoint.is_some();
+    assert!(checkpoint(0) && !checkpoint(3));
+}
+
+#[test]
+fn wrong_flags_say_what_would_do() {
+    let dir = trained("resnet32s");
+    let probe = part("probe-");
+    for (flags, expected) in [
+        (&["--freeze", "layer4"][..], "--freeze layer4: resnet32s has 3 layers; give none, layer1, layer2 or layer3"),
+        (&["--freeze", "layer5"], "possible values: none, layer1, layer2, layer3, layer4"),
+        (&["--frozen-bn", "train"], "--freeze"),
+        (&["--freeze", "layer1", "--from-scratch"], "cannot be used with"),
+        (&["--batch-size", "1"], "--batch-size = 1: must be at least 2"),
+        (&["--weight-decay", "-1"], "--weight-decay = -1: must be a number, 0 or above"),
+        (&["--epochs", "0"], "--epochs = 0: must be at least 1"),
+    ] {
+        let arguments = ["eval", "finetune", "run", "--data", &probe, "--test", &probe];
+        let (code, _, stderr) = sdclr(dir.path(), &[&arguments[..], flags].concat());
+        assert!(code == Some(2) && stderr.contains(expected), "{flags:?}: {code:?} {stderr}");
+    }
+    assert!(!dir.path().join("run/results").exists(), "nothing was measured");
+}
+
+#[test]
+fn a_stopped_fine_tuning_writes_no_result() {
+    let dir = trained("resnet32s");
+    let (probe, test) = (part("probe-"), part("test-"));
+    let mut command = Command::new(cargo_bin("sdclr"));
+    command.current_dir(dir.path()).args(["eval", "finetune", "run", "--data", &probe, "--test", &test]);
+    command.args(["--epochs", "100000", "--batch-size", "16"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
+    let mut stderr = BufReader::new(child.stderr.take().expect("piped")).lines().map_while(Result::ok);
+    assert!(stderr.any(|line| line.contains("epoch ")), "no progress before the end");
+    kill_process(Pid::from_child(&child), Signal::INT).expect("is running");
+    let rest = stderr.collect::<Vec<_>>().join("\n");
+    assert_eq!(child.wait().expect("ends").code(), Some(130), "{rest}");
+    assert!(rest.contains("no result was written"), "{rest}");
+    assert!(!dir.path().join("run/results/finetune.json").exists());
+}
