@@ -2,11 +2,13 @@
 
 mod error;
 mod export;
+mod import;
 mod names;
 mod npy;
 mod torch;
 
 pub use error::ImportError;
 pub use export::{ExportError, ExportOptions, ExportSummary, export_safetensors, export_summary};
+pub use import::{ImportedMasks, ImportedModel, LinearClassifier, import_masks, import_model};
 pub use names::{Branch, torchvision_name};
 pub use npy::{npy_f32, npy_header};
