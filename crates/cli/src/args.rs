@@ -1,8 +1,10 @@
 //! What can be typed.
 
 mod bench;
+mod import;
 
 pub use bench::*;
+pub use import::*;
 
 use crate::flags::ConfigFlags;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
@@ -67,6 +69,8 @@ pub enum Command {
     Embed(EmbedArgs),
     /// Write a trained backbone for other tools
     Export(ExportArgs),
+    /// Make a run directory of a checkpoint that PyTorch wrote
+    Import(ImportArgs),
     /// Say what a data set, a run or a checkpoint is
     Inspect(InspectArgs),
     /// Measure how fast this machine trains, beside what it could do at most

@@ -6,6 +6,7 @@ mod doctor;
 mod embed;
 mod eval;
 mod export;
+mod import;
 mod inspect;
 mod pretrain;
 mod shell;
@@ -26,6 +27,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Eval(command) => eval::run(command, context),
         Command::Embed(args) => embed::run(&args, context),
         Command::Export(args) => export::run(&args, context),
+        Command::Import(args) => import::run(&args, context),
         Command::Inspect(args) => inspect::run(&args, context),
         Command::Bench(args) => bench::run(&args, context),
         Command::Doctor => doctor::run(context),

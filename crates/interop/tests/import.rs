@@ -1,5 +1,6 @@
 //! Files that PyTorch wrote (`fixtures/make_checkpoints.py`) become tensors under this project's names.
 
+use proptest::prelude::*;
 use safetensors::SafeTensors;
 use sdclr_interop::{ImportError, ImportedModel, import_masks, import_model};
 use sdclr_nn::Head;
@@ -154,4 +155,28 @@ fn a_damaged_file_is_noticed() {
     std::fs::write(&path, bytes).expect("writes");
     let error = import_model(&path).expect_err("damaged").to_string();
     assert!(error.contains("the file is damaged") && error.contains("simclr/data/2"), "{error}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
+    #[test]
+    fn real_files_with_flipped_bits_are_read_or_refused(
+        which in 0..4usize,
+        flips in proptest::collection::vec((any::<usize>(), 0..8u32), 1..4),
+        is_near_the_front: bool,
+    ) {
+        let name = ["best_model.pt", "mask_7.pt", "odd_legacy.pt", "resnet50.safetensors"][which];
+        let mut bytes = std::fs::read(fixture(name)).expect("reads");
+        // The front of most files is their pickle or header, where a bit means the most.
+        let reach = if is_near_the_front { bytes.len().min(4000) } else { bytes.len() };
+        for (at, bit) in flips {
+            bytes[at % reach] ^= 1u8 << bit;
+        }
+        let file = tempfile::NamedTempFile::new().expect("temporary file");
+        std::fs::write(file.path(), &bytes).expect("writes");
+        // Neither may panic; a flip in a weight of the containers without checksums goes unnoticed.
+        let _ = import_model(file.path());
+        let _ = import_masks(file.path(), &model("simclr.pt"));
+    }
 }

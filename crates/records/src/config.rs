@@ -31,6 +31,10 @@ pub struct RunConfig {
     pub optimizer: OptimizerConfig,
     /// How the learning rate moves.
     pub schedule: ScheduleConfig,
+    /// Where the model is from, if another program trained it. Nothing is trained by such a config: of its other values
+    /// only those of the model and the image size mean something.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub import: Option<ImportConfig>,
 }
 
 /// `[data]`: which images, and how they are read.
@@ -80,6 +84,23 @@ pub struct ModelConfig {
     pub head_dim: usize,
     /// Whether each branch has batch norms of its own; SDCLR's default.
     pub dual_bn: bool,
+    /// The checkpoint whose parameters and running statistics the run begins with; drawn from the seed if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_from: Option<PathBuf>,
+}
+
+/// `[import]`: where a model is from that another program trained.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImportConfig {
+    /// The file that it was imported from.
+    pub file: PathBuf,
+    /// Whether the projection head came with it; else it is drawn from the seed.
+    #[serde(default)]
+    pub has_head: bool,
+    /// Whether it is known that the config's method trained it.
+    #[serde(default)]
+    pub knows_method: bool,
 }
 
 /// `[prune]`: the damaged branch of SDCLR.
@@ -174,6 +195,7 @@ impl Default for RunConfig {
                 milestones: Vec::new(),
                 gamma: 0.1,
             },
+            import: None,
         }
     }
 }
@@ -208,6 +230,7 @@ impl Default for ModelConfig {
             head_layers: 3,
             head_dim: 128,
             dual_bn: true,
+            init_from: None,
         }
     }
 }

@@ -7,6 +7,7 @@ pub mod backend;
 pub mod bench;
 pub mod checkpoint;
 pub mod error;
+pub mod init_from;
 pub mod learner;
 pub mod metrics;
 pub mod pretrain;

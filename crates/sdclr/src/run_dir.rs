@@ -1,7 +1,7 @@
 //! The run directory: one place for everything a run writes, each file whole at any moment, one writer at a time.
 //!
-//! `config.toml`, `metrics.jsonl`, `checkpoints/{last,epoch-N,mask-N}.safetensors`, `results/NAME.json`, `log.txt`,
-//! `skipped.csv`. Files other than the appended ones are written beside their place and renamed into it.
+//! `config.toml`, `metrics.jsonl`, `checkpoints/{last,epoch-N,mask-N}.safetensors`, `results/NAME.json`,
+//! `probes/NAME.safetensors`, `log.txt`, `skipped.csv`. Files other than the appended ones are written beside their place and renamed into it.
 
 mod atomic;
 mod claim;
@@ -105,6 +105,15 @@ impl RunDir {
             CheckpointName::Mask(epoch) => format!("mask-{epoch}"),
         };
         self.root.join("checkpoints").join(name + ".safetensors")
+    }
+
+    /// The file of a stored probe, whether it exists or not.
+    ///
+    /// # Errors
+    /// [`RunDirError::BadName`].
+    pub fn probe_path(&self, name: &str) -> Result<PathBuf, RunDirError> {
+        Self::check_result_name(name)?;
+        Ok(self.root.join("probes").join(format!("{name}.safetensors")))
     }
 
     /// The config that the run was started with.

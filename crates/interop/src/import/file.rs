@@ -86,6 +86,11 @@ impl ForeignFile {
         }
     }
 
+    /// Whether there is an entry of this name beside the tensors.
+    pub fn has_key(&self, key: &str) -> bool {
+        self.keys.iter().any(|known| known == key)
+    }
+
     /// What is inside, for messages about what is not: the first names.
     pub fn contents(&self) -> String {
         let names: Vec<&str> = self.entries.iter().map(|entry| entry.name.as_str()).collect();

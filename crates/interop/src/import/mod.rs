@@ -29,6 +29,10 @@ pub struct ImportedModel {
     pub tensors: BTreeMap<String, Tensor>,
     /// A linear classifier on the features.
     pub classifier: Option<LinearClassifier>,
+    /// Whether the file is a probe of the published code: its classifier is what was trained.
+    pub is_probe: bool,
+    /// Whether shortcuts are named as the published SDCLR network names them, and not numbered.
+    pub has_named_shortcuts: bool,
     /// The epoch that the file says it is of.
     pub epoch: Option<usize>,
     /// Tensors of the file that are no part of the network, by their names there.
@@ -82,7 +86,18 @@ pub fn import_model(path: &Path) -> Result<ImportedModel, ImportError> {
         left_out.extend(sorted.classifier.values().map(|entry| entry.name.clone()));
     }
     let warnings = check_normalization(&mut file, &sorted)?;
-    Ok(ImportedModel { spec, tensors, classifier, epoch: file.epoch, left_out, warnings })
+    let is_probe = classifier.is_some() && file.has_key("best_prec1");
+    let has_named_shortcuts = file.entries.iter().any(|entry| entry.name.contains(".downsample.conv."));
+    Ok(ImportedModel {
+        spec,
+        tensors,
+        classifier,
+        is_probe,
+        has_named_shortcuts,
+        epoch: file.epoch,
+        left_out,
+        warnings,
+    })
 }
 
 /// Reads the masks of the published SDCLR code for a model: `{epoch, pruneMask: {module: mask}}`, true is kept.
@@ -126,6 +141,24 @@ pub fn import_masks(path: &Path, model: &ImportedModel) -> Result<ImportedMasks,
 }
 
 impl ImportedModel {
+    /// Layers and embedding size of the projection head.
+    #[must_use]
+    pub fn head(&self) -> Option<(usize, usize)> {
+        if let Head::Projection { layers, dim } = self.spec.head { Some((layers, dim)) } else { None }
+    }
+
+    /// Whether there is a projection head.
+    #[must_use]
+    pub fn has_head(&self) -> bool {
+        self.head().is_some()
+    }
+
+    /// Whether its batch norms or names are those of a network with a pruned branch.
+    #[must_use]
+    pub fn is_sdclr(&self) -> bool {
+        self.spec.dual_bn || self.has_named_shortcuts
+    }
+
     /// Adds a projection head drawn from `seed`, where the model came without one.
     ///
     /// # Errors

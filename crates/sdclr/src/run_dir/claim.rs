@@ -4,6 +4,7 @@
 
 use super::writer::{append_to, read_skipped};
 use super::{CONFIG_HEADER, Existing, LOCK_FILE, RUN_FILES, RunDir, RunDirError, RunWriter, write_atomic};
+use safetensors::SafeTensors;
 use sdclr_records::names::Precision;
 use sdclr_records::{ProbeResult, RunConfig};
 use std::fs::{File, TryLockError};
@@ -117,11 +118,13 @@ impl Claim {
 
     fn write_config(&self, config: &RunConfig) -> Result<(), RunDirError> {
         let path = self.dir.config_path();
-        let text = format!(
-            "{CONFIG_HEADER} {}. Run it again: sdclr pretrain --config config.toml --out NEW\n{}",
-            env!("CARGO_PKG_VERSION"),
-            config.to_toml()
-        );
+        let use_it = if config.import.is_some() {
+            "An imported model: nothing was trained here, and no value but the model's and the image size is used. \
+             Train on: sdclr pretrain --init-from RUN --data SRC --out NEW"
+        } else {
+            "Run it again: sdclr pretrain --config config.toml --out NEW"
+        };
+        let text = format!("{CONFIG_HEADER} {}. {use_it}\n{}", env!("CARGO_PKG_VERSION"), config.to_toml());
         write_atomic(&path, |file| file.write_all(text.as_bytes())).map_err(|e| RunDirError::write(&path, e))
     }
 
@@ -225,6 +228,7 @@ fn check_is_run(dir: &RunDir) -> Result<(), RunDirError> {
 fn delete_run(root: &Path) -> Result<(), RunDirError> {
     delete_matching(&root.join("checkpoints"), is_checkpoint)?;
     delete_matching(&root.join("results"), is_result)?;
+    delete_matching(&root.join("probes"), is_probe)?;
     for file in RUN_FILES.iter().rev() {
         delete_file(&root.join(file))?;
     }
@@ -267,6 +271,16 @@ fn is_checkpoint(path: &Path) -> bool {
 fn is_result(path: &Path) -> bool {
     let read = || serde_json::from_str::<ProbeResult>(&std::fs::read_to_string(path).ok()?).ok();
     path.extension().is_some_and(|extension| extension == "json") && read().is_some()
+}
+
+/// Whether a file holds a stored probe.
+fn is_probe(path: &Path) -> bool {
+    let read = || {
+        let bytes = std::fs::read(path).ok()?;
+        let (_, header) = SafeTensors::read_metadata(&bytes).ok()?;
+        header.metadata().as_ref().map(|metadata| metadata.contains_key("sdclr_probe"))
+    };
+    path.extension().is_some_and(|extension| extension == "safetensors") && read() == Some(true)
 }
 
 /// Deletes the half-written files of processes that were killed, those at least this old.
