@@ -171,6 +171,8 @@ fn a_file_is_told_what_it_is_and_what_is_missing() {
     refused(dir.path(), &["import", &simclr, "--out", "run"], 2, "--overwrite");
     refused(dir.path(), &["import", &fixture("whole_module.pt"), "--out", "x"], 1, "torch.nn.modules.linear.Linear");
     assert!(!dir.path().join("x").exists());
+    let (_, stderr) = import(dir.path(), "sdclr_single_legacy.pt", "later", &["--mask", &mask]);
+    assert!(stderr.contains("the masks are of epoch 7, the model of epoch 3"), "{stderr}");
     let (stdout, _) = done(dir.path(), &["inspect", &simclr, "--json"]);
     let found: serde_json::Value = serde_json::from_str(&stdout).expect("JSON");
     assert_eq!((&found["kind"], &found["epoch"]), (&"foreign checkpoint".into(), &5.into()));

@@ -41,7 +41,7 @@ pub fn run(args: &ImportArgs, context: Context) -> anyhow::Result<ExitCode> {
     let mut writer = RunDir::create(&args.out, existing, &config)?;
     let masks = masks.map(|(masks, _)| masks);
     let (mask_epoch, has_masks) = (masks.as_ref().and_then(|masks| masks.epoch), masks.is_some());
-    checkpoint(&config, &model, masks).save(&writer.dir().checkpoint_path(CheckpointName::Last))?;
+    checkpoint(&config, &mut model, masks).save(&writer.dir().checkpoint_path(CheckpointName::Last))?;
     writer.log(&format!("{}, imported from {}", model.spec.describe(), args.checkpoint.display()))?;
     let probe = match probe {
         Some((classifier, epoch)) => Some(write_probe(writer.dir(), &args.probe_name, &classifier, epoch)?),
@@ -157,7 +157,8 @@ fn config(
     Ok(config)
 }
 
-fn checkpoint(config: &RunConfig, model: &ImportedModel, masks: Option<ImportedMasks>) -> Checkpoint {
+/// The tensors move into it.
+fn checkpoint(config: &RunConfig, model: &mut ImportedModel, masks: Option<ImportedMasks>) -> Checkpoint {
     let mut checkpoint = Checkpoint::new(CheckpointState {
         model: model.spec.describe(),
         method: config.method,
@@ -177,7 +178,7 @@ fn checkpoint(config: &RunConfig, model: &ImportedModel, masks: Option<ImportedM
         mask_threshold: None,
         data: None,
     });
-    checkpoint.tensors.clone_from(&model.tensors);
+    checkpoint.tensors = std::mem::take(&mut model.tensors);
     checkpoint.tensors.extend(masks.into_iter().flat_map(|masks| masks.tensors));
     checkpoint
 }
@@ -205,6 +206,12 @@ fn report(
     }
     for (warning, path) in masks.iter().flat_map(|(masks, path)| masks.warnings.iter().map(move |text| (text, path))) {
         context.warn(&format!("{}: {warning}", path.display()));
+    }
+    let mask_epoch = masks.and_then(|(masks, _)| masks.epoch);
+    if let (Some(mask_epoch), Some(epoch)) = (mask_epoch, model.epoch)
+        && mask_epoch != epoch
+    {
+        context.warn(&format!("the masks are of epoch {mask_epoch}, the model of epoch {epoch}"));
     }
     if !model.left_out.is_empty() {
         let mut names = model.left_out[..model.left_out.len().min(LISTED)].join(", ");
