@@ -2,12 +2,14 @@
 
 mod bench;
 mod finetune;
+mod import;
 mod pack;
 mod reproduce;
 mod split;
 
 pub use bench::*;
 pub use finetune::*;
+pub use import::*;
 pub use pack::*;
 pub use reproduce::*;
 pub use split::*;
@@ -82,6 +84,8 @@ pub enum Command {
     Embed(EmbedArgs),
     /// Write a trained backbone for other tools
     Export(ExportArgs),
+    /// Make a run directory of a checkpoint that PyTorch wrote
+    Import(ImportArgs),
     /// Say what a data set, a run or a checkpoint is
     Inspect(InspectArgs),
     /// Write a data set once into one file that trains without decoding the originals

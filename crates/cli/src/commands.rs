@@ -6,6 +6,7 @@ mod doctor;
 mod embed;
 mod eval;
 mod export;
+mod import;
 mod inspect;
 mod pack;
 mod pretrain;
@@ -33,6 +34,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Split(command) => split::run(command, context),
         Command::Embed(args) => embed::run(&args, context),
         Command::Export(args) => export::run(&args, context),
+        Command::Import(args) => import::run(&args, context),
         Command::Inspect(args) => inspect::run(&args, context),
         Command::Pack(args) => pack::run(&args, context),
         Command::Bench(args) => bench::run(&args, context),

@@ -39,8 +39,21 @@ pub fn resolve_run(args: &PretrainArgs, context: &Context) -> anyhow::Result<(Ru
     if args.resume && !stored.is_file() && !layers.iter().any(|layer| layer.has("data.source")) {
         return Err(UsageError(format!("{}: there is no run to resume", args.out.display())).into());
     }
-    let sized = layers.iter().any(|layer| layer.has("data.image_size"));
     let mut config = resolve(&layers)?;
+    if config.import.is_some() {
+        let text = if args.resume { format!("{}: the run", args.out.display()) } else { "the config".to_owned() };
+        let text = format!(
+            "{text} is an imported model's, which has no training to go on with; start a new run from its weights: \
+             sdclr pretrain --init-from RUN --data SRC --out NEW"
+        );
+        return Err(UsageError(text).into());
+    }
+    // Whoever resumes has the network, and the file may be gone.
+    if let Some(from) = config.model.init_from.as_ref().filter(|_| !(args.resume && stored.is_file())) {
+        layers.insert(0, network_of(from)?);
+        config = resolve(&layers)?;
+    }
+    let sized = layers.iter().any(|layer| layer.has("data.image_size"));
     make_absolute(&mut config)?;
     let dataset = open_training_images(&config)?;
     // What the images decide where nobody gave it.
@@ -71,6 +84,9 @@ pub fn resolve_run(args: &PretrainArgs, context: &Context) -> anyhow::Result<(Ru
 /// Images or a split that cannot be opened.
 pub fn open_training_images(config: &RunConfig) -> anyhow::Result<Dataset> {
     let data = &config.data;
+    if data.source.as_os_str().is_empty() {
+        anyhow::bail!("it is an imported model, whose training images nobody knows");
+    }
     let (split, root) = (data.split.clone(), data.root.clone());
     open_images(&data.source, data.part, split, root)
 }
@@ -118,12 +134,39 @@ pub fn locate(path: &Path) -> anyhow::Result<(RunDir, PathBuf)> {
     Ok((run, checkpoint))
 }
 
+/// The network and image size of a run, for a new one to begin with its weights; a head that was only drawn is none.
+fn network_of(path: &Path) -> anyhow::Result<Layer> {
+    if path.is_file() && path.extension().is_some_and(|extension| extension == "pt" || extension == "pth") {
+        let shown = path.display();
+        let text =
+            format!("--init-from {shown}: import it first: sdclr import {shown} --out RUN, then --init-from RUN");
+        return Err(UsageError(text).into());
+    }
+    let config = locate(path)?.0.config()?;
+    let model = &config.model;
+    let mut flags = vec![
+        ("model", model.name.to_string()),
+        ("stem", model.stem.to_string()),
+        ("base-width", model.base_width.to_string()),
+        ("image-size", config.data.image_size.to_string()),
+    ];
+    if config.import.as_ref().is_none_or(|import| import.has_head) {
+        flags.extend([("head-layers", model.head_layers.to_string()), ("head-dim", model.head_dim.to_string())]);
+    }
+    let flags: Vec<_> = flags.into_iter().map(|(flag, value)| (flag.to_owned(), value)).collect();
+    Ok(Layer::from_flags(&flags)?)
+}
+
 /// A stored config must mean the same from any folder.
 fn make_absolute(config: &mut RunConfig) -> anyhow::Result<()> {
     let data = &mut config.data;
     data.source = std::path::absolute(&data.source)?;
     for path in [&mut data.split, &mut data.root].into_iter().flatten() {
         *path = std::path::absolute(&*path)?;
+    }
+    if let Some(path) = &mut config.model.init_from {
+        let checkpoint = path.join("checkpoints").join("last.safetensors");
+        *path = std::path::absolute(if path.is_dir() { &checkpoint } else { &*path })?;
     }
     Ok(())
 }

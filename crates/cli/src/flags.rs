@@ -66,6 +66,7 @@ const FLAGS: &[Flag] = &[
     flag(MODEL, "base-width", "CHANNELS", "Channels of the first stage [default: 64, resnet32s family 16]"),
     flag(MODEL, "head-layers", "N", "Layers of the projection head, 2 or 3 [default: 3 with dual batch norm, else 2]"),
     flag(MODEL, "head-dim", "N", "Width of the embedding that the loss sees"),
+    flag(MODEL, "init-from", "RUN", "Begin with the weights of this run or checkpoint, and by default its network"),
     flag(METHOD, "method", "METHOD", "What to train with").of(Method::NAMES).common(),
     flag(METHOD, "temperature", "TAU", "Temperature of the NT-Xent loss").common(),
     flag(METHOD, "prune-rate", "RATE", "Share of weights that the damaged branch lacks, 0 to below 1 (sdclr)").common(),
@@ -161,6 +162,7 @@ pub const BENCH_BATCH_SIZE: usize = 128;
 
 /// Flags that change nothing about speed.
 const IDLE: &[&str] = &[
+    "init-from",
     "epochs",
     "prune-schedule",
     "prune-rate-start",

@@ -38,6 +38,10 @@ pub struct RunConfig {
     /// Whether and how much images with large losses are augmented more.
     #[serde(default)]
     pub boost: BoostConfig,
+    /// Where the model is from, if another program trained it. Nothing is trained by such a config: of its other values
+    /// only those of the model and the image size mean something.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub import: Option<ImportConfig>,
 }
 
 /// `[data]`: which images, and how they are read.
@@ -87,6 +91,23 @@ pub struct ModelConfig {
     pub head_dim: usize,
     /// Whether each branch has batch norms of its own; SDCLR's default.
     pub dual_bn: bool,
+    /// The checkpoint whose parameters and running statistics the run begins with; drawn from the seed if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_from: Option<PathBuf>,
+}
+
+/// `[import]`: where a model is from that another program trained.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImportConfig {
+    /// The file that it was imported from.
+    pub file: PathBuf,
+    /// Whether the projection head came with it; else it is drawn from the seed.
+    #[serde(default)]
+    pub has_head: bool,
+    /// Whether it is known that the config's method trained it.
+    #[serde(default)]
+    pub knows_method: bool,
 }
 
 /// `[prune]`: the damaged branch of SDCLR.
@@ -213,6 +234,7 @@ impl Default for RunConfig {
                 gamma: 0.1,
             },
             boost: BoostConfig::default(),
+            import: None,
         }
     }
 }
@@ -259,6 +281,7 @@ impl Default for ModelConfig {
             head_layers: 3,
             head_dim: 128,
             dual_bn: true,
+            init_from: None,
         }
     }
 }

@@ -34,6 +34,7 @@ pub const FLAGS: &[(&str, &str)] = &[
     ("head-layers", "model.head_layers"),
     ("head-dim", "model.head_dim"),
     ("dual-bn", "model.dual_bn"),
+    ("init-from", "model.init_from"),
     ("prune-rate", "prune.rate"),
     ("random-prune-rate", "prune.random_rate"),
     ("prune-schedule", "prune.schedule"),
@@ -83,7 +84,8 @@ pub(crate) const AUTO_KEYS: &[&str] = &[
 ];
 
 /// Keys that may be absent.
-const OPTIONAL_KEYS: &[&str] = &["data.split", "data.root"];
+const OPTIONAL_KEYS: &[&str] =
+    &["data.split", "data.root", "model.init_from", "import.file", "import.has_head", "import.knows_method"];
 
 /// The flag that sets a config key, if one does.
 pub fn flag_of(key: &str) -> Option<&'static str> {

@@ -1,6 +1,6 @@
 //! The keys of a config and the type of each, taken from the default config, so that there is one list of them.
 
-use crate::config::RunConfig;
+use crate::config::{ImportConfig, RunConfig};
 use crate::error::{Error, Result, hint};
 use crate::layers::{AUTO_KEYS, flatten, value_of};
 use crate::names::{
@@ -19,6 +19,8 @@ impl Schema {
         let mut config = RunConfig::default();
         config.data.split = Some(PathBuf::new());
         config.data.root = Some(PathBuf::new());
+        config.model.init_from = Some(PathBuf::new());
+        config.import = Some(ImportConfig::default());
         // The default config holds TOML types only; were it not so, every test of the layers would fail.
         Self(flatten(&Table::try_from(config).unwrap_or_default()))
     }

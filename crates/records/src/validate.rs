@@ -26,7 +26,8 @@ impl RunConfig {
     fn check_data(&self, check: &mut Checker) {
         let data = &self.data;
         check.that(i64::try_from(self.seed).is_ok(), "seed", self.seed, "must be below 2^63");
-        let named = !data.source.as_os_str().is_empty();
+        // An imported model has no images of its own.
+        let named = !data.source.as_os_str().is_empty() || self.import.is_some();
         check.that(named, "data.source", "\"\"", "name a folder, list or data set of images");
         // 8 pixels is what four halvings of the small stem still leave a pixel of; 4096 guards against typing errors.
         let sized = (8..=4096).contains(&data.image_size);
@@ -215,6 +216,12 @@ mod tests {
     #[test]
     fn the_default_config_with_a_source_can_run() {
         assert_eq!(problems(|_| ()), "");
+    }
+
+    #[test]
+    fn an_imported_model_needs_no_images() {
+        let import = || Some(crate::config::ImportConfig { file: "model.pt".into(), ..Default::default() });
+        assert_eq!(problems(|c| (c.import, c.data.source) = (import(), "".into())), "");
     }
 
     #[test]

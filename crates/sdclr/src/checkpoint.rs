@@ -333,7 +333,7 @@ fn instead_of(path: &Path) -> String {
 }
 
 /// The first few of a list, and how many more there are.
-fn list(differences: &[String]) -> String {
+pub(crate) fn list(differences: &[String]) -> String {
     const SHOWN: usize = 3;
     let mut text = differences.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
     if differences.len() > SHOWN {

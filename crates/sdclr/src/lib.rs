@@ -8,6 +8,7 @@ pub mod bench;
 pub mod boost;
 pub mod checkpoint;
 pub mod error;
+pub mod init_from;
 pub mod learner;
 pub mod metrics;
 pub mod pretrain;

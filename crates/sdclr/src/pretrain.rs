@@ -117,7 +117,7 @@ impl<'a> Run<'a> {
     /// Opens the run directory for writing, which is the first that changes in it.
     fn begin(job: PretrainJob<'a>, prepared: Prepared) -> Result<Self, Error> {
         let resumes = job.claim.resumes();
-        let Prepared { learner, loader, schedule, n_steps, data, at, mask, boost } = prepared;
+        let Prepared { learner, loader, schedule, n_steps, data, at, mask, boost, notes } = prepared;
         let last = job.claim.dir().checkpoint_path(CheckpointName::Last);
         let mut kept = job.config.clone();
         let mut other_threads = None;
@@ -157,6 +157,10 @@ impl<'a> Run<'a> {
             }
             None if resumes => run.observer.message("no checkpoint was written yet: starting from the beginning"),
             None => {}
+        }
+        for note in &notes {
+            run.observer.message(note);
+            run.writer.log(note)?;
         }
         if let Some((before, now)) = other_threads {
             run.observer.message(&format!(

@@ -1,7 +1,8 @@
 //! The run directory: one place for everything a run writes, each file whole at any moment, one writer at a time.
 //!
 //! `config.toml`, `metrics.jsonl`, `checkpoints/{last,epoch-N,mask-N}.safetensors`, `results/NAME.json`,
-//! `probes/NAME.safetensors`, `log.txt`, `skipped.csv`. Files other than the appended ones are written beside their place and renamed into it.
+//! `probes/NAME.safetensors`, `log.txt`, `skipped.csv`. Files other than the appended ones are written beside their place and
+//! renamed into it.
 
 mod atomic;
 mod claim;

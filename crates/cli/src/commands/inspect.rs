@@ -29,6 +29,8 @@ pub fn run(args: &InspectArgs, context: Context) -> anyhow::Result<ExitCode> {
     let ends_in = |wanted: &str| args.path.extension().is_some_and(|extension| extension == wanted);
     let description = if ends_in("safetensors") {
         checkpoint_or_export(&args.path)?
+    } else if ends_in("pt") || ends_in("pth") {
+        super::import::describe(&args.path)?
     } else if ends_in("npy") {
         array(&args.path)?
     } else if args.path.join("config.toml").is_file() {

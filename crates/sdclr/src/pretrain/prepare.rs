@@ -5,6 +5,7 @@ use crate::backend::{self, Machine};
 use crate::boost::Boost;
 use crate::checkpoint::Checkpoint;
 use crate::error::Error;
+use crate::init_from::init_from;
 use crate::learner::{Learner, LearnerSpec};
 use crate::run_dir::CheckpointName;
 use crate::snapshot;
@@ -43,6 +44,8 @@ pub(super) struct Prepared {
     pub at: Option<Position>,
     pub mask: Option<MaskStats>,
     pub boost: Option<Boost>,
+    /// What whoever waits should know of the weights that a new run begins with.
+    pub notes: Vec<String>,
 }
 
 impl Prepared {
@@ -50,6 +53,10 @@ impl Prepared {
     pub fn new(job: &PretrainJob<'_>) -> Result<Self, Error> {
         let config = job.config;
         config.validate()?;
+        if config.import.is_some() {
+            let text = "an imported model has no training to go on with; start a new run from it by --init-from";
+            return Err(Error::Unfit(text.to_owned()));
+        }
         check_batch_size(config, &job.dataset)?;
         let mut learner = Learner::new(
             Machine::of(config, job.kernels).engine()?,
@@ -74,13 +81,17 @@ impl Prepared {
         let data = mark(&job.dataset);
         let schedule = backend::schedule(config, steps_per_epoch);
         let n_steps = config.train.epochs as u64 * steps_per_epoch;
-        let mut prepared = Self { learner, loader, schedule, n_steps, data, at: None, mask: None, boost };
+        let mut prepared =
+            Self { learner, loader, schedule, n_steps, data, at: None, mask: None, boost, notes: Vec::new() };
         let last = job.claim.dir().checkpoint_path(CheckpointName::Last);
         if job.claim.resumes() && last.is_file() {
             prepared.restore(&last)?;
         } else {
             let Learner { engine, model, .. } = &mut prepared.learner;
             model.init(&mut **engine, config.seed);
+            if let Some(path) = &config.model.init_from {
+                prepared.notes = init_from(&mut prepared.learner, path)?;
+            }
         }
         Ok(prepared)
     }

@@ -40,6 +40,8 @@ impl Subject {
     #[must_use]
     pub fn title(&self) -> &'static str {
         match self.weights {
+            // Nobody knows what trained it.
+            Weights::Trained(_) if self.config.import.as_ref().is_some_and(|import| !import.knows_method) => "imported",
             Weights::Trained(_) => self.config.method.title(),
             Weights::Untrained => "untrained",
             Weights::RawPixels => "raw pixels",

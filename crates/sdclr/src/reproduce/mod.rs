@@ -11,7 +11,6 @@ pub use sets::{Places, Sets, SplitSets, check_images, open, scaled, sets, tail_c
 use crate::checkpoint::Checkpoint;
 use crate::error::Error;
 use crate::metrics::GroupRule;
-use crate::probe::StoredProbe;
 use crate::run_dir::{CheckpointName, RunDir};
 use sdclr_records::experiment::{Arm, Grouping};
 use sdclr_records::layers::{Layer, resolve};
@@ -284,14 +283,6 @@ impl Plan {
             name == protocol.as_str() && weights == Some((at.step, at.epoch)) && result.settings == expected
         });
         Ok(if is_trained && is_done { State::Done } else { State::Todo })
-    }
-
-    /// The stored classifier of a probe.
-    ///
-    /// # Errors
-    /// [`Error::StoredProbe`] if there is none.
-    pub fn stored_probe(&self, split: usize, arm: &Arm, protocol: Protocol) -> Result<StoredProbe, Error> {
-        StoredProbe::load(&RunDir::open(&self.run_path(split, arm))?.probe_path(protocol.as_str()))
     }
 }
 

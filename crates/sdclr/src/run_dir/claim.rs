@@ -118,11 +118,13 @@ impl Claim {
 
     fn write_config(&self, config: &RunConfig) -> Result<(), RunDirError> {
         let path = self.dir.config_path();
-        let text = format!(
-            "{CONFIG_HEADER} {}. Run it again: sdclr pretrain --config config.toml --out NEW\n{}",
-            env!("CARGO_PKG_VERSION"),
-            config.to_toml()
-        );
+        let use_it = if config.import.is_some() {
+            "An imported model: nothing was trained here, and no value but the model's and the image size is used. \
+             Train on: sdclr pretrain --init-from RUN --data SRC --out NEW"
+        } else {
+            "Run it again: sdclr pretrain --config config.toml --out NEW"
+        };
+        let text = format!("{CONFIG_HEADER} {}. {use_it}\n{}", env!("CARGO_PKG_VERSION"), config.to_toml());
         write_atomic(&path, |file| file.write_all(text.as_bytes())).map_err(|e| RunDirError::write(&path, e))
     }
 
