@@ -1,9 +1,11 @@
-//! Other people's files: trained backbones as safetensors with torchvision's and timm's names.
+//! Other people's files: trained backbones as safetensors with torchvision's and timm's names, and as ONNX.
 
 mod export;
 mod names;
 mod npy;
+mod onnx;
 
 pub use export::{ExportError, ExportOptions, ExportSummary, export_safetensors, export_summary};
 pub use names::{Branch, torchvision_name};
 pub use npy::{npy_f32, npy_header};
+pub use onnx::export_onnx;
