@@ -68,6 +68,9 @@ pub enum ExportError {
     /// The file cannot be put together.
     #[error("cannot make the safetensors file: {0}")]
     Format(#[from] safetensors::SafeTensorError),
+    /// The archive cannot be put together.
+    #[error("cannot make the pt file: {0}")]
+    Archive(#[from] zip::result::ZipError),
 }
 
 /// The bytes of a safetensors file with the backbone under torchvision's names, convolutions as `[out, in, h, w]`.

@@ -1,11 +1,13 @@
-//! Other people's files: trained backbones as safetensors with torchvision's and timm's names, and as ONNX.
+//! Other people's files: trained backbones as safetensors and PyTorch files with torchvision's and timm's names, and as ONNX.
 
 mod export;
 mod names;
 mod npy;
 mod onnx;
+mod torch_write;
 
 pub use export::{ExportError, ExportOptions, ExportSummary, export_safetensors, export_summary};
 pub use names::{Branch, torchvision_name};
 pub use npy::{npy_f32, npy_header};
 pub use onnx::export_onnx;
+pub use torch_write::export_pt;
