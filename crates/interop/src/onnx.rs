@@ -176,7 +176,8 @@ impl<'a> Writer<'a> {
         };
         let bounds = [
             constant("starts", &[0, 0]),
-            constant("ends", &[i64::MAX, i64::MAX]),
+            // To the end; some runtimes keep 32 bits of an index.
+            constant("ends", &[i64::from(i32::MAX); 2]),
             constant("axes", &[2, 3]),
             constant("steps", &[2, 2]),
         ];

@@ -2,7 +2,8 @@
 //!
 //! Source of names and field numbers: `onnx/onnx.proto3` of the ONNX project, IR version 8. Fields that are left out here are
 //! optional there; where the schema has a `oneof`, the one variant needed is an optional field, which is the same on
-//! the wire. Scalars whose presence readers check (an attribute's value) are `Option`s, so that zeros are written too.
+//! the wire. Scalars whose presence readers check (an attribute's value) are `Option`s, so that zeros are written too. Lists
+//! of integers are not packed: ONNX's own writers follow `onnx.proto`, where they are not, and not every reader takes both.
 
 use prost::Message;
 
@@ -89,7 +90,7 @@ pub struct AttributeProto {
     pub f: Option<f32>,
     #[prost(int64, optional, tag = "3")]
     pub i: Option<i64>,
-    #[prost(int64, repeated, tag = "8")]
+    #[prost(int64, repeated, packed = "false", tag = "8")]
     pub ints: Vec<i64>,
     #[prost(int32, tag = "20")]
     pub r#type: i32,
@@ -118,7 +119,7 @@ impl AttributeProto {
 /// A tensor: little-endian values in row-major order.
 #[derive(Clone, PartialEq, Message)]
 pub struct TensorProto {
-    #[prost(int64, repeated, tag = "1")]
+    #[prost(int64, repeated, packed = "false", tag = "1")]
     pub dims: Vec<i64>,
     #[prost(int32, tag = "2")]
     pub data_type: i32,
