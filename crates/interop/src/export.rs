@@ -127,7 +127,7 @@ pub(crate) fn floats_of<'a>(
     Ok(Cow::Borrowed(values))
 }
 
-/// What a file of [`export_safetensors`] says of itself.
+/// What a file of [`export_safetensors`] or [`crate::export_onnx`] says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExportSummary {
     /// The model's name.

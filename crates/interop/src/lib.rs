@@ -9,5 +9,5 @@ mod torch_write;
 pub use export::{ExportError, ExportOptions, ExportSummary, export_safetensors, export_summary};
 pub use names::{Branch, torchvision_name};
 pub use npy::{npy_f32, npy_header};
-pub use onnx::export_onnx;
+pub use onnx::{export_onnx, onnx_summary};
 pub use torch_write::export_pt;

@@ -7,12 +7,12 @@
 
 mod proto;
 
-use crate::export::{ExportError, ExportOptions, IMAGENET_MEAN, IMAGENET_STD, floats_of, metadata};
+use crate::export::{ExportError, ExportOptions, ExportSummary, IMAGENET_MEAN, IMAGENET_STD, floats_of, metadata};
 use crate::names::{Branch, torchvision_name};
 use prost::Message as _;
 use proto::{
-    AttributeProto, GraphProto, IR_VERSION, ModelProto, NodeProto, OPSET, OperatorSetIdProto, StringStringEntryProto,
-    TensorProto, ValueInfoProto,
+    AttributeProto, FLOAT, GraphProto, IR_VERSION, ModelProto, NodeProto, OPSET, OperatorSetIdProto,
+    StringStringEntryProto, TensorProto, ValueInfoProto,
 };
 use sdclr_nn::Network;
 use sdclr_nn::graph::{Node, NormId, Op, ParamId, ValueId};
@@ -63,6 +63,22 @@ pub fn export_onnx(
     };
     check_size(model.encoded_len())?;
     Ok(model.encode_to_vec())
+}
+
+/// Tells a model of [`export_onnx`] from other ONNX files; `None` for those.
+pub fn onnx_summary(bytes: &[u8]) -> Option<ExportSummary> {
+    let model = ModelProto::decode(bytes).ok()?;
+    let graph = model.graph.as_ref()?;
+    let value = |key: &str| Some(model.metadata_props.iter().find(|line| line.key == key)?.value.clone());
+    let floats = || graph.initializer.iter().filter(|tensor| tensor.data_type == FLOAT);
+    Some(ExportSummary {
+        model: value("model")?,
+        stem: value("stem")?,
+        branch: value("branch")?,
+        n_tensors: floats().count(),
+        n_values: floats().map(|tensor| tensor.raw_data.len() / 4).sum(),
+        with_head: graph.output.iter().any(|output| output.name == EMBEDDING),
+    })
 }
 
 fn check_size(bytes: usize) -> Result<(), ExportError> {

@@ -93,6 +93,22 @@ fn the_file_says_what_it_is() {
 }
 
 #[test]
+fn a_model_of_ours_is_told_from_others() {
+    let network = network("resnet10", true, true, PROJECTION);
+    let bytes = export_onnx(&tensors(&network), &network, &options(Branch::Pruned, true)).expect("exports");
+    let summary = onnx_summary(&bytes).expect("ours");
+    let words = (summary.model.as_str(), summary.stem.as_str(), summary.branch.as_str());
+    assert_eq!((words, summary.with_head), (("resnet10", "small", "pruned"), true));
+    // One branch's norms, two values each that are no parameters, and mean and standard deviation of the pixels.
+    let norms: usize = network.norms.iter().map(|norm| norm.channels).sum();
+    assert_eq!(summary.n_values, network.n_params() - 2 * norms + 2 * norms + 6);
+    let mut other = ModelProto::decode(&bytes[..]).expect("a message");
+    other.metadata_props.clear();
+    assert_eq!(onnx_summary(&other.encode_to_vec()), None);
+    assert_eq!(onnx_summary(b"other"), None);
+}
+
+#[test]
 fn values_and_nodes_have_one_name_each_and_are_made_before_they_are_read() {
     for (name, small) in [("resnet10", true), ("resnet50", false), ("resnet32s", true)] {
         let model = export(&network(name, small, true, PROJECTION), Branch::Dense, true);
