@@ -202,7 +202,8 @@ mod tests {
         assert_eq!(bytes, export_pt(&tensors(), &options(Branch::Dense)).expect("exports"), "the same bytes again");
     }
 
-    /// Byte for byte what `pickletools.optimize` leaves of `torch.save`'s own pickle but for its memo, which nothing reads.
+    /// What `torch.save` writes, but without its memo (a name that comes again is spelled out again) and with one opcode for
+    /// tuples of every length.
     #[test]
     fn the_pickle_is_a_dict_of_rebuilt_tensors() {
         let bytes = export_pt(&tensors(), &options(Branch::Pruned)).expect("exports");
