@@ -92,6 +92,7 @@ struct Writer<'a> {
     options: &'a ExportOptions,
     /// The name of each value that has one by now.
     values: Vec<Option<String>>,
+    /// The nodes' names.
     taken: BTreeSet<String>,
     graph: GraphProto,
 }
@@ -99,7 +100,7 @@ struct Writer<'a> {
 impl<'a> Writer<'a> {
     fn new(tensors: &'a BTreeMap<String, Tensor>, network: &'a Network, options: &'a ExportOptions) -> Self {
         let graph = GraphProto { name: options.model.clone(), ..GraphProto::default() };
-        let taken = [IMAGES, FEATURES, EMBEDDING].map(str::to_owned).into();
+        let taken = BTreeSet::new();
         Self { tensors, network, options, values: vec![None; network.values.len()], taken, graph }
     }
 
@@ -205,7 +206,8 @@ impl<'a> Writer<'a> {
         self.push("Pad", &format!("{name}.pad"), vec![halved, pads], vec![])
     }
 
-    /// Appends a node whose only output has its name, and returns that.
+    /// Appends a node and returns its output's name: the node's, with an ending, for some runtimes keep one list of the names
+    /// of nodes and values.
     fn push(&mut self, op_type: &str, name: &str, input: Vec<String>, attribute: Vec<AttributeProto>) -> String {
         let mut unique = name.to_owned();
         let mut number = 1;
@@ -213,9 +215,10 @@ impl<'a> Writer<'a> {
             number += 1;
             unique = format!("{name}.{number}");
         }
-        let output = vec![unique.clone()];
-        self.graph.node.push(NodeProto { input, output, name: unique.clone(), op_type: op_type.to_owned(), attribute });
-        unique
+        let output = format!("{unique}.output");
+        let (name, op_type) = (unique, op_type.to_owned());
+        self.graph.node.push(NodeProto { input, output: vec![output.clone()], name, op_type, attribute });
+        output
     }
 
     /// Gives the last node's output the name of the model's output that `y` is.

@@ -1,7 +1,7 @@
 //! `sdclr embed`.
 
 use super::eval::machine;
-use super::export::{check_folder, refuse_existing};
+use super::export::refuse_existing;
 use crate::args::EmbedArgs;
 use crate::context::Context;
 use crate::exit::UsageError;
@@ -12,6 +12,7 @@ use sdclr::run_dir::{describe_io, write_together};
 use sdclr_data::Dataset;
 use sdclr_records::ProbeConfig;
 use sdclr_records::names::Protocol;
+use std::path::Path;
 use std::process::ExitCode;
 
 /// Writes features, and beside them what they are of.
@@ -59,6 +60,17 @@ pub fn run(args: &EmbedArgs, context: Context) -> anyhow::Result<ExitCode> {
         context.print(&format!("{out}: {n} images, {width} features each; their names: {names}\n"))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// An output folder that is missing is noticed before the work, not after it.
+///
+/// # Errors
+/// If it is missing.
+pub fn check_folder(out: &Path) -> anyhow::Result<()> {
+    match out.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        Some(folder) if !folder.is_dir() => anyhow::bail!("{}: no such folder; make it first", folder.display()),
+        _ => Ok(()),
+    }
 }
 
 /// `path,label` a line, in the order of the features; no label where there is none.

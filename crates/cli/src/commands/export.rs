@@ -1,5 +1,6 @@
 //! `sdclr export`.
 
+use super::embed::check_folder;
 use crate::args::{BranchArg, ExportArgs, ExportFormat};
 use crate::config;
 use crate::context::Context;
@@ -75,17 +76,6 @@ fn format(args: &ExportArgs) -> Result<ExportFormat, UsageError> {
 /// What is typed after `--format`.
 fn name_of(format: ExportFormat) -> String {
     format.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
-}
-
-/// An output folder that is missing is noticed before the work, not after it.
-///
-/// # Errors
-/// If there is no such folder.
-pub fn check_folder(out: &Path) -> anyhow::Result<()> {
-    match out.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        Some(folder) if !folder.is_dir() => anyhow::bail!("{}: no such folder; make it first", folder.display()),
-        _ => Ok(()),
-    }
 }
 
 /// Refuses to replace a file that nobody said may be replaced.
