@@ -72,7 +72,7 @@ pub enum Command {
     Pretrain(Box<PretrainArgs>),
     /// Measure a trained backbone on labelled images
     #[command(subcommand)]
-    Eval(EvalCommand),
+    Eval(Box<EvalCommand>),
     /// Run one of the paper's experiments end to end, with the published numbers beside the measured ones
     Reproduce(Box<ReproduceArgs>),
     /// Put many results into one table: means over splits, spreads, the published row
@@ -338,23 +338,25 @@ pub struct EmbedArgs {
 /// `sdclr export`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Names and shapes are torchvision's and timm's; the classifier is left out. Pixels in [0, 1] are \
-                        to be normalised by the mean and std in the file's metadata."
+    after_help = "safetensors and pt: names and shapes are torchvision's and timm's; the classifier is left out, and pixels in \
+                        [0, 1] are to be normalised by the mean and std in the metadata of a safetensors file. onnx: takes \
+                        pixels in [0, 1] and normalises them itself.\n\n\
+                        Example: sdclr export run --out model.onnx"
 )]
 pub struct ExportArgs {
     /// Run directory or checkpoint file
     #[arg(value_name = "RUN")]
     pub run: PathBuf,
-    /// File format
-    #[arg(long, value_enum, default_value_t = ExportFormat::Safetensors, value_name = "FORMAT")]
-    pub format: ExportFormat,
+    /// File format [default: what the ending of --out says]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub format: Option<ExportFormat>,
     /// File to write
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
     /// Whose batch norms; the pruned branch's weights are masked
     #[arg(long, value_enum, default_value_t = BranchArg::Dense, value_name = "BRANCH")]
     pub branch: BranchArg,
-    /// Keep the projection head, as projection_head.*
+    /// Keep the projection head, as projection_head.* (onnx: also the output embedding)
     #[arg(long)]
     pub with_head: bool,
     /// Replace an existing file
@@ -367,6 +369,10 @@ pub struct ExportArgs {
 pub enum ExportFormat {
     /// Tensors under torchvision's names
     Safetensors,
+    /// The same tensors as a state dict for torch.load
+    Pt,
+    /// A model for ONNX runtimes, from pixels to features
+    Onnx,
 }
 
 /// One of the two branches.

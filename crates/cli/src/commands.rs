@@ -28,7 +28,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Demo(args) => demo::run(&args, context),
         Command::Pretrain(args) => pretrain::run(&args, context),
-        Command::Eval(command) => eval::run(command, context),
+        Command::Eval(command) => eval::run(*command, context),
         Command::Reproduce(args) => reproduce::run(&args, context),
         Command::Summary(args) => summary::run(&args, context),
         Command::Split(command) => split::run(command, context),

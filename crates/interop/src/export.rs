@@ -1,14 +1,17 @@
-//! A checkpoint's backbone as a safetensors file that torchvision, timm and other readers load.
+//! A checkpoint's backbone as a safetensors file that torchvision, timm and other readers load, and what all exports share.
 
 use crate::names::{Branch, torchvision_name};
 use safetensors::tensor::{Dtype, SafeTensors, View};
 use sdclr_records::checkpoint::Tensor;
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 /// Mean and standard deviation of ImageNet's channels, by which the models normalise pixels in [0, 1].
-const IMAGENET_MEAN: [f64; 3] = [0.485, 0.456, 0.406];
-const IMAGENET_STD: [f64; 3] = [0.229, 0.224, 0.225];
+pub(crate) const IMAGENET_MEAN: [f64; 3] = [0.485, 0.456, 0.406];
+pub(crate) const IMAGENET_STD: [f64; 3] = [0.229, 0.224, 0.225];
+
+/// How the projection head's tensors begin in exports.
+const HEAD_PREFIX: &str = "projection_head.";
 
 /// What to export.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +24,8 @@ pub struct ExportOptions {
     pub model: String,
     /// Its stem: `small` or `imagenet`.
     pub stem: String,
+    /// Epochs that it was trained for.
+    pub epoch: usize,
 }
 
 /// Why a checkpoint cannot be exported.
@@ -36,40 +41,109 @@ pub enum ExportError {
     /// A tensor that should hold 32-bit floats does not.
     #[error("tensor `{0}` does not hold 32-bit floats")]
     NotFloats(String),
+    /// The projection head was asked for and there is none.
+    #[error("no projection head (fc.fc1.weight, …) inside; leave out --with-head")]
+    NoHead,
+    /// A tensor of the network is not in the checkpoint.
+    #[error("no tensor `{0}`, which the run's network has; does the checkpoint lie in its own run directory?")]
+    Missing(String),
+    /// A tensor is not as large as the network's.
+    #[error(
+        "tensor `{name}` has shape {found:?}, the run's network {expected:?}; does the checkpoint lie in its own run directory?"
+    )]
+    OtherShape {
+        /// The tensor.
+        name: String,
+        /// Its shape.
+        found: Vec<usize>,
+        /// The network's.
+        expected: Vec<usize>,
+    },
+    /// More bytes than an ONNX file can have.
+    #[error("the model takes {bytes} bytes, an ONNX file 2 GiB at most; export it as safetensors or pt")]
+    TooLarge {
+        /// What it would take.
+        bytes: usize,
+    },
     /// The file cannot be put together.
     #[error("cannot make the safetensors file: {0}")]
     Format(#[from] safetensors::SafeTensorError),
+    /// The archive cannot be put together.
+    #[error("cannot make the pt file: {0}")]
+    Archive(#[from] zip::result::ZipError),
 }
 
 /// The bytes of a safetensors file with the backbone under torchvision's names, convolutions as `[out, in, h, w]`.
 ///
 /// The mask of weight `NAME` is the tensor `mask.NAME` (bytes, 0 or 1, same shape). The metadata hold `format = "pt"`,
-/// the model, its stem, the branch, and the mean and standard deviation by which pixels in [0, 1] are normalised.
+/// the model, its stem, the branch, the epochs, and the mean and standard deviation by which pixels in [0, 1] are normalised.
 ///
 /// # Errors
 /// [`ExportError`].
 pub fn export_safetensors(tensors: &BTreeMap<String, Tensor>, options: &ExportOptions) -> Result<Vec<u8>, ExportError> {
+    let exported = exported_tensors(tensors, options)?;
+    // What PyTorch's loaders look for.
+    let format = ("format", "pt".to_owned());
+    let metadata: BTreeMap<String, String> =
+        std::iter::once(format).chain(metadata(options)).map(|(key, value)| (key.to_owned(), value)).collect();
+    let mut bytes = safetensors::serialize(exported, Some(metadata.clone().into_iter().collect()))?;
+    sort_metadata(&mut bytes, &metadata);
+    Ok(bytes)
+}
+
+/// Brings the metadata into the order of their keys. The library writes them in an order that changes from call to call,
+/// and equal exports are to be equal bytes.
+fn sort_metadata(bytes: &mut [u8], metadata: &BTreeMap<String, String>) {
+    // After the eight bytes of the header's length.
+    const BEFORE: &[u8] = b"{\"__metadata__\":";
+    let sorted = serde_json::json!(metadata).to_string();
+    let start = 8 + BEFORE.len();
+    if bytes.get(8..start) == Some(BEFORE)
+        && let Some(place) = bytes.get_mut(start..start + sorted.len())
+    {
+        place.copy_from_slice(sorted.as_bytes());
+    }
+}
+
+/// The tensors of an export under their new names, in the order of the old ones.
+pub(crate) fn exported_tensors<'a>(
+    tensors: &'a BTreeMap<String, Tensor>,
+    options: &ExportOptions,
+) -> Result<Vec<(String, FloatView<'a>)>, ExportError> {
     let mut exported: Vec<(String, FloatView<'_>)> = Vec::new();
     for (name, tensor) in tensors {
         let Some(exported_name) = torchvision_name(name, options.branch, options.with_head) else {
             continue;
         };
-        let values = tensor.as_f32().ok_or_else(|| ExportError::NotFloats(name.clone()))?;
-        let is_convolution = tensor.shape.len() == 4;
-        let values = if options.branch == Branch::Pruned && is_convolution {
-            Cow::Owned(masked(values, name, tensors)?)
-        } else {
-            Cow::Borrowed(values)
-        };
+        let values = floats_of(tensors, name, tensor, options.branch)?;
         exported.push((exported_name, FloatView { shape: &tensor.shape, values }));
     }
-    if exported.is_empty() {
+    let is_head = |name: &str| name.starts_with(HEAD_PREFIX);
+    if exported.iter().all(|(name, _)| is_head(name)) {
         return Err(ExportError::Empty);
     }
-    Ok(safetensors::serialize(exported, Some(metadata(options)))?)
+    if options.with_head && !exported.iter().any(|(name, _)| is_head(name)) {
+        return Err(ExportError::NoHead);
+    }
+    Ok(exported)
 }
 
-/// What a file of [`export_safetensors`] says of itself.
+/// The values of one tensor of a branch: convolutions of the pruned one are masked.
+pub(crate) fn floats_of<'a>(
+    tensors: &BTreeMap<String, Tensor>,
+    name: &str,
+    tensor: &'a Tensor,
+    branch: Branch,
+) -> Result<Cow<'a, [f32]>, ExportError> {
+    let values = tensor.as_f32().ok_or_else(|| ExportError::NotFloats(name.to_owned()))?;
+    let is_convolution = tensor.shape.len() == 4;
+    if branch == Branch::Pruned && is_convolution {
+        return Ok(Cow::Owned(masked(values, name, tensors)?));
+    }
+    Ok(Cow::Borrowed(values))
+}
+
+/// What a file of [`export_safetensors`] or [`crate::export_onnx`] says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExportSummary {
     /// The model's name.
@@ -98,7 +172,7 @@ pub fn export_summary(bytes: &[u8]) -> Option<ExportSummary> {
         branch: value("branch")?,
         n_tensors: file.len(),
         n_values: file.iter().map(|(_, tensor)| tensor.shape().iter().product::<usize>()).sum(),
-        with_head: file.names().iter().any(|name| name.starts_with("projection_head.")),
+        with_head: file.names().iter().any(|name| name.starts_with(HEAD_PREFIX)),
     })
 }
 
@@ -109,23 +183,25 @@ fn masked(values: &[f32], name: &str, tensors: &BTreeMap<String, Tensor>) -> Res
     Ok(values.iter().zip(mask).map(|(value, kept)| if *kept == 0 { 0.0 } else { *value }).collect())
 }
 
-fn metadata(options: &ExportOptions) -> HashMap<String, String> {
+/// What a file says of itself: keys and values in a fixed order.
+pub(crate) fn metadata(options: &ExportOptions) -> [(&'static str, String); 6] {
     let list = |values: [f64; 3]| serde_json::json!(values).to_string();
     [
-        ("format", "pt".to_owned()),
         ("model", options.model.clone()),
         ("stem", options.stem.clone()),
         ("branch", options.branch.as_str().to_owned()),
+        ("epoch", options.epoch.to_string()),
         ("mean", list(IMAGENET_MEAN)),
         ("std", list(IMAGENET_STD)),
     ]
-    .map(|(key, value)| (key.to_owned(), value))
-    .into()
 }
 
-struct FloatView<'a> {
-    shape: &'a [usize],
-    values: Cow<'a, [f32]>,
+/// A tensor as the safetensors library takes it.
+pub(crate) struct FloatView<'a> {
+    /// Length of each axis.
+    pub shape: &'a [usize],
+    /// Row-major values.
+    pub values: Cow<'a, [f32]>,
 }
 
 impl View for FloatView<'_> {
@@ -164,7 +240,7 @@ mod tests {
     }
 
     fn options(branch: Branch) -> ExportOptions {
-        ExportOptions { branch, with_head: false, model: "resnet18".to_owned(), stem: "small".to_owned() }
+        ExportOptions { branch, with_head: false, model: "resnet18".to_owned(), stem: "small".to_owned(), epoch: 3 }
     }
 
     fn floats(file: &SafeTensors<'_>, name: &str) -> Vec<f32> {
@@ -188,6 +264,14 @@ mod tests {
         let (_, header) = SafeTensors::read_metadata(&bytes).expect("valid");
         let metadata = header.metadata().clone().expect("there");
         assert_eq!((metadata["format"].as_str(), metadata["mean"].as_str()), ("pt", "[0.485,0.456,0.406]"));
+        assert_eq!((metadata.len(), metadata["epoch"].as_str()), (7, "3"));
+    }
+
+    #[test]
+    fn equal_exports_are_equal_bytes() {
+        let bytes = || export_safetensors(&tensors(), &options(Branch::Dense)).expect("exports");
+        // Seven keys have 5040 orders.
+        (0..9).for_each(|_| assert_eq!(bytes(), bytes()));
     }
 
     #[test]
@@ -204,6 +288,10 @@ mod tests {
         without_mask.remove("mask.conv1.weight");
         let error = export_safetensors(&without_mask, &options(Branch::Pruned)).expect_err("no mask");
         assert!(error.to_string().contains("`mask.conv1.weight`"), "{error}");
+        without_mask.remove("fc.fc1.weight");
+        let with_head = ExportOptions { with_head: true, ..options(Branch::Dense) };
+        let error = export_safetensors(&without_mask, &with_head).expect_err("no head");
+        assert!(error.to_string().contains("leave out --with-head"), "{error}");
         let error = export_safetensors(&BTreeMap::new(), &options(Branch::Dense)).expect_err("nothing");
         assert!(error.to_string().contains("no backbone tensor"), "{error}");
     }

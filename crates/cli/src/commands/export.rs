@@ -1,13 +1,16 @@
 //! `sdclr export`.
 
+use super::embed::check_folder;
 use crate::args::{BranchArg, ExportArgs, ExportFormat};
 use crate::config;
 use crate::context::Context;
 use crate::exit::UsageError;
 use anyhow::Context as _;
+use clap::ValueEnum as _;
+use sdclr::backend;
 use sdclr::checkpoint::Checkpoint;
 use sdclr::run_dir::{describe_io, write_atomic};
-use sdclr_interop::{Branch, ExportOptions, export_safetensors};
+use sdclr_interop::{Branch, ExportOptions, export_onnx, export_pt, export_safetensors};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -16,7 +19,9 @@ use std::process::ExitCode;
 /// # Errors
 /// A run, checkpoint or output file that does not do.
 pub fn run(args: &ExportArgs, context: Context) -> anyhow::Result<ExitCode> {
+    let format = format(args)?;
     refuse_existing(&args.out, args.overwrite)?;
+    check_folder(&args.out)?;
     let (run, path) = config::locate(&args.run)?;
     let run_config = run.config()?;
     let checkpoint = Checkpoint::load(&path)?;
@@ -28,9 +33,12 @@ pub fn run(args: &ExportArgs, context: Context) -> anyhow::Result<ExitCode> {
         with_head: args.with_head,
         model: run_config.model.name.to_string(),
         stem: run_config.model.stem.to_string(),
+        epoch: checkpoint.state.epoch,
     };
-    let bytes = match args.format {
+    let bytes = match format {
         ExportFormat::Safetensors => export_safetensors(&checkpoint.tensors, &options),
+        ExportFormat::Pt => export_pt(&checkpoint.tensors, &options),
+        ExportFormat::Onnx => export_onnx(&checkpoint.tensors, &backend::run_network(&run_config)?, &options),
     };
     let bytes = bytes.with_context(|| format!("{}: cannot export", path.display()))?;
     write_file(&args.out, &bytes)?;
@@ -41,6 +49,33 @@ pub fn run(args: &ExportArgs, context: Context) -> anyhow::Result<ExitCode> {
         context.print(&format!("{out}: {model}, epoch {}, {} bytes\n", checkpoint.state.epoch, bytes.len()))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The format asked for, or that of the ending of `--out`. The two must not contradict each other: readers, `inspect`
+/// among them, go by the ending.
+fn format(args: &ExportArgs) -> Result<ExportFormat, UsageError> {
+    let out = args.out.display();
+    let by_ending = args.out.extension().and_then(|ending| match ending.to_str()? {
+        "safetensors" => Some(ExportFormat::Safetensors),
+        "pt" | "pth" => Some(ExportFormat::Pt),
+        "onnx" => Some(ExportFormat::Onnx),
+        _ => None,
+    });
+    match (args.format, by_ending) {
+        (Some(asked), Some(named)) if asked != named => {
+            let (asked, named) = (name_of(asked), name_of(named));
+            Err(UsageError(format!("--out {out}: --format {asked} under the ending of {named}; change one of them")))
+        }
+        (Some(format), _) | (None, Some(format)) => Ok(format),
+        (None, None) => Err(UsageError(format!(
+            "--out {out}: the ending names no format; use .safetensors, .pt or .onnx, or give --format"
+        ))),
+    }
+}
+
+/// What is typed after `--format`.
+fn name_of(format: ExportFormat) -> String {
+    format.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
 }
 
 /// Refuses to replace a file that nobody said may be replaced.

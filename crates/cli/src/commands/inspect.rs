@@ -6,7 +6,7 @@ use crate::context::Context;
 use anyhow::{Context as _, bail};
 use sdclr::checkpoint::{Checkpoint, TensorData};
 use sdclr::run_dir::{CheckpointName, RunDir};
-use sdclr_interop::{export_summary, npy_header};
+use sdclr_interop::{ExportSummary, export_summary, npy_header, onnx_summary};
 use sdclr_records::MetricLine;
 use serde_json::{Value, json};
 use std::fs::File;
@@ -31,6 +31,8 @@ pub fn run(args: &InspectArgs, context: Context) -> anyhow::Result<ExitCode> {
         checkpoint_or_export(&args.path)?
     } else if ends_in("pt") || ends_in("pth") {
         super::import::describe(&args.path)?
+    } else if ends_in("onnx") {
+        onnx(&args.path)?
     } else if ends_in("npy") {
         array(&args.path)?
     } else if args.path.join("config.toml").is_file() {
@@ -54,16 +56,28 @@ fn checkpoint_or_export(path: &Path) -> anyhow::Result<Value> {
     let Some(export) = std::fs::read(path).ok().and_then(|bytes| export_summary(&bytes)) else {
         return Err(checkpoint_error);
     };
-    Ok(json!({
+    Ok(described("a backbone for other programs, without the state of a training", &export))
+}
+
+fn onnx(path: &Path) -> anyhow::Result<Value> {
+    let bytes = std::fs::read(path).with_context(|| format!("{}: cannot read", path.display()))?;
+    let Some(export) = onnx_summary(&bytes) else {
+        bail!("{}: not an ONNX model that export wrote, or a damaged one", path.display());
+    };
+    Ok(described("a backbone for ONNX runtimes: from pixels in [0, 1] to features", &export))
+}
+
+fn described(description: &str, export: &ExportSummary) -> Value {
+    json!({
         "kind": "export",
-        "description": "a backbone for other programs, without the state of a training",
+        "description": description,
         "model": export.model,
         "stem": export.stem,
         "branch": export.branch,
         "with_head": export.with_head,
         "tensors": export.n_tensors,
         "floats": export.n_values,
-    }))
+    })
 }
 
 /// A `.npy` file by its header: features of `embed`, or indices for `--split`.
