@@ -36,7 +36,7 @@ pub(crate) fn key(name: &str) -> Key {
     // `export --with-head` writes `projection_head.`, for torchvision's `fc` is a classifier.
     let name = name.strip_prefix("projection_head.").map_or_else(|| name.to_owned(), |rest| format!("fc.{rest}"));
     let first = name.split('.').next().unwrap_or_default();
-    let is_ours = matches!(first, "conv1" | "bn1" | "fc") || is_stage(first);
+    let is_ours = matches!(first, "conv1" | "bn1" | "fc" | "cb_block" | "rb_block") || is_stage(first);
     if is_ours { Key::Network(our_name(&name)) } else { Key::Unknown }
 }
 
@@ -67,9 +67,10 @@ fn our_name(name: &str) -> String {
     parts.join(".")
 }
 
-/// Whether a part of a name is `layer` and a number.
+/// Whether a part of a name is `layer` and a number, or RIDE's `layer2s`.
 fn is_stage(part: &str) -> bool {
-    part.strip_prefix("layer").is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_digit()))
+    let number = part.strip_prefix("layer").map(|rest| rest.strip_suffix('s').unwrap_or(rest));
+    number.is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
 }
 
 #[cfg(test)]
@@ -84,6 +85,8 @@ mod tests {
             ("module.layer2.0.bn1.bn_list.1.weight", "layer2.0.bn1.pruned.weight"),
             ("layer2.0.downsample.bn.bn_list.0.bias", "layer2.0.downsample.bn.dense.bias"),
             ("layer2.0.downsample.conv.weight", "layer2.0.downsample.conv.weight"),
+            ("module.layer3s.2.4.bn1.bn_list.1.bias", "layer3s.2.4.bn1.pruned.bias"),
+            ("rb_block.conv2.weight", "rb_block.conv2.weight"),
             ("layer2.0.downsample.0.weight", "layer2.0.downsample.conv.weight"),
             ("layer2.0.downsample.1.running_var", "layer2.0.downsample.bn.running_var"),
             ("module.fc.fc1.bias", "fc.fc1.bias"),

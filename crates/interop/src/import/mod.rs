@@ -85,7 +85,11 @@ pub fn import_model(path: &Path) -> Result<ImportedModel, ImportError> {
     if classifier.is_none() {
         left_out.extend(sorted.classifier.values().map(|entry| entry.name.clone()));
     }
-    let warnings = check_normalization(&mut file, &sorted)?;
+    let mut warnings = check_normalization(&mut file, &sorted)?;
+    if sorted.normalization.is_empty() && spec.model == "resnet32s-ride" {
+        // The published plain variant's forward pass has no such layer; its own files cannot say so.
+        warnings.push("the published RIDE normalises no pixels; here models do, so features will differ".to_owned());
+    }
     let is_probe = classifier.is_some() && file.has_key("best_prec1");
     let has_named_shortcuts = file.entries.iter().any(|entry| entry.name.contains(".downsample.conv."));
     Ok(ImportedModel {
