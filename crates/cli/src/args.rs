@@ -1,6 +1,7 @@
 //! What can be typed.
 
 mod bench;
+mod export;
 mod finetune;
 mod import;
 mod pack;
@@ -8,6 +9,7 @@ mod reproduce;
 mod split;
 
 pub use bench::*;
+pub use export::*;
 pub use finetune::*;
 pub use import::*;
 pub use pack::*;
@@ -333,55 +335,6 @@ pub struct EmbedArgs {
     pub overwrite: bool,
     #[command(flatten)]
     pub machine: MachineArgs,
-}
-
-/// `sdclr export`.
-#[derive(Debug, Args)]
-#[command(
-    after_help = "safetensors and pt: names and shapes are torchvision's and timm's; the classifier is left out, and pixels in \
-                        [0, 1] are to be normalised by the mean and std in the metadata of a safetensors file. onnx: takes \
-                        pixels in [0, 1] and normalises them itself.\n\n\
-                        Example: sdclr export run --out model.onnx"
-)]
-pub struct ExportArgs {
-    /// Run directory or checkpoint file
-    #[arg(value_name = "RUN")]
-    pub run: PathBuf,
-    /// File format [default: what the ending of --out says]
-    #[arg(long, value_enum, value_name = "FORMAT")]
-    pub format: Option<ExportFormat>,
-    /// File to write
-    #[arg(long, value_name = "FILE")]
-    pub out: PathBuf,
-    /// Whose batch norms; the pruned branch's weights are masked
-    #[arg(long, value_enum, default_value_t = BranchArg::Dense, value_name = "BRANCH")]
-    pub branch: BranchArg,
-    /// Keep the projection head, as projection_head.* (onnx: also the output embedding)
-    #[arg(long)]
-    pub with_head: bool,
-    /// Replace an existing file
-    #[arg(long)]
-    pub overwrite: bool,
-}
-
-/// What to export to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum ExportFormat {
-    /// Tensors under torchvision's names
-    Safetensors,
-    /// The same tensors as a state dict for torch.load
-    Pt,
-    /// A model for ONNX runtimes, from pixels to features
-    Onnx,
-}
-
-/// One of the two branches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum BranchArg {
-    /// The model
-    Dense,
-    /// Its damaged copy
-    Pruned,
 }
 
 /// `sdclr inspect`.
