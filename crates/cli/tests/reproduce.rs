@@ -127,6 +127,18 @@ fn a_reproduction_killed_in_each_phase_ends_with_the_same_numbers() {
     test.args(["--only", "test"]);
     assert_eq!((&again, &finish(test)), (&table, &table));
     assert_eq!(std::fs::metadata(&checkpoint).unwrap().modified().unwrap(), before);
+    // A probe of the same settings on other images, by hand, is not the experiment's.
+    let mut by_hand = Command::new(cargo_bin("sdclr"));
+    by_hand.args(["eval", "linear", "--protocol", "paper", "--epochs", "1", "--threads", "1", "--data"]).arg(&data);
+    finish({
+        by_hand.arg(whole.join("split1/sdclr"));
+        by_hand
+    });
+    assert_eq!(finish(command("whole")), table);
+    // A folder that moved goes on: nothing in it depends on where it lies.
+    let moved = root.path().join("moved");
+    std::fs::rename(&killed, &moved).unwrap();
+    assert_eq!(finish(command("moved")), table);
     // The summary alone is the same table; of one run, one row.
     let summary = |path: &Path, flags: &[&str]| {
         let mut command = Command::new(cargo_bin("sdclr"));

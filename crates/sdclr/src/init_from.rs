@@ -105,7 +105,8 @@ impl<'a> Matches<'a> {
                 Err(difference) => matches.differences.push(difference),
             }
         }
-        let is_state = |name: &str| ["optimizer.", "mask.", "fc."].iter().any(|prefix| name.starts_with(prefix));
+        let is_state =
+            |name: &str| ["optimizer.", "mask.", "fc.", "boost."].iter().any(|prefix| name.starts_with(prefix));
         let left = checkpoint.tensors.keys().filter(|name| !is_state(name) && !used.contains(name.as_str()));
         let extra = left.filter(|name| !(matches.drops_pruned && name.contains(".pruned.")));
         matches.differences.extend(extra.map(|name| format!("`{name}` has no place in the new run's")));

@@ -117,6 +117,14 @@ impl RunDir {
         Ok(sdclr_records::layers::resolve(&[layer])?)
     }
 
+    /// Checks that this run is of a config, but for values that cannot change its result, such as threads, and paths.
+    ///
+    /// # Errors
+    /// [`RunDirError::ConfigChanged`] naming each value that differs, [`RunDirError::Config`].
+    pub fn check_is_of(&self, config: &RunConfig) -> Result<(), RunDirError> {
+        claim::check_resumable(self, config)
+    }
+
     /// Checks that a name can be a result's: it becomes a file name in `results/`.
     ///
     /// # Errors

@@ -91,11 +91,11 @@ pub fn run(command: EvalCommand, context: Context) -> anyhow::Result<ExitCode> {
     progress.finish();
     match result? {
         Ok(Probed { result, classifier }) => {
-            let code = show(&result, &run, &name, context)?;
+            // The classifier first: beside a result there is always the one that it is of.
             if let Some(classifier) = classifier {
                 classifier.save(&run.probe_path(&name))?;
             }
-            Ok(code)
+            show(&result, &run, &name, context)
         }
         Err(signal) => {
             context.note("stopped; no result was written");

@@ -38,6 +38,7 @@ pub fn run(args: &ImportArgs, context: Context) -> anyhow::Result<ExitCode> {
     let import = ImportConfig { file: std::path::absolute(&args.checkpoint)?, has_head, knows_method };
     let config = config(args, &mut model, method, import)?;
     report(args, &model, masks.as_ref(), &config, context);
+    check_finite(&model, probe.as_ref().map(|(classifier, _)| classifier))?;
     let existing = if args.overwrite { Existing::Overwrite } else { Existing::Refuse };
     let mut writer = RunDir::create(&args.out, existing, &config)?;
     let masks = masks.map(|(masks, _)| masks);
@@ -182,6 +183,17 @@ fn checkpoint(config: &RunConfig, model: &mut ImportedModel, masks: Option<Impor
     checkpoint.tensors = std::mem::take(&mut model.tensors);
     checkpoint.tensors.extend(masks.into_iter().flat_map(|masks| masks.tensors));
     checkpoint
+}
+
+/// Weights that nobody can use are refused before a run is replaced by them.
+fn check_finite(model: &ImportedModel, classifier: Option<&LinearClassifier>) -> anyhow::Result<()> {
+    let own = model.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
+    let classifier = classifier.into_iter().flat_map(|one| [("fc.weight", &one.weight), ("fc.bias", &one.bias)]);
+    let is_bad = |tensor: &Tensor| tensor.as_f32().is_some_and(|values| !values.iter().all(|v| v.is_finite()));
+    match own.chain(classifier).find(|(_, tensor)| is_bad(tensor)) {
+        Some((name, _)) => bail!("`{name}` holds values that are infinite or not numbers: its training had diverged"),
+        None => Ok(()),
+    }
 }
 
 /// Stores a classifier beside the run, as a probe would.

@@ -52,8 +52,12 @@ pub fn run(args: &ReproduceArgs, context: Context) -> anyhow::Result<ExitCode> {
         }
     })?;
     sets.notes.iter().for_each(|note| context.note(&format!("note: {note}")));
-    let job =
-        Job { args, context, stop: signals::install_for_training()?, plan: Plan { experiment, settings, sets, out } };
+    let job = Job {
+        args,
+        context,
+        stop: signals::install_for_training()?,
+        plan: Plan { experiment, settings, sets, out, machine: machine_flags(args) },
+    };
     let planned = plan::Planned::of(&job.plan, args)?;
     context.note(&planned.text(&planned.rows(&splits, &arms, args.only)?));
     drop(planned);
@@ -101,7 +105,7 @@ impl Job<'_> {
 
     fn pretrain(&self, task: &Task) -> anyhow::Result<Option<StopSignal>> {
         let dataset = reproduce::open(self.plan.training_images(task.split, &task.arm))?;
-        let config = self.plan.run_config(task.split, &task.arm, dataset.len(), &machine_flags(self.args))?;
+        let config = self.plan.run_config(task.split, &task.arm)?;
         self.context.note(&format!("split {}, {}: {} epochs", task.split, task.arm.title, config.train.epochs));
         system::check_disk(&config, &task.run)?;
         let existing = if RunDir::open(&task.run).is_ok() { Existing::Resume } else { Existing::Refuse };
@@ -272,7 +276,6 @@ fn machine_flags(args: &ReproduceArgs) -> Vec<(String, String)> {
     let machine = &args.machine;
     [
         ("device", machine.device.clone()),
-        ("precision", machine.precision.clone()),
         ("threads", machine.threads.to_string()),
         ("workers", machine.workers.to_string()),
     ]
@@ -282,15 +285,12 @@ fn machine_flags(args: &ReproduceArgs) -> Vec<(String, String)> {
 
 fn settings(args: &ReproduceArgs) -> anyhow::Result<Settings> {
     let changes = &args.changes;
-    if !(changes.scale > 0.0 && changes.scale <= 1.0) {
-        return Err(UsageError(format!("--scale {}: must be above 0 and at most 1", changes.scale)).into());
-    }
     for (flag, value) in [("--epochs", changes.epochs), ("--probe-epochs", changes.probe_epochs)] {
         if value == Some(0) {
             return Err(UsageError(format!("{flag} 0: must be at least 1")).into());
         }
     }
-    Ok(Settings {
+    let settings = Settings {
         experiment: args.experiment.clone(),
         data: std::path::absolute(&args.data)?,
         split_dir: args.split_dir.as_ref().map(std::path::absolute).transpose()?,
@@ -298,8 +298,11 @@ fn settings(args: &ReproduceArgs) -> anyhow::Result<Settings> {
         probe_epochs: changes.probe_epochs,
         seed: changes.seed,
         scale: changes.scale,
+        precision: args.machine.precision.clone(),
         assignments: changes.assignments.clone(),
-    })
+    };
+    settings.validate()?;
+    Ok(settings)
 }
 
 /// A folder is new, empty, or of the same reproduction.

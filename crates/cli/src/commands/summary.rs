@@ -3,8 +3,9 @@
 use crate::args::SummaryArgs;
 use crate::context::Context;
 use crate::exit::UsageError;
-use sdclr::reproduce::Settings;
+use sdclr::reproduce::{Plan, Settings};
 use sdclr::run_dir::RunDir;
+use sdclr_records::names::Protocol;
 use sdclr_records::{Experiment, ProbeResult};
 use sdclr_report::summary::DEFINITIONS;
 use sdclr_report::{Measured, SummaryRow, published_table, summarise, summary_csv, summary_tables};
@@ -71,10 +72,14 @@ impl Gathered {
         }
         let run = RunDir::open(path)?;
         let config = run.config()?;
-        let arm = config.method.to_string();
+        let is_unknown = config.import.as_ref().is_some_and(|import| !import.knows_method);
+        let (arm, title) = match is_unknown {
+            true => ("imported".to_owned(), "imported"),
+            false => (config.method.to_string(), config.method.title()),
+        };
         let split =
             1 + self.results.iter().filter(|found| found.arm == arm).map(|found| found.split).max().unwrap_or(0);
-        self.add_run(&run, &arm, config.method.title(), split)
+        self.add_run(&run, &arm, title, split)
     }
 
     fn add_experiment(&mut self, path: &Path, settings: &Settings) -> anyhow::Result<()> {
@@ -88,14 +93,15 @@ impl Gathered {
                 self.departures.push(departure);
             }
         }
-        for arm in &experiment.arms {
-            for split in 1..=experiment.n_splits {
-                let root = path.join(format!("split{split}")).join(&arm.name);
-                if let Ok(run) = RunDir::open(&root) {
-                    let title =
-                        if arm.unpublished { format!("{} (unpublished values)", arm.title) } else { arm.title.clone() };
-                    self.add_run(&run, &arm.name, &title, split)?;
-                }
+        // Only what belongs to the experiment: a run may have been probed by hand too, at another epoch or on other images.
+        let plan = Plan::of_folder(path)?;
+        let runs = experiment.arms.iter().flat_map(|arm| (1..=experiment.n_splits).map(move |split| (arm, split)));
+        for (arm, split) in runs {
+            for protocol in [Protocol::LinearPaper, Protocol::FewShot] {
+                let result = plan.as_ref().map(|plan| plan.result(split, arm, protocol)).transpose()?.flatten();
+                let unpublished = if arm.unpublished { " (unpublished values)" } else { "" };
+                let (arm, title) = (arm.name.clone(), format!("{}{unpublished}", arm.title));
+                self.results.extend(result.map(|result| Found { arm, title, split, result }));
             }
         }
         self.experiment = Some(experiment);
@@ -120,7 +126,7 @@ impl Gathered {
         let mut sorted: Vec<&Found> = self.results.iter().collect();
         // Within a protocol's table the methods keep the experiment's order.
         let place = |found: &Found| self.results.iter().position(|other| other.arm == found.arm);
-        sorted.sort_by_key(|found| (place(found), found.result.protocol == sdclr_records::names::Protocol::FewShot));
+        sorted.sort_by_key(|found| (place(found), found.result.protocol == Protocol::FewShot));
         let measured: Vec<Measured<'_>> = sorted
             .into_iter()
             .map(|Found { arm, title, split, result }| Measured { arm, title, split: *split, result })

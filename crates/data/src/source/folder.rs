@@ -112,8 +112,13 @@ impl FolderSource {
 const PARTS: [&str; 3] = ["train", "test", "val"];
 
 /// The training and the held-out folder of a root that has both.
-pub(crate) fn parts(root: &Path) -> Option<(PathBuf, PathBuf)> {
-    let held_out = ["test", "val"].map(|name| root.join(name)).into_iter().find(|path| path.is_dir())?;
+pub fn parts(root: &Path) -> Option<(PathBuf, PathBuf)> {
+    let has_classes =
+        |path: &Path| std::fs::read_dir(path).is_ok_and(|mut all| all.any(|e| e.is_ok_and(|e| e.path().is_dir())));
+    let mut held_out = ["test", "val"].map(|name| root.join(name)).into_iter().filter(|path| path.is_dir());
+    let (first, second) = (held_out.next()?, held_out.next());
+    // ImageNet's test images have no classes, and its validation images are what everybody tests on.
+    let held_out = second.filter(|second| !has_classes(&first) && has_classes(second)).unwrap_or(first);
     Some((root.join("train"), held_out)).filter(|(train, _)| train.is_dir())
 }
 

@@ -109,8 +109,9 @@ pub fn write_list<'a>(path: &Path, entries: impl IntoIterator<Item = (&'a str, O
 }
 
 fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), DataError> {
+    // Two processes may write the same file: each its own first, and either one whole in the end.
     let mut partial = path.as_os_str().to_owned();
-    partial.push(".partial");
+    partial.push(format!(".{}.partial", std::process::id()));
     let write = || -> std::io::Result<()> {
         let mut file = std::fs::File::create(&partial)?;
         file.write_all(bytes)?;

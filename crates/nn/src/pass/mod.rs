@@ -1,7 +1,7 @@
 //! A node list planned for one branch: its activations, forward, and backward over the same list in reverse.
 //!
 //! Planning allocates everything for a maximum batch; any smaller one runs in the same buffers. A training pass keeps
-//! every activation; an evaluation pass reuses those that nothing reads any more. Gradients live only between their last
+//! every activation that backward reads; an evaluation pass reuses those that nothing reads any more. Gradients live only between their last
 //! consumer and their producer and come from a [`GradPool`] that several passes share, since backwards run one by one.
 
 mod fixed;

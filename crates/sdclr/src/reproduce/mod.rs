@@ -4,9 +4,10 @@
 //! few-shot. Nothing here trains: a caller walks [`Plan::tasks`] and runs each with [`crate::pretrain`] and [`crate::probe`].
 //! All state is in the run directories, so a plan made again after a stop shows what is left.
 
+mod check;
 mod sets;
 
-pub use sets::{Places, Sets, SplitSets, check_images, open, scaled, sets, tail_counts};
+pub use sets::{Places, Sets, SplitSets, check_images, located, open, scaled, sets, tail_counts};
 
 use crate::checkpoint::Checkpoint;
 use crate::error::Error;
@@ -16,7 +17,7 @@ use sdclr_records::experiment::{Arm, Grouping};
 use sdclr_records::layers::{Layer, resolve};
 use sdclr_records::names::Protocol;
 use sdclr_records::results::{ImagesRecord, ProbeData};
-use sdclr_records::{Experiment, ProbeConfig, RunConfig};
+use sdclr_records::{Experiment, ProbeConfig, ProbeResult, RunConfig};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -38,11 +39,46 @@ pub struct Settings {
     pub seed: Option<u64>,
     /// The share of every class count that is used, in (0, 1].
     pub scale: f64,
+    /// The numbers that everything computes in: `auto`, `f32` or `bf16`.
+    pub precision: String,
     /// `KEY=VALUE` changes of the recipe.
     pub assignments: Vec<String>,
 }
 
+/// Config keys that the experiment or a flag of its own decides, which `assignments` may not.
+const OWN_KEYS: &[&str] = &[
+    "method",
+    "seed",
+    "data.source",
+    "data.split",
+    "data.root",
+    "data.part",
+    "data.workers",
+    "model.init_from",
+    "train.epochs",
+    "train.device",
+    "train.precision",
+    "train.threads",
+];
+
 impl Settings {
+    /// Checks the scale, and that no assignment is of a key that something else decides.
+    ///
+    /// # Errors
+    /// [`Error::Unfit`] naming it.
+    pub fn validate(&self) -> Result<(), Error> {
+        if !(self.scale > 0.0 && self.scale <= 1.0) {
+            return Err(Error::Unfit(format!("--scale {}: must be above 0 and at most 1", self.scale)));
+        }
+        let key = |text: &String| text.split_once('=').map_or(text.as_str(), |(key, _)| key).trim().to_owned();
+        match self.assignments.iter().map(key).find(|key| OWN_KEYS.contains(&key.as_str())) {
+            Some(key) => Err(Error::Unfit(format!(
+                "--set {key}: the experiment decides it; --epochs, --seed, --precision, --device, --threads and --workers are flags of their own"
+            ))),
+            None => Ok(()),
+        }
+    }
+
     /// What keeps the result from being the paper's experiment, each as a phrase.
     #[must_use]
     pub fn departures(&self) -> Vec<String> {
@@ -91,17 +127,28 @@ impl Settings {
     /// [`Error::Unfit`] naming the first setting that differs, [`Error::Write`].
     pub fn keep(&self, out: &Path) -> Result<(), Error> {
         if let Some(stored) = Self::stored(out)? {
+            // Data and splits may have moved: what they hold is checked where it counts.
+            let here = Self { data: self.data.clone(), split_dir: self.split_dir.clone(), ..stored.clone() };
+            if stored.split_dir.is_some() != self.split_dir.is_some() {
+                let made = if stored.split_dir.is_some() { "with --split-dir" } else { "without --split-dir" };
+                return Err(Error::Unfit(format!(
+                    "{}: was begun {made}; go on so, or give another --out",
+                    out.display()
+                )));
+            }
             let values = |settings: &Self| serde_json::to_value(settings).unwrap_or_default();
-            let (old, new) = (values(&stored), values(self));
+            let (old, new) = (values(&here), values(self));
             let differs = old.as_object().into_iter().flatten().find(|(key, value)| new.get(key) != Some(value));
-            return match differs {
-                None => Ok(()),
-                Some((key, value)) => Err(Error::Unfit(format!(
+            if let Some((key, value)) = differs {
+                return Err(Error::Unfit(format!(
                     "{}: was begun with {key} = {value}, not {}; give the same, or another --out",
                     out.display(),
                     new.get(key).unwrap_or(&serde_json::Value::Null)
-                ))),
-            };
+                )));
+            }
+            if stored == *self {
+                return Ok(());
+            }
         }
         let path = out.join(SETTINGS_FILE);
         let failed = |source| Error::Write { path: path.clone(), source };
@@ -178,9 +225,23 @@ pub struct Plan {
     pub sets: Sets,
     /// The folder that everything goes to.
     pub out: PathBuf,
+    /// Flags that cannot change a result: threads, workers, device.
+    pub machine: Vec<(String, String)>,
 }
 
 impl Plan {
+    /// The plan of a folder that an experiment was begun in; `None` for a folder without one, or whose splits are not all there.
+    ///
+    /// # Errors
+    /// Settings that cannot be read.
+    pub fn of_folder(out: &Path) -> Result<Option<Self>, Error> {
+        let Some(settings) = Settings::stored(out)? else { return Ok(None) };
+        let (experiment, out) = (Experiment::named(&settings.experiment)?, out.to_owned());
+        let places = Places { data: &settings.data, given: settings.split_dir.as_deref(), made: &out.join("splits") };
+        let sets = located(&experiment, &places)?;
+        Ok(sets.map(|sets| Self { experiment, settings, sets, out, machine: Vec::new() }))
+    }
+
     /// The run directory of an arm on a split.
     #[must_use]
     pub fn run_path(&self, split: usize, arm: &Arm) -> PathBuf {
@@ -194,18 +255,15 @@ impl Plan {
         if arm.balanced { &sets.balanced } else { &sets.long_tail }
     }
 
-    /// The config of an arm's run on its `n_images` images; see [`recipe`].
+    /// The config of an arm's run; see [`recipe`].
     ///
     /// # Errors
     /// A setting that no config has, or of a wrong value.
-    pub fn run_config(
-        &self,
-        split: usize,
-        arm: &Arm,
-        n_images: usize,
-        machine: &[(String, String)],
-    ) -> Result<RunConfig, Error> {
-        recipe(&self.experiment, &self.settings, arm, self.training_images(split, arm), n_images, machine)
+    pub fn run_config(&self, split: usize, arm: &Arm) -> Result<RunConfig, Error> {
+        let images = self.training_images(split, arm);
+        // Only a share of the images may be less than a batch.
+        let n_images = if self.settings.scale == 1.0 { usize::MAX >> 1 } else { open(images)?.len() };
+        recipe(&self.experiment, &self.settings, arm, images, n_images, &self.machine)
     }
 
     /// The settings of one of the two probes.
@@ -263,30 +321,74 @@ impl Plan {
     /// How far a phase is.
     ///
     /// # Errors
-    /// A run directory that cannot be read.
+    /// A run directory that cannot be read, or is of another recipe.
     pub fn state(&self, split: usize, arm: &Arm, phase: Phase) -> Result<State, Error> {
         let Ok(run) = RunDir::open(&self.run_path(split, arm)) else { return Ok(State::Todo) };
         let last = run.checkpoint_path(CheckpointName::Last);
         if !last.is_file() {
             return Ok(State::Todo);
         }
-        let config = run.config()?;
+        let config = self.run_config(split, arm)?;
+        run.check_is_of(&config)?;
         let at = Checkpoint::load_state(&last)?;
         let is_trained = at.epoch >= config.train.epochs;
         let Phase::Probe(protocol) = phase else {
             return Ok(if is_trained { State::Done } else { State::Partly { epoch: at.epoch } });
         };
-        let results = run.results()?;
-        let expected = self.probe_config(protocol, &config).settings();
-        let is_done = results.iter().any(|(name, result)| {
+        let is_done = is_trained && self.result_of(split, protocol, &run, &config, (at.step, at.epoch))?.is_some();
+        Ok(if is_done { State::Done } else { State::Todo })
+    }
+
+    /// The result of a probe, if it is there: of the final weights, with these settings, on these images.
+    ///
+    /// # Errors
+    /// A run directory that cannot be read, or is of another recipe.
+    pub fn result(&self, split: usize, arm: &Arm, protocol: Protocol) -> Result<Option<ProbeResult>, Error> {
+        if self.state(split, arm, Phase::Probe(protocol))? != State::Done {
+            return Ok(None);
+        }
+        let run = RunDir::open(&self.run_path(split, arm))?;
+        let at = Checkpoint::load_state(&run.checkpoint_path(CheckpointName::Last))?;
+        self.result_of(split, protocol, &run, &self.run_config(split, arm)?, (at.step, at.epoch))
+    }
+
+    fn result_of(
+        &self,
+        split: usize,
+        protocol: Protocol,
+        run: &RunDir,
+        config: &RunConfig,
+        at: (u64, usize),
+    ) -> Result<Option<ProbeResult>, Error> {
+        let (settings, data) = (self.probe_config(protocol, config).settings(), self.probe_data(split, protocol));
+        let fits = |name: &str, result: &ProbeResult| {
             let weights = result.weights.as_ref().map(|weights| (weights.step, weights.epoch));
-            name == protocol.as_str() && weights == Some((at.step, at.epoch)) && result.settings == expected
-        });
-        Ok(if is_trained && is_done { State::Done } else { State::Todo })
+            let is_own = name == protocol.as_str() && weights == Some(at) && result.settings == settings;
+            is_own && same_data(&result.data, &data)
+        };
+        Ok(run.results()?.into_iter().find(|(name, result)| fits(name, result)).map(|(_, result)| result))
     }
 }
 
-/// The config of an arm's run. `machine` holds flags that cannot change a result (threads, workers, device, precision).
+/// Whether two probes had the same images, wherever those lie: folders may move.
+fn same_data(a: &ProbeData, b: &ProbeData) -> bool {
+    let parts = |data: &ProbeData| [&data.train, &data.validation, &data.test, &data.tail].map(Clone::clone);
+    let end =
+        |path: Option<&PathBuf>| path.map(|path| path.iter().rev().take(2).map(ToOwned::to_owned).collect::<Vec<_>>());
+    let same = |(a, b): (Option<ImagesRecord>, Option<ImagesRecord>)| match (a, b) {
+        (Some(a), Some(b)) => {
+            // A list is a source of its own; any other source is the data set.
+            let list = |record: &ImagesRecord| end(record.root.as_ref().map(|_| &record.source));
+            (a.part, a.per_class) == (b.part, b.per_class)
+                && end(a.split.as_ref()) == end(b.split.as_ref())
+                && list(&a) == list(&b)
+        }
+        (a, b) => a.is_none() && b.is_none(),
+    };
+    parts(a).into_iter().zip(parts(b)).all(same)
+}
+
+/// The config of an arm's run. `machine` holds flags that cannot change a result (threads, workers, device).
 ///
 /// # Errors
 /// A setting that no config has, or of a wrong value.
@@ -299,6 +401,7 @@ pub fn recipe(
     machine: &[(String, String)],
 ) -> Result<RunConfig, Error> {
     let mut flags = machine.to_vec();
+    flags.push(("precision".to_owned(), settings.precision.clone()));
     let mut set = |flag: &str, value: String| flags.push((flag.to_owned(), value));
     let text = |path: &Path| path.to_string_lossy().into_owned();
     set("method", arm.method.to_string());

@@ -3,6 +3,7 @@
 //! Source: the SDCLR paper, section 4.1, and the published splits' names. Sets made here have the published ones' sizes and
 //! class counts and are the same bytes on every machine; which images they hold differs.
 
+use super::check::check;
 use crate::error::Error;
 use sdclr_data::splits::{SplitFamily, in_random_class_order, long_tail_counts, write_indices, write_list};
 use sdclr_data::{Dataset, OpenOptions, Part as DataPart};
@@ -14,6 +15,9 @@ use std::path::{Path, PathBuf};
 
 /// The seed of the cut into validation and training images; split i has this plus i.
 const SEED: u64 = 2021;
+
+/// The same of few-shot sets that are independent of the long tails.
+const FEW_SHOT_SEED: u64 = 12_021;
 
 /// Every set of an experiment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,21 +96,28 @@ pub fn scaled(count: usize, scale: f64) -> usize {
 /// # Errors
 /// Images of another data set, missing or unfitting split files, a folder that cannot be written.
 pub fn sets(experiment: &Experiment, places: &Places<'_>, scale: f64) -> Result<Sets, Error> {
-    let sets = match places.given {
-        Some(folder) => found(experiment, places.data, folder)?,
-        None => {
-            check_images(experiment, places.data)?;
-            let wanted = |relative: &str| Some(places.made.join(relative));
-            let there = records(experiment, places.data, &wanted, false);
-            let all_there = there.as_ref().is_some_and(|sets| files_of(sets).iter().all(|file| file.exists()));
-            match there {
-                Some(sets) if all_there => sets,
-                _ => make(experiment, places, scale)?,
-            }
-        }
+    if places.given.is_none() {
+        check_images(experiment, places.data)?;
+    }
+    let sets = match located(experiment, places)? {
+        Some(sets) => sets,
+        None => make(experiment, places, scale)?,
     };
     let notes = check(experiment, &sets, scale)?;
     Ok(Sets { notes, ..sets })
+}
+
+/// The sets where their files are all there, unchecked; `None` where they are to be made.
+///
+/// # Errors
+/// Given files of which some are missing.
+pub fn located(experiment: &Experiment, places: &Places<'_>) -> Result<Option<Sets>, Error> {
+    if let Some(folder) = places.given {
+        return found(experiment, places.data, folder).map(Some);
+    }
+    let wanted = |relative: &str| Some(places.made.join(relative));
+    let sets = records(experiment, places.data, &wanted, false);
+    Ok(sets.filter(|sets| files_of(sets).iter().all(|file| file.exists())))
 }
 
 /// Looks for the published files, at their published places or all in one folder.
@@ -209,12 +220,15 @@ fn make(experiment: &Experiment, places: &Places<'_>, scale: f64) -> Result<Sets
         let held_out = Dataset::open(places.data, &OpenOptions { part: DataPart::Test, ..OpenOptions::default() })?;
         let held_out = crate::probe::matched(&held_out, &images, "to test on")?;
         let all: Vec<usize> = (0..held_out.len()).collect();
-        // Of the two names that a held-out folder may have, the one that was opened.
-        let folder = if places.data.join("test").is_dir() { "test" } else { "val" };
-        write_set(&places.made.join(test), &held_out, folder, &all)?;
+        let folder = sdclr_data::source::folder::parts(places.data)
+            .and_then(|(_, folder)| Some(folder.file_name()?.to_string_lossy().into_owned()));
+        write_set(&places.made.join(test), &held_out, folder.as_deref().unwrap_or("val"), &all)?;
     }
     for split in 1..=experiment.n_splits {
         let family = SplitFamily::among(&labels, rest.iter().copied(), SEED + split as u64);
+        // CIFAR's published few-shot images are among the pre-training images, ImageNet's are drawn independently.
+        let few_shot_seed = if files.test.is_some() { FEW_SHOT_SEED } else { SEED } + split as u64;
+        let few_shot = SplitFamily::among(&labels, rest.iter().copied(), few_shot_seed);
         let named = |name: &str| name.replace("{split}", &split.to_string());
         let tail = family.take(&tail_counts(experiment, split, scale)).map_err(too_small)?;
         write(&named(&files.long_tail), &tail)?;
@@ -224,7 +238,7 @@ fn make(experiment: &Experiment, places: &Places<'_>, scale: f64) -> Result<Sets
         )?;
         write(
             &named(&files.few_shot),
-            &family.balanced(scaled(experiment.few_shot_per_class, scale)).map_err(too_small)?,
+            &few_shot.balanced(scaled(experiment.few_shot_per_class, scale)).map_err(too_small)?,
         )?;
     }
     let place = |relative: &str| Some(places.made.join(relative));
@@ -293,74 +307,6 @@ pub fn check_images(experiment: &Experiment, data: &Path) -> Result<(), Error> {
         experiment.n_classes,
         if is_whole { "" } else { " and no test part" }
     )))
-}
-
-/// Whether the sets fit the experiment and do not overlap where that would spoil it.
-fn check(experiment: &Experiment, sets: &Sets, scale: f64) -> Result<Vec<String>, Error> {
-    let validation = open(&sets.validation)?;
-    let kept: std::collections::HashSet<String> = (0..validation.len()).map(|i| validation.name(i)).collect();
-    let shared = |record: &ImagesRecord| -> Result<(Dataset, usize), Error> {
-        let images = open(record)?;
-        let n_shared = (0..images.len()).filter(|&i| kept.contains(&images.name(i))).count();
-        Ok((images, n_shared))
-    };
-    let file = |record: &ImagesRecord| record.split.as_ref().unwrap_or(&record.source).display().to_string();
-    let refuse = |record: &ImagesRecord, problem: String| {
-        let text = format!("{}: {problem}; is this a split of {}?", file(record), experiment.title);
-        Err(Error::Unfit(text))
-    };
-    let mut notes = Vec::new();
-    let mut counted = Vec::new();
-    for (split, one) in (1..).zip(&sets.splits) {
-        counted.push((&one.long_tail, Some(tail_counts(experiment, split, scale))));
-        counted.push((&one.balanced, None));
-        counted.push((&one.few_shot, None));
-    }
-    counted.push((&sets.train, None));
-    for (record, expected) in counted {
-        let (images, n_shared) = shared(record)?;
-        if n_shared > 0 {
-            return refuse(record, format!("{n_shared} of its images are validation images"));
-        }
-        let mut counts = images.class_counts().unwrap_or_default();
-        if counts.len() > experiment.n_classes {
-            return refuse(record, format!("it has {} classes, not {}", counts.len(), experiment.n_classes));
-        }
-        counts.resize(experiment.n_classes, 0);
-        if let Some(empty) = counts.iter().position(|&count| count == 0) {
-            return refuse(record, format!("class {empty} has no images in it"));
-        }
-        let largest = counts.iter().max().copied().unwrap_or(0);
-        let problem =
-            format!("its class counts, {} images with {largest} of the largest, are not the paper's", images.len());
-        match (&experiment.tail, expected) {
-            (_, None) => {}
-            (Tail::Named { class_counts }, Some(expected)) if counts != expected => {
-                let is_of = |split: &usize| counts == tail_counts(experiment, *split, scale);
-                let problem = match (1..=class_counts.len()).find(is_of) {
-                    Some(split) => format!("its class counts are those of split {split}"),
-                    None => problem,
-                };
-                return refuse(record, problem);
-            }
-            // The class order is the file's own, and where the formula is recalled the file knows better.
-            (Tail::Exponential { .. }, Some(expected)) if sorted(&counts) != sorted(&expected) => {
-                if !sets.given {
-                    return refuse(record, problem);
-                }
-                notes
-                    .push(format!("{}: {problem} by the formula that this program knows; used as it is", file(record)));
-            }
-            _ => {}
-        }
-    }
-    Ok(notes)
-}
-
-fn sorted(counts: &[usize]) -> Vec<usize> {
-    let mut counts = counts.to_vec();
-    counts.sort_unstable();
-    counts
 }
 
 #[cfg(test)]

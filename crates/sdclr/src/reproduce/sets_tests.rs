@@ -116,8 +116,13 @@ fn published_files_are_found_in_their_folders_or_in_one_and_recognised() {
         let message = sets(&experiment, &places, 0.1).unwrap_err().to_string();
         assert!(message.contains(expected), "{message}");
     };
-    // Split 2's file in the place of split 1's, then validation images among the few, then a file less.
+    // A set of another size, split 2's file in the place of split 1's, then validation images among the few, then a file less.
     let copy = |from: &str, to: &str| assert!(std::fs::copy(flat.join(from), flat.join(to)).unwrap() > 0);
+    check(
+        &|| copy("split1_D_b.npy", "split1_S_b.npy"),
+        "split1_S_b.npy: its class counts, 1120 images with 112 of the largest",
+    );
+    copy("../published/cifar10_imbSub_with_subsets/split1_S_b.npy", "split1_S_b.npy");
     check(&|| copy("split2_D_i.npy", "split1_D_i.npy"), "split1_D_i.npy: its class counts are those of split 2");
     copy("../published/cifar10_imbSub_with_subsets/split1_D_i.npy", "split1_D_i.npy");
     check(&|| copy("valIdxList.npy", "split3_S_b.npy"), "split3_S_b.npy: 500 of its images are validation images");

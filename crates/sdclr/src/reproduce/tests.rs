@@ -9,6 +9,7 @@ fn settings() -> Settings {
         probe_epochs: None,
         seed: None,
         scale: 1.0,
+        precision: "auto".to_owned(),
         assignments: Vec::new(),
     }
 }
@@ -74,6 +75,12 @@ fn a_folder_goes_on_with_the_same_settings_only() {
     assert_eq!(Settings::stored(out.path()).unwrap(), Some(settings()));
     let message = Settings { epochs: Some(3), ..settings() }.keep(out.path()).unwrap_err().to_string();
     assert!(message.contains("was begun with epochs = null, not 3"), "{message}");
+    let message = Settings { split_dir: Some("s".into()), ..settings() }.keep(out.path()).unwrap_err().to_string();
+    assert!(message.contains("was begun without --split-dir"), "{message}");
+    // The data may have moved, and the folder remembers where to.
+    let moved = Settings { data: "elsewhere".into(), ..settings() };
+    moved.keep(out.path()).unwrap();
+    assert_eq!(Settings::stored(out.path()).unwrap(), Some(moved));
     std::fs::write(out.path().join(SETTINGS_FILE), "{}").unwrap();
     let message = Settings::stored(out.path()).unwrap_err().to_string();
     assert!(message.contains("not the settings of a reproduction"), "{message}");
@@ -84,4 +91,14 @@ fn a_task_costs_what_its_images_cost() {
     // Two views, forward and twice backward, of 100 images in each of 10 epochs.
     assert_eq!(forward_passes(Phase::Pretrain, 100, 10, 7), 6000.0);
     assert_eq!(forward_passes(Phase::Probe(Protocol::FewShot), 100, 10, 7), 1007.0);
+}
+
+#[test]
+fn what_the_experiment_decides_cannot_be_set() {
+    for key in ["train.precision=f32", " seed = 3", "model.init_from=run", "data.source"] {
+        let message = Settings { assignments: vec![key.to_owned()], ..settings() }.validate().unwrap_err().to_string();
+        assert!(message.contains("the experiment decides it"), "{message}");
+    }
+    Settings { assignments: vec!["train.batch_size=64".to_owned()], ..settings() }.validate().unwrap();
+    assert!(Settings { scale: 0.0, ..settings() }.validate().is_err());
 }

@@ -13,10 +13,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Keys that may differ when a run is resumed: they change how fast and how often, not what is computed.
-/// Bit-identical results still need the same number of threads. The source may have moved: the checkpoint knows whether
-/// its images are the same.
+/// Bit-identical results still need the same number of threads. Source and split may have moved: the checkpoint knows
+/// whether its images are the same.
 const RESUMABLE_KEYS: &[&str] = &[
     "data.source",
+    "data.split",
+    "data.root",
     "data.workers",
     "data.cache_mib",
     "train.device",
@@ -195,7 +197,11 @@ fn lock(root: &Path) -> Result<File, RunDirError> {
     }
 }
 
-fn check_resumable(dir: &RunDir, config: &RunConfig) -> Result<(), RunDirError> {
+/// Checks that a run is of this config but for values that cannot change its result.
+///
+/// # Errors
+/// [`RunDirError::ConfigChanged`] naming each value that differs.
+pub(super) fn check_resumable(dir: &RunDir, config: &RunConfig) -> Result<(), RunDirError> {
     let stored = dir.config()?;
     let mut config = config.clone();
     if config.train.precision == Precision::Auto {

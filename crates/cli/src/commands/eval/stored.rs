@@ -38,6 +38,9 @@ pub fn run(
     }
     let stored = StoredProbe::load(&path)?;
     let Images { train, test: images, data, .. } = open(&args.data, &context)?;
+    // Groups are of the classes as the classifier numbers them.
+    let names = &stored.record.class_names;
+    let train = if names.is_empty() { train } else { train.with_class_names(names).unwrap_or(train) };
     let tail = tail(&args.data, &subject.config, &train, &context)?;
     let (tail, record) = tail.map_or((None, None), |(tail, record)| (Some(tail), Some(record)));
     let stop = signals::install()?;

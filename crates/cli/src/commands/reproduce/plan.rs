@@ -71,14 +71,20 @@ impl<'a> Planned<'a> {
         out: &'a Path,
         args: &'a ReproduceArgs,
     ) -> anyhow::Result<Self> {
-        let is_begun = Settings::stored(out)?.is_some();
-        if !is_begun && settings.split_dir.is_none() {
+        let places = Places { data: &settings.data, given: settings.split_dir.as_deref(), made: &out.join("splits") };
+        if reproduce::located(experiment, &places)?.is_none() {
             let sizes = expected_sizes(experiment, settings)?;
             return Ok(Self { experiment, settings, args, plan: None, owned_plan: None, out, sizes });
         }
-        let places = Places { data: &settings.data, given: settings.split_dir.as_deref(), made: &out.join("splits") };
+        // All files are there, so this only reads them.
         let sets = reproduce::sets(experiment, &places, settings.scale)?;
-        let plan = Plan { experiment: experiment.clone(), settings: settings.clone(), sets, out: out.to_owned() };
+        let plan = Plan {
+            experiment: experiment.clone(),
+            settings: settings.clone(),
+            sets,
+            out: out.to_owned(),
+            machine: machine_flags(args),
+        };
         let sizes = measured_sizes(&plan)?;
         Ok(Self { experiment, settings, args, plan: None, owned_plan: Some(plan), out, sizes })
     }
