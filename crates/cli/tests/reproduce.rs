@@ -194,6 +194,8 @@ fn wrong_combinations_say_what_to_do() {
     check("cifar-10", "", "cifar10-lt");
     check("cifar100-lt", "", "give the folder cifar-100-python or -binary");
     check("cifar10-lt", "", "too few images for CIFAR-10-LT");
+    check("cifar10-lt", "--dry-run", "too few images for CIFAR-10-LT");
+    check("cifar10-lt", "--scale 0.01 --set train.precision=f32", "the experiment decides it");
     check("cifar10-lt", "--methods sdcl", "did you mean `sdclr`?");
     check("cifar10-lt", "--splits 2-7", "splits are 1 to 5");
     check("imagenet-lt", "--splits 2", "there is only split 1");

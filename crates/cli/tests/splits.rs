@@ -117,8 +117,13 @@ fn what_cannot_be_made_says_what_to_do() {
     refused(root, "long-tail --data images --imbalance-factor 0.5 --out t.npy", "must be 1 or more");
     refused(root, "long-tail --data images --class-counts 1,2 --out t.npy", "2 counts for 3 classes");
     refused(root, "long-tail --data images --class-counts cifar10-lt:6 --out t.npy", "splits 1 to 5");
-    refused(root, "balanced --data images --per-class 9 --out t.npy", "class 2 has 8 images, 9 are wanted");
+    refused(
+        root,
+        "balanced --data images --per-class 9 --out t.npy",
+        "class c has 8 images to draw from, 9 are wanted; lower --per-class",
+    );
     refused(root, "balanced --data images --out t.npy", "--per-class");
+    refused(root, "holdout --data images --share 0.5 --out t.npy --rest ./t.npy", "must be two files");
     refused(root, "holdout --data images --share 1.5 --out t.npy --rest r.npy", "must be above 0 and below 1");
     let Output { status, stderr, .. } = split(root, "check there.npy --data images");
     let message = String::from_utf8_lossy(&stderr).into_owned();

@@ -92,7 +92,8 @@ pub struct SummaryRow {
 /// What the columns mean, for `--definitions`.
 pub const DEFINITIONS: &str = "\
 All        mean of the class accuracies on the test set, percent; mean ± population std over splits, as all columns
-±95 %      half the width of All's 95 % interval: over splits (Student's t) with two or more, else over test images (binomial)
+±95 %      half the width of All's 95 % interval: over splits (Student's t) with two or more, else over test images (each class a
+           binomial of its own)
 Many, Medium, Few
            mean accuracy of the classes with many, medium and few images in the long-tail split: thirds by count for the CIFAR
            family (the lowest C/3, rounded down, Few; the next C/3 Medium; the rest Many); for ImageNet above 100, 20 to 100

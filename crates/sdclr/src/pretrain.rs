@@ -186,6 +186,10 @@ impl<'a> Run<'a> {
                 return Ok(Outcome::Stopped(signal));
             }
         }
+        if self.writer.n_skipped() > 0 {
+            let n = self.writer.n_skipped();
+            self.observer.message(&format!("{n} broken images were skipped: skipped.csv lists them"));
+        }
         // Of the epoch that just ended, or of the checkpoint where nothing was left to do.
         let loss = self.at.epoch_loss / self.at.epoch_steps.max(1) as f64;
         Ok(Outcome::Finished { loss, step: self.at.step })

@@ -62,7 +62,7 @@ pub struct ChangeArgs {
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
     /// Use this share of every class count, to try everything out on few images
-    #[arg(long, value_name = "SHARE", default_value_t = 1.0)]
+    #[arg(long, value_name = "SHARE", default_value_t = 1.0, allow_negative_numbers = true)]
     pub scale: f64,
     /// Set any key of the pre-training config; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]

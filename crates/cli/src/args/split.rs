@@ -54,16 +54,16 @@ pub struct LongTailArgs {
     #[arg(long, value_name = "N")]
     pub n_max: Option<usize>,
     /// The largest class over the smallest: exponential and step
-    #[arg(long, value_name = "FACTOR", default_value_t = 100.0)]
+    #[arg(long, value_name = "FACTOR", default_value_t = 100.0, allow_negative_numbers = true)]
     pub imbalance_factor: f64,
     /// Images of the smallest class: pareto
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub n_min: usize,
     /// Exponent of the pareto shape
-    #[arg(long, value_name = "ALPHA", default_value_t = 6.0)]
+    #[arg(long, value_name = "ALPHA", default_value_t = 6.0, allow_negative_numbers = true)]
     pub alpha: f64,
     /// Share of the classes that have few images: step
-    #[arg(long, value_name = "SHARE", default_value_t = 0.5)]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.5, allow_negative_numbers = true)]
     pub share_of_few: f64,
     /// Counts by label instead of a shape: 500,40,3 or an experiment's, such as cifar10-lt:2
     #[arg(long, value_name = "COUNTS")]
@@ -119,7 +119,7 @@ pub struct HoldoutArgs {
     #[arg(long, value_name = "N")]
     pub per_class: Option<usize>,
     /// Share of every class's images, rounded, at least one
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
     pub share: Option<f64>,
     /// File for the validation images: .npy for indices, .txt for paths and labels
     #[arg(long, value_name = "FILE")]
@@ -144,7 +144,7 @@ pub struct PaperArgs {
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// Use this share of every class count
-    #[arg(long, value_name = "SHARE", default_value_t = 1.0)]
+    #[arg(long, value_name = "SHARE", default_value_t = 1.0, allow_negative_numbers = true)]
     pub scale: f64,
 }
 

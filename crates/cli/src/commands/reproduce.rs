@@ -43,25 +43,31 @@ pub fn run(args: &ReproduceArgs, context: Context) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let places = Places { data: &settings.data, given: settings.split_dir.as_deref(), made: &out.join("splits") };
+    let stop = signals::install_for_training()?;
     let is_new = Settings::stored(&out)?.is_none();
     settings.keep(&out)?;
     let sets = reproduce::sets(&experiment, &places, settings.scale).inspect_err(|_| {
         if is_new {
             // Nothing was begun: another try may have other settings. A file that stays is told of then.
             let _ = std::fs::remove_file(out.join(SETTINGS_FILE));
+            // Only an empty folder goes.
+            let _ = std::fs::remove_dir(&out);
         }
     })?;
     sets.notes.iter().for_each(|note| context.note(&format!("note: {note}")));
-    let job = Job {
-        args,
-        context,
-        stop: signals::install_for_training()?,
-        plan: Plan { experiment, settings, sets, out, machine: machine_flags(args) },
-    };
+    let job = Job { args, context, stop, plan: Plan { experiment, settings, sets, out, machine: machine_flags(args) } };
     let planned = plan::Planned::of(&job.plan, args)?;
     context.note(&planned.text(&planned.rows(&splits, &arms, args.only)?));
     drop(planned);
-    if let Some(signal) = job.walk(&splits, &arms)? {
+    let walked = job.walk(&splits, &arms).inspect_err(|_| {
+        let has_run =
+            (1..=job.plan.experiment.n_splits).any(|split| job.plan.out.join(format!("split{split}")).exists());
+        if is_new && !has_run {
+            // As above.
+            let _ = std::fs::remove_file(job.plan.out.join(SETTINGS_FILE));
+        }
+    });
+    if let Some(signal) = walked? {
         context.note("stopped; the same command goes on from here");
         return Ok(ExitCode::from(signal.exit_code()));
     }

@@ -83,8 +83,24 @@ impl Candidates {
         counts
     }
 
+    /// Checks that each class has as many images as are wanted of it; `flag` is what asks for them.
+    fn check_enough(&self, wanted: &[usize], flag: &str) -> anyhow::Result<()> {
+        let there = self.counts();
+        let Some(label) = (0..there.len()).find(|&label| wanted[label] > there[label]) else { return Ok(()) };
+        let name = self.all.class_names().and_then(|names| names.get(label).cloned());
+        let (class, n, wanted) = (name.unwrap_or_else(|| label.to_string()), there[label], wanted[label]);
+        let text = format!("class {class} has {n} images to draw from, {wanted} are wanted; lower {flag}");
+        Err(UsageError(text).into())
+    }
+
     /// Writes positions as indices or as a list, and prints what they are.
     fn write(&self, out: &Path, positions: &[usize], context: Context) -> anyhow::Result<()> {
+        let (json, text) = self.write_file(out, positions)?;
+        if context.json { context.print_json(&json) } else { context.print(&text) }
+    }
+
+    /// Writes positions as indices or as a list; what they are, for programs and for people.
+    fn write_file(&self, out: &Path, positions: &[usize]) -> anyhow::Result<(serde_json::Value, String)> {
         if file_kind(out)? == FileKind::Indices {
             write_indices(out, positions)?;
         } else {
@@ -96,11 +112,8 @@ impl Candidates {
         let mut counts = vec![0; self.family.n_classes()];
         positions.iter().for_each(|&position| counts[self.labels[position] as usize] += 1);
         let summary = check::Summary::of(&counts);
-        if context.json {
-            return context
-                .print_json(&serde_json::json!({ "out": out, "class_counts": counts, "n_images": positions.len() }));
-        }
-        context.print(&format!("{}: {}\n", out.display(), summary.line()))
+        let json = serde_json::json!({ "out": out, "class_counts": counts, "n_images": positions.len() });
+        Ok((json, format!("{}: {}\n", out.display(), summary.line())))
     }
 }
 
@@ -128,12 +141,7 @@ fn long_tail(args: &LongTailArgs, context: Context) -> anyhow::Result<ExitCode> 
         Some(text) => named_counts(text, there.len())?,
         None => in_random_class_order(&shape(args, &there)?, candidates.seed),
     };
-    if let Some(label) = (0..there.len()).find(|&label| wanted[label] > there[label]) {
-        let name = candidates.all.class_names().and_then(|names| names.get(label).cloned());
-        let (class, n, wanted) = (name.unwrap_or_else(|| label.to_string()), there[label], wanted[label]);
-        let text = format!("class {class} has {n} images to draw from, {wanted} are wanted; lower --n-max");
-        return Err(UsageError(text).into());
-    }
+    candidates.check_enough(&wanted, if args.class_counts.is_some() { "--class-counts" } else { "--n-max" })?;
     candidates.write(&args.out, &candidates.family.take(&wanted)?, context)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -206,12 +214,17 @@ fn balanced(args: &BalancedArgs, context: Context) -> anyhow::Result<ExitCode> {
     if per_class == 0 {
         return Err(UsageError("--per-class: must come to at least one image a class".to_owned()).into());
     }
-    let positions = candidates.family.balanced(per_class).map_err(|e| UsageError(e.to_string()))?;
+    let flag = if args.as_many_as.is_some() { "the number of images of --as-many-as" } else { "--per-class" };
+    candidates.check_enough(&vec![per_class; n_classes], flag)?;
+    let positions = candidates.family.balanced(per_class)?;
     candidates.write(&args.out, &positions, context)?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn holdout(args: &HoldoutArgs, context: Context) -> anyhow::Result<ExitCode> {
+    if std::path::absolute(&args.out)? == std::path::absolute(&args.rest)? {
+        return Err(UsageError("--out and --rest: must be two files".to_owned()).into());
+    }
     let candidates = Candidates::open(&args.from, &[&args.out, &args.rest])?;
     let there = candidates.counts();
     let wanted: Vec<usize> = match (args.per_class, args.share) {
@@ -225,14 +238,19 @@ fn holdout(args: &HoldoutArgs, context: Context) -> anyhow::Result<ExitCode> {
             return Err(UsageError(format!("--share {share}: must be above 0 and below 1")).into());
         }
     };
-    let held_out = candidates.family.take(&wanted).map_err(|e| UsageError(e.to_string()))?;
+    candidates.check_enough(&wanted, "--per-class")?;
+    let held_out = candidates.family.take(&wanted)?;
     let is_held_out: HashSet<usize> = held_out.iter().copied().collect();
     let rest: Vec<usize> = candidates.positions.iter().copied().filter(|p| !is_held_out.contains(p)).collect();
     if rest.is_empty() {
         return Err(UsageError("nothing would be left for --rest; hold out fewer images".to_owned()).into());
     }
-    candidates.write(&args.out, &held_out, context)?;
-    candidates.write(&args.rest, &rest, context)?;
+    let made = [candidates.write_file(&args.out, &held_out)?, candidates.write_file(&args.rest, &rest)?];
+    if context.json {
+        context.print_json(&serde_json::json!({ "held_out": made[0].0, "rest": made[1].0 }))?;
+    } else {
+        context.print(&made.map(|(_, text)| text).concat())?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -22,8 +22,16 @@ pub fn run(args: &SummaryArgs, context: Context) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let mut gathered = Gathered::default();
+    check_paths(&args.paths)?;
     for path in &args.paths {
+        let n_before = gathered.results.len();
         gathered.add(path)?;
+        if gathered.results.len() == n_before && args.paths.len() > 1 {
+            context.warn(&format!("{}: no result yet; left out", path.display()));
+        }
+    }
+    if gathered.is_mixed() {
+        context.warn("these runs were tested on different images: their mean says little");
     }
     if let Some(name) = &args.experiment {
         gathered.experiment = Some(Experiment::named(name)?);
@@ -31,7 +39,10 @@ pub fn run(args: &SummaryArgs, context: Context) -> anyhow::Result<ExitCode> {
     let rows = gathered.rows();
     if rows.is_empty() {
         let path = args.paths[0].display();
-        let text = format!("{path}: no result yet; probe with: sdclr eval linear {path} --data SRC");
+        let text = match gathered.experiment.is_some() && args.experiment.is_none() {
+            true => format!("{path}: no probe of this experiment is done yet; go on with sdclr reproduce"),
+            false => format!("{path}: no result yet; probe with: sdclr eval linear {path} --data SRC"),
+        };
         return Err(UsageError(text).into());
     }
     if context.json {
@@ -42,6 +53,22 @@ pub fn run(args: &SummaryArgs, context: Context) -> anyhow::Result<ExitCode> {
         context.print(&text(&rows, gathered.experiment.as_ref(), &gathered.departures, args.markdown))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// An experiment's folder is a whole, and a run counts once.
+fn check_paths(paths: &[PathBuf]) -> anyhow::Result<()> {
+    for (i, path) in paths.iter().enumerate() {
+        if paths.len() > 1 && Settings::stored(path)?.is_some() {
+            let text = format!("{}: a folder of sdclr reproduce is summarised alone", path.display());
+            return Err(UsageError(text).into());
+        }
+        let same =
+            |other: &PathBuf| other.canonicalize().ok().zip(path.canonicalize().ok()).is_some_and(|(a, b)| a == b);
+        if paths[..i].iter().any(same) {
+            return Err(UsageError(format!("{}: is there twice", path.display())).into());
+        }
+    }
+    Ok(())
 }
 
 /// Results and where they are from.
@@ -84,15 +111,7 @@ impl Gathered {
 
     fn add_experiment(&mut self, path: &Path, settings: &Settings) -> anyhow::Result<()> {
         let experiment = Experiment::named(&settings.experiment)?;
-        if self.experiment.as_ref().is_some_and(|other| other.name != experiment.name) {
-            let text = format!("{}: is of another experiment than the folder before it", path.display());
-            return Err(UsageError(text).into());
-        }
-        for departure in settings.departures() {
-            if !self.departures.contains(&departure) {
-                self.departures.push(departure);
-            }
-        }
+        self.departures = settings.departures();
         // Only what belongs to the experiment: a run may have been probed by hand too, at another epoch or on other images.
         let plan = Plan::of_folder(path)?;
         let runs = experiment.arms.iter().flat_map(|arm| (1..=experiment.n_splits).map(move |split| (arm, split)));
@@ -119,6 +138,19 @@ impl Gathered {
             self.results.push(Found { arm, title, split, result });
         }
         Ok(())
+    }
+
+    /// Whether results of one protocol are on different test images.
+    fn is_mixed(&self) -> bool {
+        let on = |found: &Found| (found.result.protocol, found.result.n_test, found.result.class_accuracy.len());
+        let test = |found: &Found| found.result.data.test.clone();
+        let is_experiment = self.experiment.is_some();
+        !is_experiment
+            && self.results.iter().any(|a| {
+                self.results.iter().any(|b| {
+                    a.arm == b.arm && a.result.protocol == b.result.protocol && (on(a) != on(b) || test(a) != test(b))
+                })
+            })
     }
 
     /// The table's rows.

@@ -240,7 +240,15 @@ fn with_classes(images: &Dataset, names: Option<&[String]>, n_classes: usize) ->
     if !both_named && n_own > n_classes {
         return Err(Error::Unfit(format!("the images {TEST} have {n_own} classes, the stored probe {n_classes}")));
     }
-    let Some(names) = names else { return Ok(images.clone()) };
+    let Some(names) = names else {
+        // Folders number their classes by themselves: only the same set of them has the classifier's numbers.
+        if images.class_names().is_some() && n_own != n_classes {
+            return Err(Error::Unfit(format!(
+                "the images {TEST} have {n_own} named classes, the stored probe {n_classes} without names: give a list whose labels are its numbers"
+            )));
+        }
+        return Ok(images.clone());
+    };
     images.with_class_names(names).map_err(|unknown| {
         Error::Unfit(format!("the images {TEST} have classes that the stored probe lacks: {}", unknown.join(", ")))
     })

@@ -31,6 +31,9 @@ pub(super) fn check(experiment: &Experiment, sets: &Sets, scale: f64) -> Result<
         is_given: sets.given,
         kept: (0..validation.len()).map(|position| validation.name(position)).collect(),
     };
+    if matches!(experiment.tail, Tail::Exponential { .. }) {
+        checker.distinct(sets)?;
+    }
     let mut notes = Vec::new();
     checker.counts(&sets.validation, &validation, each(experiment.validation_per_class), &mut notes)?;
     let expected = experiment.probe_per_class.map_or(Expected::Some, each);
@@ -96,6 +99,20 @@ impl Checker<'_> {
             return self.refuse(record, &problem);
         }
         notes.push(format!("{}: {problem} by what this program knows; used as it is", file(record)));
+        Ok(())
+    }
+
+    /// A drawn class order tells the splits apart: two files of one order are the same split twice.
+    fn distinct(&self, sets: &Sets) -> Result<(), Error> {
+        let mut seen: Vec<Vec<usize>> = Vec::new();
+        for one in &sets.splits {
+            let counts = open(&one.long_tail)?.class_counts().unwrap_or_default();
+            if let Some(other) = seen.iter().position(|before| *before == counts) {
+                let split = other + 1;
+                return self.refuse(&one.long_tail, &format!("its class counts are those of split {split}"));
+            }
+            seen.push(counts);
+        }
         Ok(())
     }
 

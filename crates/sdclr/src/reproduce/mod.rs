@@ -140,11 +140,13 @@ impl Settings {
             let (old, new) = (values(&here), values(self));
             let differs = old.as_object().into_iter().flatten().find(|(key, value)| new.get(key) != Some(value));
             if let Some((key, value)) = differs {
-                return Err(Error::Unfit(format!(
-                    "{}: was begun with {key} = {value}, not {}; give the same, or another --out",
-                    out.display(),
-                    new.get(key).unwrap_or(&serde_json::Value::Null)
-                )));
+                let said = |value: Option<&serde_json::Value>| match value {
+                    None | Some(serde_json::Value::Null) => "the paper's".to_owned(),
+                    Some(value) => value.to_string(),
+                };
+                let (old, new) = (said(Some(value)), said(new.get(key)));
+                let text = format!("was begun with {key} = {old}, not {new}; give the same, or another --out");
+                return Err(Error::Unfit(format!("{}: {text}", out.display())));
             }
             if stored == *self {
                 return Ok(());

@@ -200,7 +200,7 @@ fn make(experiment: &Experiment, places: &Places<'_>, scale: f64) -> Result<Sets
     let too_small = |e: sdclr_data::DataError| {
         let (data, title, n) = (places.data.display(), &experiment.title, images.len());
         Error::Unfit(format!(
-            "{data}: too few images for {title} ({n} are there): {e}; --scale 0.1 takes a tenth of every count"
+            "{data}: too few images for {title} ({n} are there): {e}; --scale takes a share of every count"
         ))
     };
     let cut = SplitFamily::new(&labels, SEED);

@@ -74,7 +74,7 @@ fn a_folder_goes_on_with_the_same_settings_only() {
     settings().keep(out.path()).unwrap();
     assert_eq!(Settings::stored(out.path()).unwrap(), Some(settings()));
     let message = Settings { epochs: Some(3), ..settings() }.keep(out.path()).unwrap_err().to_string();
-    assert!(message.contains("was begun with epochs = null, not 3"), "{message}");
+    assert!(message.contains("was begun with epochs = the paper's, not 3"), "{message}");
     let message = Settings { split_dir: Some("s".into()), ..settings() }.keep(out.path()).unwrap_err().to_string();
     assert!(message.contains("was begun without --split-dir"), "{message}");
     // The data may have moved, and the folder remembers where to.

@@ -2,6 +2,7 @@
 
 use super::{includes, machine_flags};
 use crate::args::{OnlyArg, ReproduceArgs};
+use crate::exit::UsageError;
 use crate::progress::duration;
 use crate::system;
 use sdclr::Machine;
@@ -259,6 +260,18 @@ fn expected_sizes(experiment: &Experiment, settings: &Settings) -> anyhow::Resul
         Ok(Dataset::open(&settings.data, &OpenOptions { part, ..OpenOptions::default() })?.len())
     };
     let each = |count: usize| experiment.n_classes * reproduce::scaled(count, settings.scale);
+    let there = Dataset::open(&settings.data, &OpenOptions::default())?.class_counts().unwrap_or_default();
+    let kept = reproduce::scaled(experiment.validation_per_class, settings.scale);
+    for split in 1..=experiment.n_splits {
+        let wanted = tail_counts(experiment, split, settings.scale);
+        let Some(label) = (0..wanted.len()).find(|&label| there[label] < wanted[label] + kept) else { continue };
+        let (data, title, n) = (settings.data.display(), &experiment.title, wanted[label] + kept);
+        let text = format!(
+            "{data}: too few images for {title}: class {label} has {}, {n} are needed; --scale takes a share of every count",
+            there[label]
+        );
+        return Err(UsageError(text).into());
+    }
     let share = |count: usize| (count as f64 * settings.scale).round() as usize;
     let (all, validation) = (n_images(DataPart::Train)?, each(experiment.validation_per_class));
     Ok(Sizes {
