@@ -138,14 +138,18 @@ impl Checkpoint {
         let failed = |source| CheckpointError::Read { path: path.to_owned(), source };
         let corrupt = |reason: &str| CheckpointError::Corrupt { path: path.to_owned(), reason: reason.to_owned() };
         let mut file = std::fs::File::open(path).map_err(failed)?;
+        let cut = |e: std::io::Error| match e.kind() {
+            std::io::ErrorKind::UnexpectedEof => corrupt("it is cut short"),
+            _ => failed(e),
+        };
         let mut length = [0; 8];
-        file.read_exact(&mut length).map_err(failed)?;
+        file.read_exact(&mut length).map_err(cut)?;
         let length = u64::from_le_bytes(length);
         if length > LONGEST_HEADER {
             return Err(corrupt("its header is longer than any of a checkpoint"));
         }
         let mut header = vec![0; length as usize];
-        file.read_exact(&mut header).map_err(failed)?;
+        file.read_exact(&mut header).map_err(cut)?;
         let header: serde_json::Value = serde_json::from_slice(&header).map_err(|e| corrupt(&e.to_string()))?;
         let text = header.get("__metadata__").and_then(|m| m.get(METADATA_KEY)).and_then(serde_json::Value::as_str);
         let text = text.ok_or_else(|| CheckpointError::NotACheckpoint {

@@ -159,3 +159,22 @@ fn a_damaged_checkpoint_names_the_one_that_can_take_its_place() {
     let expected = format!("copy {} over it", dir.path().join("epoch-10.safetensors").display());
     assert!(message.contains(&expected), "{message}");
 }
+
+#[test]
+fn the_state_alone_is_read_without_the_tensors_and_damage_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("last.safetensors");
+    let checkpoint = sample();
+    checkpoint.save(&path).unwrap();
+    assert_eq!(Checkpoint::load_state(&path).unwrap(), checkpoint.state);
+    let bytes = std::fs::read(&path).unwrap();
+    let check = |bytes: &[u8], expected: &str| {
+        std::fs::write(&path, bytes).unwrap();
+        let message = Checkpoint::load_state(&path).unwrap_err().to_string();
+        assert!(message.contains("last.safetensors") && message.contains(expected), "{message}");
+    };
+    check(&bytes[..5], "it is cut short");
+    check(&bytes[..60], "it is cut short");
+    check(&[0xff; 64], "its header is longer than any");
+    check(b"\x02\0\0\0\0\0\0\0{}", "a safetensors file of another program");
+}

@@ -27,6 +27,12 @@ const HEAD_DIM: usize = 128;
 /// A file that cannot be imported, files that do not belong together, a folder that does not do.
 pub fn run(args: &ImportArgs, context: Context) -> anyhow::Result<ExitCode> {
     RunDir::check_result_name(&args.probe_name)?;
+    let is_occupied = std::fs::read_dir(&args.out).is_ok_and(|mut entries| entries.next().is_some());
+    if is_occupied && !args.overwrite {
+        let text =
+            format!("{}: the folder is not empty; give --overwrite to replace the run there", args.out.display());
+        return Err(UsageError(text).into());
+    }
     let mut model = read(&args.checkpoint)?;
     let probe = probe(args, &mut model)?;
     let masks = args.mask.as_ref().map(|path| {

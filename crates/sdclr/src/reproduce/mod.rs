@@ -116,9 +116,9 @@ impl Settings {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(Error::Unfit(format!("{}: cannot read: {e}", path.display()))),
         };
-        serde_json::from_str(&text)
-            .map(Some)
-            .map_err(|e| Error::Unfit(format!("{}: not the settings of a reproduction: {e}", path.display())))
+        serde_json::from_str(&text).map(Some).map_err(|e| {
+            Error::Unfit(format!("{}: not the settings of a reproduction ({e}); give another --out", path.display()))
+        })
     }
 
     /// Writes `OUT/reproduce.json`, or checks that the one there is the same.
