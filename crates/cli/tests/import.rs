@@ -322,6 +322,10 @@ fn other_networks_and_foreign_files_are_no_beginning() {
     check(&["--init-from", &fixture("simclr.pt")], 2, "import it first");
     check(&["--init-from", "nowhere"], 1, "no such run directory or checkpoint");
     refused(dir.path(), &["pretrain", "--out", "simclr", "--resume"], 2, "--init-from");
+    // Its own source would be gone before it begins.
+    let (code, _, stderr) = still(dir.path(), "simclr", &["--init-from", "simclr", "--overwrite"]);
+    assert!(code == Some(2) && stderr.contains("would delete what --init-from begins with"), "{stderr}");
+    assert!(dir.path().join("simclr/checkpoints/last.safetensors").is_file());
     let again = ["pretrain", "--config", "simclr/config.toml", "--data", TRAIN_IMAGES, "--out", "new"];
     refused(dir.path(), &again, 2, "--init-from");
 }

@@ -2,6 +2,7 @@
 
 use crate::args::PretrainArgs;
 use crate::context::Context;
+use crate::exit::UsageError;
 use crate::progress::Progress;
 use crate::{config, signals, system};
 use sdclr::pretrain::{Outcome, PretrainJob, pretrain};
@@ -19,6 +20,14 @@ pub fn run(args: &PretrainArgs, context: Context) -> anyhow::Result<ExitCode> {
         (_, true) => Existing::Overwrite,
         _ => Existing::Refuse,
     };
+    let out = std::path::absolute(&args.out)?;
+    if args.overwrite && run_config.model.init_from.as_ref().is_some_and(|source| source.starts_with(&out)) {
+        let text = format!(
+            "{}: --overwrite would delete what --init-from begins with; give another --out",
+            args.out.display()
+        );
+        return Err(UsageError(text).into());
+    }
     system::check_disk(&run_config, &args.out)?;
     let claim = RunDir::claim(&args.out, existing, &run_config)?;
     let stop = signals::install_for_training()?;
