@@ -274,7 +274,11 @@ impl Dataset {
         self.source.in_memory()
     }
 
-    fn narrowed_by(&self, split: &Path) -> Result<Self, DataError> {
+    /// The images that a split selects: `.npy` indices or a `.txt` list.
+    ///
+    /// # Errors
+    /// If the split has a defect or does not fit.
+    pub fn narrowed_by(&self, split: &Path) -> Result<Self, DataError> {
         match source::lowercase_extension(split).as_str() {
             "npy" => {
                 let what = (self.source.description(), self.len());

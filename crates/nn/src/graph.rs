@@ -223,6 +223,20 @@ impl Network {
         self.params.iter().filter_map(|p| p.layer).max().unwrap_or(0)
     }
 
+    /// Names and shapes of the tensors that checkpoints hold of it: parameters in PyTorch's layout, then running statistics.
+    #[must_use]
+    pub fn tensor_layout(&self) -> Vec<(String, Vec<usize>)> {
+        let mut layout: Vec<_> = self.params.iter().map(|p| (p.name.clone(), crate::model::torch_shape(p))).collect();
+        for norm in &self.norms {
+            for set in &norm.sets {
+                for kind in ["running_mean", "running_var"] {
+                    layout.push((format!("{}.{kind}", set.name), vec![norm.channels]));
+                }
+            }
+        }
+        layout
+    }
+
     /// The parameter called `name`.
     #[must_use]
     pub fn param(&self, name: &str) -> Option<&Param> {

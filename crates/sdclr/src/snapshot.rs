@@ -52,7 +52,7 @@ pub fn masks(model: &Model, has_pruned_branch: bool) -> Vec<(String, Stored)> {
 /// [`CheckpointError::OtherModel`] if it is of another network or optimizer.
 pub fn restore(learner: &mut Learner, checkpoint: &Checkpoint) -> Result<(), Error> {
     let network = &learner.model.network;
-    let mut layout = model_layout(&learner.model);
+    let mut layout = learner.model.network.tensor_layout();
     for (kind, _) in learner.optimizer.moments() {
         layout.extend(network.params.iter().map(|p| (format!("optimizer.{kind}.{}", p.name), torch_shape(p))));
     }
@@ -81,7 +81,7 @@ pub fn restore(learner: &mut Learner, checkpoint: &Checkpoint) -> Result<(), Err
 /// # Errors
 /// [`CheckpointError::OtherModel`] if a tensor of the network is missing or of another shape.
 pub fn load_model(engine: &mut dyn Engine, model: &Model, checkpoint: &Checkpoint) -> Result<(), Error> {
-    for (name, shape) in model_layout(model) {
+    for (name, shape) in model.network.tensor_layout() {
         let _: &[f32] = checkpoint.expect_f32(&name, &shape).map_err(|e: CheckpointError| Error::from(e))?;
     }
     let tensors = floats(checkpoint, "");
@@ -97,7 +97,7 @@ pub fn load_model(engine: &mut dyn Engine, model: &Model, checkpoint: &Checkpoin
 pub fn load_backbone(engine: &mut dyn Engine, model: &Model, checkpoint: &Checkpoint) -> Result<(), Error> {
     let mut tensors = model.export(engine, model.params())?;
     tensors.extend(model.export_running(engine)?);
-    for (name, shape) in model_layout(model) {
+    for (name, shape) in model.network.tensor_layout() {
         if model.network.param(&name).is_some_and(|param| param.layer.is_none()) {
             continue;
         }
@@ -110,20 +110,6 @@ pub fn load_backbone(engine: &mut dyn Engine, model: &Model, checkpoint: &Checkp
     model.import(engine, model.params(), &tensors)?;
     model.import_running(engine, &tensors)?;
     Ok(())
-}
-
-/// Names and shapes of a network's parameters and running statistics.
-fn model_layout(model: &Model) -> Vec<(String, Vec<usize>)> {
-    let network = &model.network;
-    let mut layout: Vec<_> = network.params.iter().map(|p| (p.name.clone(), torch_shape(p))).collect();
-    for norm in &network.norms {
-        for set in &norm.sets {
-            for kind in ["running_mean", "running_var"] {
-                layout.push((format!("{}.{kind}", set.name), vec![norm.channels]));
-            }
-        }
-    }
-    layout
 }
 
 /// Float tensors whose name begins with `prefix`, without it.

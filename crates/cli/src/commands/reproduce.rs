@@ -10,16 +10,18 @@ use crate::progress::Progress;
 use crate::{signals, system};
 use anyhow::Context as _;
 use sdclr::Machine;
+use sdclr::metrics::GroupRule;
 use sdclr::pretrain::{Outcome, PretrainJob, pretrain};
 use sdclr::probe::{ProbeJob, Probed, StoredProbe, Subject, TestJob, Weights, probe, test};
-use sdclr::reproduce::{self, Phase, Places, Plan, SETTINGS_FILE, Settings, State, Task};
+use sdclr::reproduce::{self, Phase, Places, Plan, SETTINGS_FILE, Settings, State};
 use sdclr::run_dir::{CheckpointName, Existing, RunDir};
 use sdclr::signals::{StopFlag, StopSignal};
+use sdclr_data::Dataset;
 use sdclr_records::experiment::Arm;
 use sdclr_records::names::{Part, Protocol};
 use sdclr_records::results::ImagesRecord;
 use sdclr_records::{Experiment, ProbeResult, RunConfig};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Plans, says so, and does what is left.
@@ -74,6 +76,13 @@ pub fn run(args: &ReproduceArgs, context: Context) -> anyhow::Result<ExitCode> {
     job.show()
 }
 
+/// A run of the experiment.
+struct Task<'a> {
+    split: usize,
+    arm: &'a Arm,
+    run: PathBuf,
+}
+
 struct Job<'a> {
     args: &'a ReproduceArgs,
     context: Context,
@@ -89,7 +98,7 @@ impl Job<'_> {
                 for phase in Phase::ALL.into_iter().filter(|phase| includes(self.args.only, *phase)) {
                     let state = self.plan.state(split, arm, phase)?;
                     let run = self.plan.run_path(split, arm);
-                    let task = Task { split, arm: arm.clone(), phase, run, state };
+                    let task = Task { split, arm, run };
                     let is_test = self.args.only == Some(OnlyArg::Test);
                     if state == State::Done && !is_test {
                         continue;
@@ -109,9 +118,9 @@ impl Job<'_> {
         Ok(None)
     }
 
-    fn pretrain(&self, task: &Task) -> anyhow::Result<Option<StopSignal>> {
-        let dataset = reproduce::open(self.plan.training_images(task.split, &task.arm))?;
-        let config = self.plan.run_config(task.split, &task.arm)?;
+    fn pretrain(&self, task: &Task<'_>) -> anyhow::Result<Option<StopSignal>> {
+        let dataset = reproduce::open(self.plan.training_images(task.split, task.arm))?;
+        let config = self.plan.run_config(task.split, task.arm)?;
         self.context.note(&format!("split {}, {}: {} epochs", task.split, task.arm.title, config.train.epochs));
         system::check_disk(&config, &task.run)?;
         let existing = if RunDir::open(&task.run).is_ok() { Existing::Resume } else { Existing::Refuse };
@@ -134,22 +143,23 @@ impl Job<'_> {
         })
     }
 
-    fn probe(&self, task: &Task, protocol: Protocol, name: &str) -> anyhow::Result<Option<StopSignal>> {
+    fn probe(&self, task: &Task<'_>, protocol: Protocol, name: &str) -> anyhow::Result<Option<StopSignal>> {
         let (run, subject) = self.trained(task)?;
         self.context.note(name);
         let data = self.plan.probe_data(task.split, protocol);
-        let open = |record: &Option<_>| {
-            reproduce::open(record.as_ref().context("every set of an experiment is there")?)
-                .map_err(anyhow::Error::from)
+        let mut opener = reproduce::Opener::default();
+        let mut open = |record: &Option<_>| {
+            opener.open(record.as_ref().context("every set of an experiment is there")?).map_err(anyhow::Error::from)
         };
         let mut progress = Progress::new(self.context, &format!("split {} {} {protocol}", task.split, task.arm.name));
+        let tail = self.tail(&open(&data.tail)?);
         let job = ProbeJob {
             subject: &subject,
             probe: self.plan.probe_config(protocol, &subject.config),
             train: open(&data.train)?,
             validation: Some(open(&data.validation)?),
             test: open(&data.test)?,
-            tail: Some(self.tail(task)?),
+            tail: Some(tail),
             data,
             machine: self.machine(&subject.config)?,
             stop: &self.stop,
@@ -171,7 +181,7 @@ impl Job<'_> {
     }
 
     /// Tests a stored probe again.
-    fn test(&self, task: &Task, protocol: Protocol, name: &str) -> anyhow::Result<Option<StopSignal>> {
+    fn test(&self, task: &Task<'_>, protocol: Protocol, name: &str) -> anyhow::Result<Option<StopSignal>> {
         let (run, subject) = self.trained(task)?;
         let path = run.probe_path(protocol.as_str());
         if !path.is_file() {
@@ -184,12 +194,13 @@ impl Job<'_> {
         let stored = StoredProbe::load(&path)?;
         let data = self.plan.probe_data(task.split, protocol);
         let mut progress = Progress::new(self.context, name);
+        let tail = self.tail(&reproduce::open(&self.plan.sets.splits[task.split - 1].long_tail)?);
         let job = TestJob {
             subject: &subject,
             stored: &stored,
             test: reproduce::open(&self.plan.sets.test)?,
             recipe: self.plan.probe_config(protocol, &subject.config).augment_test,
-            tail: Some(self.tail(task)?),
+            tail: Some(tail),
             data,
             machine: self.machine(&subject.config)?,
             stop: &self.stop,
@@ -216,8 +227,8 @@ impl Job<'_> {
     }
 
     /// The run of a task, which must be trained to its end.
-    fn trained(&self, task: &Task) -> anyhow::Result<(RunDir, Subject)> {
-        match self.plan.state(task.split, &task.arm, Phase::Pretrain)? {
+    fn trained(&self, task: &Task<'_>) -> anyhow::Result<(RunDir, Subject)> {
+        match self.plan.state(task.split, task.arm, Phase::Pretrain)? {
             State::Done => {
                 let run = RunDir::open(&task.run)?;
                 let weights = Weights::Trained(run.checkpoint_path(CheckpointName::Last));
@@ -233,11 +244,11 @@ impl Job<'_> {
         }
     }
 
-    fn tail(&self, task: &Task) -> anyhow::Result<(Vec<usize>, sdclr::metrics::GroupRule)> {
-        let images = reproduce::open(&self.plan.sets.splits[task.split - 1].long_tail)?;
+    /// Class counts of a long tail, and the rule that groups by them.
+    fn tail(&self, images: &Dataset) -> (Vec<usize>, GroupRule) {
         let mut counts = images.class_counts().unwrap_or_default();
         counts.resize(self.plan.experiment.n_classes, 0);
-        Ok((counts, self.plan.group_rule()))
+        (counts, self.plan.group_rule())
     }
 
     fn machine(&self, config: &RunConfig) -> anyhow::Result<Machine> {

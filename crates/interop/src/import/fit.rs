@@ -2,7 +2,6 @@
 //! of them.
 
 use crate::error::ImportError;
-use sdclr_nn::model::torch_shape;
 use sdclr_nn::resnet::MODELS;
 use sdclr_nn::{Head, Network, NetworkSpec};
 use std::collections::BTreeMap;
@@ -18,15 +17,7 @@ const SHOWN: usize = 8;
 
 /// Names and shapes of a network's parameters and running statistics, in PyTorch's layout.
 pub(crate) fn layout(network: &Network) -> Layout {
-    let mut layout: Layout = network.params.iter().map(|p| (p.name.clone(), torch_shape(p))).collect();
-    for norm in &network.norms {
-        for set in &norm.sets {
-            for kind in ["running_mean", "running_var"] {
-                layout.insert(format!("{}.{kind}", set.name), vec![norm.channels]);
-            }
-        }
-    }
-    layout
+    network.tensor_layout().into_iter().collect()
 }
 
 /// The network whose tensors these are, all and no others; its image size is its stem's usual one.

@@ -1,6 +1,6 @@
 //! Whether image sets fit an experiment: class counts, and no validation image where that would spoil the choice of an epoch.
 
-use super::sets::{Sets, open, scaled, tail_counts};
+use super::sets::{Opener, Sets, scaled, tail_counts};
 use crate::error::Error;
 use sdclr_data::Dataset;
 use sdclr_records::Experiment;
@@ -23,8 +23,9 @@ enum Expected {
 /// Checks every set; returns what is worth knowing about those that pass.
 pub(super) fn check(experiment: &Experiment, sets: &Sets, scale: f64) -> Result<Vec<String>, Error> {
     let each = |count: usize| Expected::Each(scaled(count, scale));
-    let train = open(&sets.train)?;
-    let validation = open(&sets.validation)?;
+    let mut opener = Opener::default();
+    let train = opener.open(&sets.train)?;
+    let validation = opener.open(&sets.validation)?;
     let checker = Checker {
         experiment,
         scale,
@@ -32,7 +33,7 @@ pub(super) fn check(experiment: &Experiment, sets: &Sets, scale: f64) -> Result<
         kept: (0..validation.len()).map(|position| validation.name(position)).collect(),
     };
     if matches!(experiment.tail, Tail::Exponential { .. }) {
-        checker.distinct(sets)?;
+        checker.distinct(sets, &mut opener)?;
     }
     let mut notes = Vec::new();
     checker.counts(&sets.validation, &validation, each(experiment.validation_per_class), &mut notes)?;
@@ -44,10 +45,10 @@ pub(super) fn check(experiment: &Experiment, sets: &Sets, scale: f64) -> Result<
         for (record, expected) in
             [(&one.long_tail, Expected::Tail(split)), (&one.balanced, balanced), (&one.few_shot, few_shot)]
         {
-            checker.learned_from(record, &open(record)?, expected, &mut notes)?;
+            checker.learned_from(record, &opener.open(record)?, expected, &mut notes)?;
         }
     }
-    let test = crate::probe::matched(&open(&sets.test)?, &train, "to test on")?;
+    let test = crate::probe::matched(&opener.open(&sets.test)?, &train, "to test on")?;
     checker.counts(&sets.test, &test, Expected::Some, &mut notes)?;
     Ok(notes)
 }
@@ -103,10 +104,10 @@ impl Checker<'_> {
     }
 
     /// A drawn class order tells the splits apart: two files of one order are the same split twice.
-    fn distinct(&self, sets: &Sets) -> Result<(), Error> {
+    fn distinct(&self, sets: &Sets, opener: &mut Opener) -> Result<(), Error> {
         let mut seen: Vec<Vec<usize>> = Vec::new();
         for one in &sets.splits {
-            let counts = open(&one.long_tail)?.class_counts().unwrap_or_default();
+            let counts = opener.open(&one.long_tail)?.class_counts().unwrap_or_default();
             if let Some(other) = seen.iter().position(|before| *before == counts) {
                 let split = other + 1;
                 return self.refuse(&one.long_tail, &format!("its class counts are those of split {split}"));

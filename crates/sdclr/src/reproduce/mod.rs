@@ -1,13 +1,14 @@
 //! The paper's experiments end to end: which runs and probes there are, which are done, and how each is configured.
 //!
 //! Source: Jiang et al., ICML 2021, section 4, and the published scripts: per split pre-train, then linear separability, then
-//! few-shot. Nothing here trains: a caller walks [`Plan::tasks`] and runs each with [`crate::pretrain`] and [`crate::probe`].
+//! few-shot. Nothing here trains: a caller asks [`Plan::state`] of each split, arm and phase, and runs what is left with [`crate::pretrain`] and
+//! [`crate::probe`].
 //! All state is in the run directories, so a plan made again after a stop shows what is left.
 
 mod check;
 mod sets;
 
-pub use sets::{Places, Sets, SplitSets, check_images, located, open, scaled, sets, tail_counts};
+pub use sets::{Opener, Places, Sets, SplitSets, check_images, located, open, scaled, sets, tail_counts};
 
 use crate::checkpoint::Checkpoint;
 use crate::error::Error;
@@ -201,21 +202,6 @@ pub enum State {
     Done,
 }
 
-/// One thing to do.
-#[derive(Debug, Clone)]
-pub struct Task {
-    /// The split, from 1.
-    pub split: usize,
-    /// What is trained.
-    pub arm: Arm,
-    /// Which part of it.
-    pub phase: Phase,
-    /// Its run directory.
-    pub run: PathBuf,
-    /// How far it is.
-    pub state: State,
-}
-
 /// An experiment with its settings and images, ready to be walked.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -301,23 +287,6 @@ impl Plan {
             Grouping::Thirds => GroupRule::Thirds,
             Grouping::Thresholds => GroupRule::IMAGENET,
         }
-    }
-
-    /// Everything to do for these splits and arms, in order, and how far it is.
-    ///
-    /// # Errors
-    /// A run directory that cannot be read.
-    pub fn tasks(&self, splits: &[usize], arms: &[Arm]) -> Result<Vec<Task>, Error> {
-        let mut tasks = Vec::new();
-        for &split in splits {
-            for arm in arms {
-                for phase in Phase::ALL {
-                    let state = self.state(split, arm, phase)?;
-                    tasks.push(Task { split, arm: arm.clone(), phase, run: self.run_path(split, arm), state });
-                }
-            }
-        }
-        Ok(tasks)
     }
 
     /// How far a phase is.

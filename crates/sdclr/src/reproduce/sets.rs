@@ -72,6 +72,32 @@ pub fn open(record: &ImagesRecord) -> Result<Dataset, Error> {
     Ok(Dataset::open(&record.source, &options)?)
 }
 
+/// Opens many sets of few data sets, each data set once.
+#[derive(Default)]
+pub struct Opener(Vec<(ImagesRecord, Dataset)>);
+
+impl Opener {
+    /// As [`open`].
+    ///
+    /// # Errors
+    /// Images or a split that cannot be opened.
+    pub fn open(&mut self, record: &ImagesRecord) -> Result<Dataset, Error> {
+        let whole = ImagesRecord { split: None, ..record.clone() };
+        let images = match self.0.iter().find(|(known, _)| *known == whole) {
+            Some((_, images)) => images.clone(),
+            None => {
+                let images = open(&whole)?;
+                self.0.push((whole, images.clone()));
+                images
+            }
+        };
+        Ok(match &record.split {
+            Some(split) => images.narrowed_by(split)?,
+            None => images,
+        })
+    }
+}
+
 /// The class counts of a split of an experiment, by label, as the paper's are. `scale` multiplies each, to at least 1.
 #[must_use]
 pub fn tail_counts(experiment: &Experiment, split: usize, scale: f64) -> Vec<usize> {

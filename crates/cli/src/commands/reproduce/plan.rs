@@ -14,6 +14,7 @@ use sdclr_records::names::{Part, Protocol};
 use sdclr_records::results::ImagesRecord;
 use sdclr_records::{Experiment, RunConfig};
 use sdclr_report::{Align, Cell, Table};
+use std::borrow::Cow;
 use std::path::Path;
 use std::time::Duration;
 
@@ -33,8 +34,8 @@ pub struct Planned<'a> {
     experiment: &'a Experiment,
     settings: &'a Settings,
     args: &'a ReproduceArgs,
-    plan: Option<&'a Plan>,
-    owned_plan: Option<Plan>,
+    /// Absent while its sets are not there.
+    plan: Option<Cow<'a, Plan>>,
     out: &'a Path,
     sizes: Sizes,
 }
@@ -59,7 +60,7 @@ impl<'a> Planned<'a> {
     pub fn of(plan: &'a Plan, args: &'a ReproduceArgs) -> anyhow::Result<Self> {
         let sizes = measured_sizes(plan)?;
         let (experiment, settings, out) = (&plan.experiment, &plan.settings, plan.out.as_path());
-        Ok(Self { experiment, settings, args, plan: Some(plan), owned_plan: None, out, sizes })
+        Ok(Self { experiment, settings, args, plan: Some(Cow::Borrowed(plan)), out, sizes })
     }
 
     /// The plan of an experiment of which nothing may be there; writes nothing.
@@ -75,7 +76,7 @@ impl<'a> Planned<'a> {
         let places = Places { data: &settings.data, given: settings.split_dir.as_deref(), made: &out.join("splits") };
         if reproduce::located(experiment, &places)?.is_none() {
             let sizes = expected_sizes(experiment, settings)?;
-            return Ok(Self { experiment, settings, args, plan: None, owned_plan: None, out, sizes });
+            return Ok(Self { experiment, settings, args, plan: None, out, sizes });
         }
         // All files are there, so this only reads them.
         let sets = reproduce::sets(experiment, &places, settings.scale)?;
@@ -87,7 +88,7 @@ impl<'a> Planned<'a> {
             machine: machine_flags(args),
         };
         let sizes = measured_sizes(&plan)?;
-        Ok(Self { experiment, settings, args, plan: None, owned_plan: Some(plan), out, sizes })
+        Ok(Self { experiment, settings, args, plan: Some(Cow::Owned(plan)), out, sizes })
     }
 
     /// Every task and what is left of it, timed by a few steps if anything is.
@@ -102,7 +103,7 @@ impl<'a> Planned<'a> {
                 let n_images = if arm.balanced { self.sizes.balanced } else { self.sizes.tail[split - 1] };
                 let config = self.config(arm, n_images)?;
                 for phase in Phase::ALL.into_iter().filter(|phase| includes(only, *phase)) {
-                    let state = match self.plan.or(self.owned_plan.as_ref()) {
+                    let state = match &self.plan {
                         Some(plan) => plan.state(split, arm, phase)?,
                         None => State::Todo,
                     };
@@ -242,7 +243,8 @@ fn time_a_forward(config: &RunConfig) -> anyhow::Result<f64> {
 }
 
 fn measured_sizes(plan: &Plan) -> anyhow::Result<Sizes> {
-    let len = |record: &ImagesRecord| -> anyhow::Result<usize> { Ok(reproduce::open(record)?.len()) };
+    let mut opener = reproduce::Opener::default();
+    let mut len = |record: &ImagesRecord| -> anyhow::Result<usize> { Ok(opener.open(record)?.len()) };
     let sets = &plan.sets;
     Ok(Sizes {
         tail: sets.splits.iter().map(|split| len(&split.long_tail)).collect::<Result<_, _>>()?,
