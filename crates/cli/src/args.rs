@@ -184,9 +184,6 @@ pub struct ProbeArgs {
     /// Everything random derives from it
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
-    /// Train nothing: test the classifier that an earlier probe of this name left in RUN/probes
-    #[arg(long)]
-    pub test_only: bool,
     #[command(flatten)]
     pub machine: MachineArgs,
 }
@@ -261,6 +258,9 @@ pub struct ClassifierArgs {
     /// Learning rate [default: 30, cached features 0.1]
     #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
     pub lr: Option<f64>,
+    /// Train nothing: test the classifier that an earlier probe of this name left in RUN/probes
+    #[arg(long, conflicts_with_all = ["epochs", "batch_size", "lr"])]
+    pub test_only: bool,
 }
 
 /// `sdclr eval linear`.
@@ -340,7 +340,7 @@ pub struct EmbedArgs {
 /// `sdclr inspect`.
 #[derive(Debug, Args)]
 pub struct InspectArgs {
-    /// A data set, a run directory or a checkpoint file
+    /// A data set, a run directory, a folder of reproduce, or a file: a checkpoint, an export, features, a split
     #[arg(value_name = "SRC|RUN|FILE")]
     pub path: PathBuf,
     /// Folder that the paths of a .txt list are relative to [default: the list's]

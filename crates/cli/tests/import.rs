@@ -198,7 +198,7 @@ fn a_file_is_told_what_it_is_and_what_is_missing() {
     assert!(stderr.contains("the masks are of epoch 7, the model of epoch 3"), "{stderr}");
     let (stdout, _) = done(dir.path(), &["inspect", &simclr, "--json"]);
     let found: serde_json::Value = serde_json::from_str(&stdout).expect("JSON");
-    assert_eq!((&found["kind"], &found["epoch"]), (&"foreign checkpoint".into(), &5.into()));
+    assert_eq!((&found["kind"], &found["epoch"]), (&"PyTorch checkpoint".into(), &5.into()));
 }
 
 #[test]

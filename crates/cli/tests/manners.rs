@@ -61,7 +61,8 @@ fn wrong_usage_exits_with_2_and_says_what_to_do() {
         (pretrain(&["--resume", "--overwrite"]), "cannot be used with"),
         (pretrain(&["--warmup-epochs", "300"]), "--warmup-epochs (schedule.warmup_epochs) = 300"),
         (vec!["eval", "few-shot", "r", "--data", "x"], "--per-class"),
-        (vec!["eval", "knn", "r", "--data", "x", "--name", "a/b"], "must be a file name"),
+        (vec!["eval", "knn", "r", "--data", "x", "--name", "a/b"], "--name: the name \"a/b\": must be a file name"),
+        (vec!["import", "m.pt", "--out", "r", "--probe-name", "../x"], "--probe-name: the name \"../x\""),
         (vec!["demo", "--epochs", "0"], "--epochs (train.epochs) = 0"),
     ];
     for (arguments, expected) in cases {

@@ -152,6 +152,16 @@ fn a_reproduction_killed_in_each_phase_ends_with_the_same_numbers() {
     assert_eq!((rows.as_array().unwrap().len(), rows[0]["splits"].as_array().unwrap().len()), (4, 2));
     let one = summary(&whole.join("split1/sdclr"), &["--csv"]);
     assert_eq!(one.lines().count(), 3, "{one}");
+    let in_tables = || table.lines().skip_while(|line| !line.starts_with("Linear separability"));
+    assert!(in_tables().count() > 30 && in_tables().all(|line| line.chars().count() <= 110), "{table}");
+    // What the folder is, without the table.
+    let mut inspect = Command::new(cargo_bin("sdclr"));
+    inspect.args(["inspect", "--json"]).arg(&whole);
+    let found: serde_json::Value = serde_json::from_str(&finish(inspect)).unwrap();
+    assert_eq!((found["kind"].as_str(), found["experiment"].as_str()), (Some("reproduction"), Some("cifar10-lt")));
+    let runs = found["runs"].as_array().unwrap();
+    assert_eq!((runs.len(), runs[3]["run"].as_str()), (4, Some("split2/sdclr")));
+    assert_eq!((&runs[3]["pre_training"], &runs[3]["few_shot"].is_f64()), (&"trained".into(), &true));
 }
 
 #[test]

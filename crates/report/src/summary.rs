@@ -212,17 +212,11 @@ fn binomial_half_width(result: &ProbeResult) -> Option<f64> {
 
 /// One table a protocol: its title and its rows.
 pub fn summary_tables(rows: &[SummaryRow]) -> Vec<(String, Table)> {
-    let mut protocols: Vec<Protocol> = Vec::new();
-    for row in rows {
-        if !protocols.contains(&row.protocol) {
-            protocols.push(row.protocol);
-        }
-    }
     let table = |protocol: Protocol| {
         let members: Vec<&SummaryRow> = rows.iter().filter(|row| row.protocol == protocol).collect();
         (protocol_title(protocol).to_owned(), summary_table(&members))
     };
-    protocols.into_iter().map(table).collect()
+    distinct(rows.iter().map(|row| row.protocol)).into_iter().map(table).collect()
 }
 
 /// A protocol's name for people.
@@ -325,17 +319,22 @@ fn verdict_text(verdict: Verdict) -> &'static str {
     }
 }
 
-/// The published rows of an experiment as a table, each number from memory marked.
-pub fn published_table(experiment: &Experiment) -> Option<Table> {
-    if experiment.published.is_empty() {
-        return None;
-    }
+/// The published rows of an experiment, one table a protocol with its title; each number from memory is marked.
+pub fn published_tables(experiment: &Experiment) -> Vec<(String, Table)> {
+    let table = |protocol: Protocol| {
+        let rows: Vec<&PublishedRow> = experiment.published.iter().filter(|row| row.protocol == protocol).collect();
+        (format!("Published: {}", protocol_title(protocol)), published_table(experiment, &rows))
+    };
+    distinct(experiment.published.iter().map(|row| row.protocol)).into_iter().map(table).collect()
+}
+
+fn published_table(experiment: &Experiment, rows: &[&PublishedRow]) -> Table {
     let right = ["All", "Many", "Medium", "Few", "Std"].map(|title| (title, Align::Right));
-    let mut columns: Vec<(&str, Align)> = vec![("Published", Align::Left), ("Protocol", Align::Left)];
+    let mut columns: Vec<(&str, Align)> = vec![("", Align::Left)];
     columns.extend(right);
     columns.push(("Source", Align::Left));
     let mut table = Table::new(&columns);
-    for row in &experiment.published {
+    for row in rows {
         let title = experiment.arms.iter().find(|arm: &&Arm| arm.name == row.arm).map_or(&row.arm, |arm| &arm.title);
         let cell = |field: &str, value: Option<f64>| match value {
             Some(value) if row.is_recalled(field) => format!("{value:.2} recalled").as_str().into(),
@@ -344,7 +343,6 @@ pub fn published_table(experiment: &Experiment) -> Option<Table> {
         };
         table.push(vec![
             title.as_str().into(),
-            row.protocol.as_str().into(),
             cell("all", Some(row.all)),
             cell("many", row.many),
             cell("medium", row.medium),
@@ -353,7 +351,18 @@ pub fn published_table(experiment: &Experiment) -> Option<Table> {
             row.source.as_str().into(),
         ]);
     }
-    Some(table)
+    table
+}
+
+/// Each protocol once, in the order in which they come.
+fn distinct(protocols: impl Iterator<Item = Protocol>) -> Vec<Protocol> {
+    let mut found = Vec::new();
+    for protocol in protocols {
+        if !found.contains(&protocol) {
+            found.push(protocol);
+        }
+    }
+    found
 }
 
 #[cfg(test)]

@@ -94,6 +94,32 @@ impl Table {
         lines.iter().map(|line| format!("{}\n", line.trim_end())).collect()
     }
 
+    /// As [`Self::to_text`]; a table wider than `columns` is turned on its side if that makes it narrower: a row's words become a
+    /// column's title.
+    pub fn to_fitted_text(&self, columns: usize) -> String {
+        let width = |text: &str| text.lines().map(UnicodeWidthStr::width).max().unwrap_or(0);
+        let upright = self.to_text();
+        if width(&upright) <= columns {
+            return upright;
+        }
+        let turned = self.turned().to_text();
+        if width(&turned) < width(&upright) { turned } else { upright }
+    }
+
+    fn turned(&self) -> Self {
+        let cells = self.texts();
+        let titles = cells.iter().map(|row| (row[0].clone(), Align::Right));
+        let corner = (self.columns[0].0.clone(), Align::Left);
+        let row = |column: usize| {
+            let values = cells.iter().map(|row| Cell::Text(row[column].clone()));
+            std::iter::once(Cell::Text(self.columns[column].0.clone())).chain(values).collect()
+        };
+        Self {
+            columns: std::iter::once(corner).chain(titles).collect(),
+            rows: (1..self.columns.len()).map(row).collect(),
+        }
+    }
+
     /// A Markdown table, padded so that it reads well as text too.
     pub fn to_markdown(&self) -> String {
         let escape = |text: &String| text.replace('|', "\\|");
@@ -166,6 +192,23 @@ SimCLR           75.55
 none                 –
 ";
         assert_eq!(sample().to_text(), expected);
+    }
+
+    #[test]
+    fn a_table_too_wide_is_turned_on_its_side() {
+        let mut table = Table::new(&[("", Align::Left), ("All", Align::Right), ("Verdict", Align::Left)]);
+        table.push(vec!["SimCLR".into(), Cell::MeanStd(75.5, 0.25), "agrees with the paper".into()]);
+        let upright = table.to_text();
+        assert_eq!(table.to_fitted_text(43), upright);
+        let turned = [
+            "                        SimCLR",
+            "───────  ─────────────────────",
+            "All               75.50 ± 0.25",
+            "Verdict  agrees with the paper\n",
+        ];
+        assert_eq!(table.to_fitted_text(42), turned.join("\n"));
+        table.push(vec!["SDCLR".into(), Cell::Missing, "x".repeat(40).as_str().into()]);
+        assert_eq!(table.to_fitted_text(42), table.to_text(), "on its side it would be wider still");
     }
 
     #[test]

@@ -112,6 +112,24 @@ pub fn checkpoint_bytes(config: &RunConfig) -> Result<u64, Error> {
     Ok((4 * floats + masks) as u64)
 }
 
+/// Planned buffers are known before their pages are taken; a training that cannot fit ends here and not in its first step.
+///
+/// # Errors
+/// [`Error::Unfit`] with a batch size that would fit.
+pub(crate) fn check_memory(batch_size: usize, needed: u64, limit: u64) -> Result<(), Error> {
+    if needed <= limit {
+        return Ok(());
+    }
+    // Buffers grow with the batch but for the weights, so this is on the safe side.
+    let fitting = (batch_size as f64 * limit as f64 / needed as f64 * 0.9) as usize;
+    Err(Error::Unfit(format!(
+        "--batch-size {batch_size} needs {:.1} GB of memory and {:.1} GB are free; try --batch-size {}",
+        needed as f64 / 1e9,
+        limit as f64 / 1e9,
+        fitting.max(2)
+    )))
+}
+
 /// The optimizer that a config names.
 #[must_use]
 pub fn optimizer(config: &OptimizerConfig) -> OptimizerKind {

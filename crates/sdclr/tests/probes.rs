@@ -60,6 +60,7 @@ fn probed(
         tail: tail.map(|counts| (counts, GroupRule::Thirds)),
         data: Default::default(),
         machine: Machine::of(&subject.config, Kernels::default()),
+        memory_limit: None,
         stop: &StopFlag::new(),
         observer: &mut Unobserved,
     };
@@ -119,6 +120,7 @@ fn up_to_five_classes_choose_their_best_epoch_by_top_1() {
         tail: None,
         data: Default::default(),
         machine: Machine::of(&subject.config, Kernels::default()),
+        memory_limit: None,
         stop: &StopFlag::new(),
         observer: &mut Unobserved,
     };

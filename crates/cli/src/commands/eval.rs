@@ -42,7 +42,7 @@ pub fn run(command: EvalCommand, context: Context) -> anyhow::Result<ExitCode> {
         EvalCommand::Finetune(args) => (Protocol::Finetune, &args.probe),
     };
     if let Some(name) = &probe_args.name {
-        RunDir::check_result_name(name)?;
+        RunDir::check_result_name(name).context("--name")?;
     }
     if let EvalCommand::FewShot(FewShotArgs { per_class: Some(0), .. }) = &command {
         return Err(UsageError("--per-class 0: must be at least 1".to_owned()).into());
@@ -60,7 +60,12 @@ pub fn run(command: EvalCommand, context: Context) -> anyhow::Result<ExitCode> {
     sdclr::probe::check_layers(&subject.config, &probe)?;
     let name = probe_args.name.clone().unwrap_or_else(|| result_name(&probe, &checkpoint));
     check_writable(&run, &name)?;
-    if probe_args.test_only {
+    let is_test_only = match &command {
+        EvalCommand::Linear(args) => args.classifier.test_only,
+        EvalCommand::FewShot(args) => args.classifier.test_only,
+        EvalCommand::Knn(_) | EvalCommand::Finetune(_) => false,
+    };
+    if is_test_only {
         return stored::run(probe_args, protocol, &name, &run, &subject, context);
     }
     let mut images = open(&probe_args.data, &context)?;
@@ -84,6 +89,7 @@ pub fn run(command: EvalCommand, context: Context) -> anyhow::Result<ExitCode> {
         test: images.test,
         data: images.data,
         machine: machine(&probe_args.machine, &subject.config)?,
+        memory_limit: Some(system::memory().1),
         stop: &stop,
         observer: &mut progress,
     };

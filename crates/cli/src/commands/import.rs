@@ -26,7 +26,7 @@ const HEAD_DIM: usize = 128;
 /// # Errors
 /// A file that cannot be imported, files that do not belong together, a folder that does not do.
 pub fn run(args: &ImportArgs, context: Context) -> anyhow::Result<ExitCode> {
-    RunDir::check_result_name(&args.probe_name)?;
+    RunDir::check_result_name(&args.probe_name).context("--probe-name")?;
     let is_occupied = std::fs::read_dir(&args.out).is_ok_and(|mut entries| entries.next().is_some());
     if is_occupied && !args.overwrite {
         let text =
@@ -78,8 +78,8 @@ pub fn run(args: &ImportArgs, context: Context) -> anyhow::Result<ExitCode> {
 pub fn describe(path: &Path) -> anyhow::Result<Value> {
     let model = read(path)?;
     Ok(json!({
-        "kind": "foreign checkpoint",
-        "description": "a model of another program; sdclr import makes a run of it",
+        "kind": "PyTorch checkpoint",
+        "description": "a model as PyTorch programs save it; sdclr import makes a run of it",
         "model": model.spec.describe(),
         "epoch": model.epoch,
         "tensors": model.tensors.len(),

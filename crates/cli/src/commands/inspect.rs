@@ -5,9 +5,11 @@ use crate::config;
 use crate::context::Context;
 use anyhow::{Context as _, bail};
 use sdclr::checkpoint::{Checkpoint, TensorData};
+use sdclr::reproduce::{Phase, Plan, Settings, State};
 use sdclr::run_dir::{CheckpointName, RunDir};
 use sdclr_interop::{ExportSummary, export_summary, npy_header, onnx_summary};
-use sdclr_records::MetricLine;
+use sdclr_records::names::Protocol;
+use sdclr_records::{Experiment, MetricLine};
 use serde_json::{Value, json};
 use std::fs::File;
 use std::io::Read as _;
@@ -21,7 +23,7 @@ const LISTED: usize = 20;
 /// More than any header of a `.npy` file of plain numbers takes.
 const HEADER_BYTES: u64 = 1 << 17;
 
-/// Tells a run, a checkpoint, an export, features, a split and a data set from each other, and describes it.
+/// Tells a run, a reproduction, a checkpoint, an export, features, a split and a data set from each other, and describes it.
 ///
 /// # Errors
 /// If it is none of them, or damaged.
@@ -37,6 +39,8 @@ pub fn run(args: &InspectArgs, context: Context) -> anyhow::Result<ExitCode> {
         array(&args.path)?
     } else if args.path.join("config.toml").is_file() {
         run_directory(&args.path)?
+    } else if let Some(settings) = Settings::stored(&args.path)? {
+        reproduction(&args.path, &settings)?
     } else {
         data_set(args)?
     };
@@ -141,6 +145,39 @@ fn run_directory(path: &Path) -> anyhow::Result<Value> {
     }))
 }
 
+/// A folder of `sdclr reproduce`: its settings, and how far each run that was begun is.
+fn reproduction(path: &Path, settings: &Settings) -> anyhow::Result<Value> {
+    let experiment = Experiment::named(&settings.experiment)?;
+    let mut runs = Vec::new();
+    if let Some(plan) = Plan::of_folder(path)? {
+        for (split, arm) in
+            (1..=experiment.n_splits).flat_map(|split| experiment.arms.iter().map(move |arm| (split, arm)))
+        {
+            let pretraining = match plan.state(split, arm, Phase::Pretrain)? {
+                State::Todo => continue,
+                State::Partly { epoch } => format!("at epoch {epoch}"),
+                State::Done => "trained".to_owned(),
+            };
+            let all = |protocol| anyhow::Ok(plan.result(split, arm, protocol)?.map(|result| result.all));
+            runs.push(json!({
+                "run": format!("split{split}/{}", arm.name),
+                "pre_training": pretraining,
+                "linear_separability": all(Protocol::LinearPaper)?,
+                "few_shot": all(Protocol::FewShot)?,
+            }));
+        }
+    }
+    Ok(json!({
+        "kind": "reproduction",
+        "description": format!("{} by sdclr reproduce; sdclr summary prints its table", experiment.title),
+        "experiment": settings.experiment,
+        "departures": settings.departures(),
+        "data": settings.data,
+        "split_dir": settings.split_dir,
+        "runs": runs,
+    }))
+}
+
 fn data_set(args: &InspectArgs) -> anyhow::Result<Value> {
     let dataset = config::open_images(&args.path, args.part.parse()?, args.split.clone(), args.data_root.clone())?;
     let found = sdclr_data::inspect(&dataset, if args.all { usize::MAX } else { SAMPLE });
@@ -202,7 +239,7 @@ fn text(value: &Value, depth: usize) -> String {
 fn plain(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
-        Value::Object(map) => map.values().map(plain).collect::<Vec<_>>().join("  "),
+        Value::Object(map) => map.values().filter(|value| !value.is_null()).map(plain).collect::<Vec<_>>().join("  "),
         _ => value.to_string(),
     }
 }

@@ -162,6 +162,7 @@ impl Job<'_> {
             tail: Some(tail),
             data,
             machine: self.machine(&subject.config)?,
+            memory_limit: Some(system::memory().1),
             stop: &self.stop,
             observer: &mut progress,
         };

@@ -8,9 +8,12 @@ use sdclr::run_dir::RunDir;
 use sdclr_records::names::Protocol;
 use sdclr_records::{Experiment, ProbeResult};
 use sdclr_report::summary::DEFINITIONS;
-use sdclr_report::{Measured, SummaryRow, published_table, summarise, summary_csv, summary_tables};
+use sdclr_report::{Measured, SummaryRow, published_tables, summarise, summary_csv, summary_tables};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+
+/// Columns of text that any terminal of today shows in a line.
+const COLUMNS: usize = 100;
 
 /// Prints the summary of runs.
 ///
@@ -171,7 +174,8 @@ impl Gathered {
 pub fn text(rows: &[SummaryRow], experiment: Option<&Experiment>, departures: &[String], markdown: bool) -> String {
     let mut text = String::new();
     let heading = |title: &str| if markdown { format!("## {title}\n\n") } else { format!("{title}\n\n") };
-    let render = |table: &sdclr_report::Table| if markdown { table.to_markdown() } else { table.to_text() };
+    let render =
+        |table: &sdclr_report::Table| if markdown { table.to_markdown() } else { table.to_fitted_text(COLUMNS) };
     if let Some(experiment) = experiment {
         let (title, source) = (&experiment.title, &experiment.source);
         text.push_str(&if markdown { format!("# {title}\n\n{source}\n\n") } else { format!("{title}: {source}\n\n") });
@@ -179,11 +183,9 @@ pub fn text(rows: &[SummaryRow], experiment: Option<&Experiment>, departures: &[
     if !departures.is_empty() {
         text.push_str(&format!("Not the paper's experiment: {}.\n\n", departures.join(", ")));
     }
-    for (title, table) in summary_tables(rows) {
+    let published = experiment.map(published_tables).unwrap_or_default();
+    for (title, table) in summary_tables(rows).into_iter().chain(published) {
         text.push_str(&format!("{}{}\n", heading(&title), render(&table)));
-    }
-    if let Some(table) = experiment.and_then(published_table) {
-        text.push_str(&format!("{}{}\n", heading("Published"), render(&table)));
     }
     text.push_str(
         "Percent, mean ± population std over splits. sdclr summary --definitions says what the columns mean.\n",

@@ -75,7 +75,7 @@ impl Prepared {
         let boost = boost.transpose()?;
         let loader = Loader::new(job.dataset.clone(), loader_spec(config))?;
         if let Some(limit) = job.memory_limit {
-            check_memory(config, needed_memory(config, &learner, &loader)?, limit)?;
+            backend::check_memory(config.train.batch_size, needed_memory(config, &learner, &loader)?, limit)?;
         }
         let steps_per_epoch = steps_per_epoch(job.dataset.len(), config.train.batch_size);
         let data = mark(&job.dataset);
@@ -145,22 +145,6 @@ fn check_batch_size(config: &RunConfig, dataset: &Dataset) -> Result<(), Error> 
 fn needed_memory(config: &RunConfig, learner: &Learner, loader: &Loader) -> Result<u64, Error> {
     let copies = backend::checkpoint_bytes(config)?.saturating_mul(3);
     Ok((learner.engine.bytes_held() as u64).saturating_add(loader.memory_bytes() as u64).saturating_add(copies))
-}
-
-/// Planned buffers are known before their pages are taken; a run that cannot fit ends here and not in its first step.
-fn check_memory(config: &RunConfig, needed: u64, limit: u64) -> Result<(), Error> {
-    if needed <= limit {
-        return Ok(());
-    }
-    let batch_size = config.train.batch_size;
-    // Buffers grow with the batch but for the weights, so this is on the safe side.
-    let fitting = (batch_size as f64 * limit as f64 / needed as f64 * 0.9) as usize;
-    Err(Error::Unfit(format!(
-        "--batch-size {batch_size} needs {:.1} GB of memory and {:.1} GB are free; try --batch-size {}",
-        needed as f64 / 1e9,
-        limit as f64 / 1e9,
-        fitting.max(2)
-    )))
 }
 
 /// Optimizer steps of an epoch: a last batch of one image is no step.

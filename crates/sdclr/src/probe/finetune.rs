@@ -32,10 +32,15 @@ pub(super) fn train(job: &mut ProbeJob, n_classes: usize) -> Result<(Verdict, Op
     let probe = job.probe.clone();
     let mut tuner = FineTuner::new(job.subject, &job.machine, &probe, n_classes)?;
     let views = ViewSpec::new(&job.subject.config, &job.machine);
+    let mut epochs = Epochs::new(&views, &job.train, &probe)?;
+    if let Some(limit) = job.memory_limit {
+        // The weights once more for the best epoch, once more on their way there.
+        let held = tuner.engine.bytes_held() + epochs.loader.memory_bytes() + 2 * 4 * tuner.model.params().len;
+        backend::check_memory(probe.batch_size, held as u64, limit)?;
+    }
     let judged = |images: &Dataset, what| Judged::new(&views, images, what, &probe, tuner.eval.max_batch(), job.stop);
     let mut validation = job.validation.as_ref().map(|images| judged(images, VALIDATION)).transpose()?;
     let mut test = judged(&job.test, TEST)?;
-    let mut epochs = Epochs::new(&views, &job.train, &probe)?;
     let mut best: Option<(f64, usize, State)> = None;
     for epoch in 1..=probe.epochs {
         epochs.run(epoch, &mut tuner, &probe, job.stop, job.observer)?;

@@ -113,6 +113,7 @@ fn measure(subject: &Subject, probe_config: ProbeConfig, n: usize) -> Result<Pro
         tail: None,
         data: Default::default(),
         machine: Machine::of(&subject.config, Kernels::default()),
+        memory_limit: None,
         stop: &StopFlag::new(),
         observer: &mut Unobserved,
     };
@@ -239,6 +240,26 @@ fn what_cannot_be_fine_tuned_is_named() {
 }
 
 #[test]
+fn what_does_not_fit_into_memory_is_refused_before_the_first_epoch() {
+    let subject = Subject { config: config(ModelName::ResNet10, false), weights: Weights::Untrained };
+    let job = ProbeJob {
+        subject: &subject,
+        probe: settings(Protocol::Finetune, Freeze::None, FrozenBn::Eval),
+        train: images(6),
+        validation: None,
+        test: images(6),
+        tail: None,
+        data: Default::default(),
+        machine: Machine::of(&subject.config, Kernels::default()),
+        memory_limit: Some(1 << 10),
+        stop: &StopFlag::new(),
+        observer: &mut Unobserved,
+    };
+    let message = probe(job).unwrap_err().to_string();
+    assert!(message.contains("of memory and 0.0 GB are free; try --batch-size 2"), "{message}");
+}
+
+#[test]
 fn a_raised_flag_ends_it_before_a_step() {
     let subject = Subject { config: config(ModelName::ResNet10, false), weights: Weights::Untrained };
     let stop = StopFlag::new();
@@ -252,6 +273,7 @@ fn a_raised_flag_ends_it_before_a_step() {
         tail: None,
         data: Default::default(),
         machine: Machine::of(&subject.config, Kernels::default()),
+        memory_limit: None,
         stop: &stop,
         observer: &mut Unobserved,
     };

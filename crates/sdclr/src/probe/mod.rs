@@ -77,6 +77,8 @@ pub struct ProbeJob<'a> {
     pub data: ProbeData,
     /// On what.
     pub machine: Machine,
+    /// Bytes of memory that fine-tuning may take; `None` does not look.
+    pub memory_limit: Option<u64>,
     /// Looked at between batches.
     pub stop: &'a StopFlag,
     /// Told of progress.

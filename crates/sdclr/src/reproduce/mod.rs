@@ -20,6 +20,7 @@ use sdclr_records::names::Protocol;
 use sdclr_records::results::{ImagesRecord, ProbeData};
 use sdclr_records::{Experiment, ProbeConfig, ProbeResult, RunConfig};
 use serde::{Deserialize, Serialize};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// What a user may change of an experiment. It is written to `OUT/reproduce.json`; a folder goes on only with the same.
@@ -114,7 +115,7 @@ impl Settings {
         let path = out.join(SETTINGS_FILE);
         let text = match std::fs::read_to_string(&path) {
             Ok(text) => text,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
             Err(e) => return Err(Error::Unfit(format!("{}: cannot read: {e}", path.display()))),
         };
         serde_json::from_str(&text).map(Some).map_err(|e| {

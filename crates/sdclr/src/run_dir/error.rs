@@ -55,7 +55,7 @@ pub enum RunDirError {
         why: String,
     },
     /// A name that is no file name.
-    #[error("--name {name:?}: must be a file name: no slashes, no dot at its beginning")]
+    #[error("the name {name:?}: must be a file name: no slashes, no dot at its beginning")]
     BadName {
         /// The name.
         name: String,

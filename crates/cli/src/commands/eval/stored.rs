@@ -24,10 +24,6 @@ pub fn run(
     subject: &Subject,
     context: Context,
 ) -> anyhow::Result<ExitCode> {
-    if matches!(protocol, Protocol::Knn | Protocol::Finetune | Protocol::Supervised) {
-        let text = "--test-only: only the linear and few-shot probes are stored; leave it out";
-        return Err(UsageError(text.to_owned()).into());
-    }
     check_writable(run, name)?;
     let path = run.probe_path(name);
     if !path.is_file() {
