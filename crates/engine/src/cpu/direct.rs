@@ -43,6 +43,8 @@ impl DirectConv {
     /// Plans the passes and allocates packed weights.
     pub fn new<E: Cell>(shape: ConvShape, used: ConvUse, level: Level, held: &mut usize) -> Result<Self, EngineError> {
         let layout = Layout::of::<E>(level);
+        // Tiles take such pixels as they lie already.
+        let shape = if layout.on_tiles { shape } else { in_long_rows(shape, E::PER_CELL) };
         let mut packed = |sweep: Sweep, (rows, cols): Taps| -> Result<PackedSweep, EngineError> {
             let taps = rows.iter().flat_map(|row| cols.iter().map(move |col| row * shape.kernel + col)).collect();
             let sweep = Sweep { per_cell: E::PER_CELL, ..sweep };
@@ -197,6 +199,23 @@ fn run<'s, E: Cell>(
 fn assert_source<E>(sweep: &Sweep, n: usize, x: &[E]) {
     let needed = n * sweep.src.len() + slack(sweep.src);
     assert!(x.len() >= needed, "source of {} numbers where {n} images and slack are {needed}", x.len());
+}
+
+/// Pixels of a group, at the levels with the widest.
+const GROUP: usize = 4;
+
+/// A 1×1 convolution of stride 1 knows no rows: where rows are not whole groups of pixels, the same pixels in rows as long as a task
+/// can be.
+fn in_long_rows(shape: ConvShape, per_cell: usize) -> ConvShape {
+    let ConvShape { input, kernel, stride, pad, .. } = shape;
+    if (kernel, stride, pad) != (1, 1, 0) || input.w.is_multiple_of(GROUP) {
+        return shape;
+    }
+    let (n, longest) = (input.pixels(), correlate::longest_row(input.c, per_cell));
+    match (input.w..=longest.min(n)).rev().find(|&w| n.is_multiple_of(w)) {
+        Some(w) => ConvShape { input: Dims { h: n / w, w, ..input }, ..shape },
+        None => shape,
+    }
 }
 
 fn forward_sweep(shape: &ConvShape) -> Sweep {
