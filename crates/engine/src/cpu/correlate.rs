@@ -78,13 +78,10 @@ unsafe fn correlate_task<E: Cell, S: Simd>(
         let width = (c - at).min(S::PANEL);
         // SAFETY: the caller's promises; `width` channels of panel `panel` exist.
         unsafe {
-            // A whole panel is known to be one, and needs no masks.
-            if S::VECTORS == 2 && width == S::PANEL {
-                correlate_panel::<E, S, 2, true>(job, &task, &view, weights, at, width, sums.as_deref_mut());
-            } else if width <= S::LANES {
-                correlate_panel::<E, S, 1, false>(job, &task, &view, weights, at, width, sums.as_deref_mut());
+            if width <= S::LANES {
+                correlate_panel::<E, S, 1>(job, &task, &view, weights, at, width, sums.as_deref_mut());
             } else {
-                correlate_panel::<E, S, 2, false>(job, &task, &view, weights, at, width, sums.as_deref_mut());
+                correlate_panel::<E, S, 2>(job, &task, &view, weights, at, width, sums.as_deref_mut());
             }
         }
     }
@@ -92,7 +89,7 @@ unsafe fn correlate_task<E: Cell, S: Simd>(
 
 /// All pixels of a task for `width` channels from `at` on, `V` vectors wide.
 #[inline(always)]
-unsafe fn correlate_panel<E: Cell, S: Simd, const V: usize, const WHOLE: bool>(
+unsafe fn correlate_panel<E: Cell, S: Simd, const V: usize>(
     job: &Job<E>,
     task: &Task,
     view: &View<E>,
@@ -105,10 +102,11 @@ unsafe fn correlate_panel<E: Cell, S: Simd, const V: usize, const WHOLE: bool>(
     let pixel = sweep.stride * sweep.channels();
     let groups_per_row = sweep.grid.1.div_ceil(S::GROUP);
     let n_groups = task.n_images * task.n_rows * groups_per_row;
-    let block = |first: usize| {
+    let mut first = 0;
+    while first < n_groups {
         let mut base = [view.data.as_ptr(); MAX_GROUPS];
         let mut out = [std::ptr::null_mut::<E>(); MAX_PIXELS];
-        for g in 0..S::GROUPS.min(n_groups.saturating_sub(first)) {
+        for g in 0..S::GROUPS.min(n_groups - first) {
             let (line, col) = ((first + g) / groups_per_row, (first + g) % groups_per_row * S::GROUP);
             let (image, row) = (line / task.n_rows, line % task.n_rows);
             // SAFETY: the group's first window lies in the view (and its surplus pixels in the slack behind it); the
@@ -123,71 +121,43 @@ unsafe fn correlate_panel<E: Cell, S: Simd, const V: usize, const WHOLE: bool>(
                 }
             }
         }
-        (base.map(<*const E>::cast::<f32>), out)
-    };
-    let [pixel, row, run] = [pixel, view.row, sweep.kernel.1 * sweep.channels()].map(|n| n / E::PER_CELL);
-    let steps = (pixel, row);
-    let is_unseen = at == 0 && !sweep.needs_copy();
-    let (mut base, mut out) = block(0);
-    for first in (0..n_groups).step_by(S::GROUPS) {
-        let (next_base, next_out) = block(first + S::GROUPS);
         // SAFETY: pointers as above; the panel holds a row of `V` vectors for every cell of a window.
         unsafe {
-            // Seldom in the nearest cache, and there by the time that the sums are.
-            for to in out.into_iter().take(S::PIXELS).filter(|to| !to.is_null()) {
-                S::prefetch_to_write(to.cast());
-            }
-            let unseen = is_unseen.then_some(next_base);
-            let acc = multiply::<E, S, V>(base, unseen, steps, sweep.kernel.0, run, weights.as_ptr());
-            finish::<E, S, V, WHOLE>(acc, &out, width, job.write, sums.as_deref_mut(), at, sweep.dst.c);
+            let base = base.map(<*const E>::cast::<f32>);
+            let [pixel, row, run] = [pixel, view.row, sweep.kernel.1 * sweep.channels()].map(|n| n / E::PER_CELL);
+            let acc = multiply::<E, S, V>(base, pixel, row, sweep.kernel.0, run, weights.as_ptr());
+            finish::<E, S, V>(acc, &out, width, job.write, sums.as_deref_mut(), at, sweep.dst.c);
         }
-        (base, out) = (next_base, next_out);
+        first += S::GROUPS;
     }
 }
 
-/// Cells of a cache line.
-const LINE: usize = 16;
-
-/// The hot loop: one register block over all taps and source channels, steps in cells. `next` is where the block after it
-/// begins, whose cells are asked for on the way: in a 1×1 convolution nobody has seen them yet.
+/// The hot loop: one register block over all taps and source channels, steps in cells.
 #[inline(always)]
 unsafe fn multiply<E: Cell, S: Simd, const V: usize>(
     base: [*const f32; MAX_GROUPS],
-    next: Option<[*const f32; MAX_GROUPS]>,
-    (pixel, row): (usize, usize),
+    pixel: usize,
+    row: usize,
     kh: usize,
     run: usize,
     mut weights: *const f32,
 ) -> [[S; V]; MAX_PIXELS] {
-    // SAFETY: the caller vouches for all pointers within the window and the panel; what is asked for is not read.
+    // SAFETY: the caller vouches for all pointers within the window and the panel.
     unsafe {
         let mut acc = [[S::zero(); V]; MAX_PIXELS];
-        let chunk = if next.is_some() { LINE } else { run };
         for a in 0..kh {
-            let (mut at, end) = (a * row, a * row + run);
-            while at < end {
-                if let Some(next) = next {
-                    for from in next {
-                        for q in 0..S::GROUP {
-                            S::prefetch(from.wrapping_add(at + q * pixel));
-                        }
-                    }
+            for i in a * row..a * row + run {
+                let mut w = [S::zero(); V];
+                for (v, w) in w.iter_mut().enumerate() {
+                    *w = S::load(weights.add(v * S::LANES));
                 }
-                let cells = at..end.min(at + chunk);
-                at = cells.end;
-                for i in cells {
-                    let mut w = [S::zero(); V];
-                    for (v, w) in w.iter_mut().enumerate() {
-                        *w = S::load(weights.add(v * S::LANES));
-                    }
-                    weights = weights.add(V * S::LANES);
-                    for g in 0..S::GROUPS {
-                        let from = base[g].add(i);
-                        for q in 0..S::GROUP {
-                            let x = S::splat(from.add(q * pixel));
-                            for v in 0..V {
-                                acc[g * S::GROUP + q][v] = E::dot(acc[g * S::GROUP + q][v], x, w[v]);
-                            }
+                weights = weights.add(V * S::LANES);
+                for g in 0..S::GROUPS {
+                    let from = base[g].add(i);
+                    for q in 0..S::GROUP {
+                        let x = S::splat(from.add(q * pixel));
+                        for v in 0..V {
+                            acc[g * S::GROUP + q][v] = E::dot(acc[g * S::GROUP + q][v], x, w[v]);
                         }
                     }
                 }
@@ -199,7 +169,7 @@ unsafe fn multiply<E: Cell, S: Simd, const V: usize>(
 
 /// Writes a register block and adds its pixels to the channel sums.
 #[inline(always)]
-unsafe fn finish<E: Cell, S: Simd, const V: usize, const WHOLE: bool>(
+unsafe fn finish<E: Cell, S: Simd, const V: usize>(
     mut acc: [[S; V]; MAX_PIXELS],
     out: &[*mut E; MAX_PIXELS],
     width: usize,
@@ -208,34 +178,33 @@ unsafe fn finish<E: Cell, S: Simd, const V: usize, const WHOLE: bool>(
     at: usize,
     c: usize,
 ) {
-    let lanes = |v: usize| if WHOLE { S::LANES } else { (width - v * S::LANES).min(S::LANES) };
-    let is_summed = sums.is_some();
-    // SAFETY: the caller vouches for `out`; sums are `[2, c]` and `at + width <= c`.
+    // SAFETY: the caller vouches for `out`; `one` is read by `splat` alone; sums are `[2, c]` and `at + width <= c`.
     unsafe {
+        let one = S::splat(&1.0);
         let (mut sum, mut square) = ([S::zero(); V], [S::zero(); V]);
         for p in 0..S::PIXELS {
-            if out[p].is_null() {
+            let to = out[p];
+            if to.is_null() {
                 continue;
             }
             for v in 0..V {
-                let (to, n) = (out[p].add(v * S::LANES), lanes(v));
-                if is_summed {
-                    sum[v] = sum[v].add(acc[p][v]);
-                    square[v] = square[v].fma(acc[p][v], acc[p][v]);
-                }
+                let n = (width - v * S::LANES).min(S::LANES);
+                let to = to.add(v * S::LANES);
+                sum[v] = sum[v].fma(acc[p][v], one);
+                square[v] = square[v].fma(acc[p][v], acc[p][v]);
                 if write == Write::Add {
-                    acc[p][v] = acc[p][v].add(E::load_first::<S>(to, n));
+                    acc[p][v] = acc[p][v].fma(E::load_first::<S>(to, n), one);
                 }
                 E::store_first(acc[p][v], to, n);
             }
         }
         if let Some(sums) = sums {
             for v in 0..V {
-                let n = lanes(v);
+                let n = (width - v * S::LANES).min(S::LANES);
                 let to = sums.as_mut_ptr().add(at + v * S::LANES);
-                sum[v].add(S::load_first(to, n)).store_first(to, n);
+                sum[v].fma(S::load_first(to, n), one).store_first(to, n);
                 let to = to.add(c);
-                square[v].add(S::load_first(to, n)).store_first(to, n);
+                square[v].fma(S::load_first(to, n), one).store_first(to, n);
             }
         }
     }

@@ -212,18 +212,6 @@ pub trait Simd: Copy {
         let _ = line;
     }
 
-    /// The same for a line that will be written to.
-    #[inline(always)]
-    unsafe fn prefetch_to_write(line: *const f32) {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: changes nothing that the program can see.
-        unsafe {
-            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_ET0 }>(line.cast());
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = line;
-    }
-
     unsafe fn zero() -> Self;
     unsafe fn splat(from: *const f32) -> Self;
     unsafe fn load(from: *const f32) -> Self;
