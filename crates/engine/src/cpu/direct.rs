@@ -322,4 +322,17 @@ mod tests {
             assert_eq!(taps, kernel * kernel, "kernel {kernel}, stride {stride}");
         }
     }
+
+    #[test]
+    fn rows_of_pixels_are_joined_where_they_are_not_whole_groups() {
+        let row = |size, c, kernel, stride| {
+            let shape = shape(size, kernel, stride);
+            let joined = in_long_rows(ConvShape { input: Dims { c, ..shape.input }, ..shape }, 2).input;
+            assert_eq!(joined.pixels(), size * size);
+            joined.w
+        };
+        assert_eq!([row(14, 256, 1, 1), row(7, 2048, 1, 1), row(30, 64, 1, 1)], [196, 49, 300]);
+        assert_eq!(row(14, 2048, 1, 1), 98, "no longer than a task");
+        assert_eq!([row(28, 64, 1, 1), row(14, 64, 3, 1), row(14, 64, 1, 2), row(23, 4, 1, 1)], [28, 14, 14, 23]);
+    }
 }
