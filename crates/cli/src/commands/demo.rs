@@ -173,7 +173,7 @@ impl Demo<'_> {
             tail: Some((counts, GroupRule::Thirds)),
             data: ProbeData { train: record("probe"), validation: None, test: record("test"), tail: record("train") },
             machine: Machine::of(&subject.config, system::kernels()?),
-            memory_limit: Some(system::memory().1),
+            memory_limit: None,
             stop: &self.stop,
             observer: &mut progress,
         };

@@ -162,7 +162,7 @@ impl Job<'_> {
             tail: Some(tail),
             data,
             machine: self.machine(&subject.config)?,
-            memory_limit: Some(system::memory().1),
+            memory_limit: None,
             stop: &self.stop,
             observer: &mut progress,
         };

@@ -4,6 +4,7 @@ use super::*;
 use crate::learner::{Learner, LearnerSpec};
 use crate::probe::probe;
 use crate::progress::Unobserved;
+use crate::signals::StopSignal;
 use sdclr_data::RgbImage;
 use sdclr_engine::Kernels;
 use sdclr_nn::Tensor;
@@ -239,8 +240,8 @@ fn what_cannot_be_fine_tuned_is_named() {
     assert!(message.contains("`layer1.1.conv1.weight` is missing"), "{message}");
 }
 
-#[test]
-fn what_does_not_fit_into_memory_is_refused_before_the_first_epoch() {
+/// Fine-tunes an untrained network on six images.
+fn tune(stop: &StopFlag, memory_limit: Option<u64>) -> Result<Option<StopSignal>, String> {
     let subject = Subject { config: config(ModelName::ResNet10, false), weights: Weights::Untrained };
     let job = ProbeJob {
         subject: &subject,
@@ -251,31 +252,22 @@ fn what_does_not_fit_into_memory_is_refused_before_the_first_epoch() {
         tail: None,
         data: Default::default(),
         machine: Machine::of(&subject.config, Kernels::default()),
-        memory_limit: Some(1 << 10),
-        stop: &StopFlag::new(),
+        memory_limit,
+        stop,
         observer: &mut Unobserved,
     };
-    let message = probe(job).unwrap_err().to_string();
+    probe(job).map(Result::err).map_err(|e| e.to_string())
+}
+
+#[test]
+fn what_does_not_fit_into_memory_is_refused_before_the_first_epoch() {
+    let message = tune(&StopFlag::new(), Some(1 << 10)).unwrap_err();
     assert!(message.contains("of memory and 0.0 GB are free; try --batch-size 2"), "{message}");
 }
 
 #[test]
 fn a_raised_flag_ends_it_before_a_step() {
-    let subject = Subject { config: config(ModelName::ResNet10, false), weights: Weights::Untrained };
     let stop = StopFlag::new();
-    stop.raise(crate::signals::StopSignal::Interrupt);
-    let job = ProbeJob {
-        subject: &subject,
-        probe: settings(Protocol::Finetune, Freeze::None, FrozenBn::Eval),
-        train: images(6),
-        validation: None,
-        test: images(6),
-        tail: None,
-        data: Default::default(),
-        machine: Machine::of(&subject.config, Kernels::default()),
-        memory_limit: None,
-        stop: &stop,
-        observer: &mut Unobserved,
-    };
-    assert_eq!(probe(job).unwrap().err(), Some(crate::signals::StopSignal::Interrupt));
+    stop.raise(StopSignal::Interrupt);
+    assert_eq!(tune(&stop, None), Ok(Some(StopSignal::Interrupt)));
 }
