@@ -9,6 +9,7 @@
 //! A task is a band of rows, or several small images, large enough that a weight panel is reused from cache. Its input
 //! is first copied into the member's scratch with the zero padding around it, unless no padding is needed.
 
+use super::ahead::{Ahead, Lines, Run};
 use super::cell::Cell;
 use super::simd::{Simd, kernel};
 use super::sweep::{Sweep, Task, TaskShape, View};
@@ -66,6 +67,8 @@ unsafe fn correlate_task<E: Cell, S: Simd>(
     mut sums: Option<&mut [f32]>,
 ) {
     let sweep = job.sweep;
+    let next = (task + 1 < sweep.n_tasks(job.tasks, job.n)).then(|| sweep.task(job.tasks, job.n, task + 1));
+    let mut ahead = Ahead([Lines::of(job.x, sweep.src, sweep.stride, next.as_ref())]);
     let task = sweep.task(job.tasks, job.n, task);
     let view = sweep.source(&task, job.x, E::of_scratch(scratch));
     if let Some(sums) = sums.as_deref_mut() {
@@ -79,9 +82,9 @@ unsafe fn correlate_task<E: Cell, S: Simd>(
         // SAFETY: the caller's promises; `width` channels of panel `panel` exist.
         unsafe {
             if width <= S::LANES {
-                correlate_panel::<E, S, 1>(job, &task, &view, weights, at, width, sums.as_deref_mut());
+                correlate_panel::<E, S, 1>(job, &task, &view, weights, at, width, sums.as_deref_mut(), &mut ahead);
             } else {
-                correlate_panel::<E, S, 2>(job, &task, &view, weights, at, width, sums.as_deref_mut());
+                correlate_panel::<E, S, 2>(job, &task, &view, weights, at, width, sums.as_deref_mut(), &mut ahead);
             }
         }
     }
@@ -89,6 +92,7 @@ unsafe fn correlate_task<E: Cell, S: Simd>(
 
 /// All pixels of a task for `width` channels from `at` on, `V` vectors wide.
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 unsafe fn correlate_panel<E: Cell, S: Simd, const V: usize>(
     job: &Job<E>,
     task: &Task,
@@ -97,6 +101,7 @@ unsafe fn correlate_panel<E: Cell, S: Simd, const V: usize>(
     at: usize,
     width: usize,
     mut sums: Option<&mut [f32]>,
+    ahead: &mut Ahead<1>,
 ) {
     let sweep = job.sweep;
     let pixel = sweep.stride * sweep.channels();
@@ -125,7 +130,8 @@ unsafe fn correlate_panel<E: Cell, S: Simd, const V: usize>(
         unsafe {
             let base = base.map(<*const E>::cast::<f32>);
             let [pixel, row, run] = [pixel, view.row, sweep.kernel.1 * sweep.channels()].map(|n| n / E::PER_CELL);
-            let acc = multiply::<E, S, V>(base, pixel, row, sweep.kernel.0, run, weights.as_ptr());
+            let acc =
+                multiply::<E, S, V>(base, pixel, row, sweep.kernel.0, run, weights.as_ptr(), ahead.take(sweep.cells()));
             finish::<E, S, V>(acc, &out, width, job.write, sums.as_deref_mut(), at, sweep.dst.c);
         }
         first += S::GROUPS;
@@ -141,12 +147,15 @@ unsafe fn multiply<E: Cell, S: Simd, const V: usize>(
     kh: usize,
     run: usize,
     mut weights: *const f32,
+    (mut ahead, line): Run,
 ) -> [[S; V]; MAX_PIXELS] {
     // SAFETY: the caller vouches for all pointers within the window and the panel.
     unsafe {
         let mut acc = [[S::zero(); V]; MAX_PIXELS];
         for a in 0..kh {
             for i in a * row..a * row + run {
+                S::prefetch_far(ahead);
+                ahead = ahead.wrapping_add(line);
                 let mut w = [S::zero(); V];
                 for (v, w) in w.iter_mut().enumerate() {
                     *w = S::load(weights.add(v * S::LANES));

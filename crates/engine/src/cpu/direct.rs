@@ -119,22 +119,25 @@ impl<E: Cell> Convolution<E> for DirectConv {
         let blocks = Blocks::of(self.layout, sweep);
         let (n_blocks, block, len) = (blocks.n, blocks.len, blocks.n * blocks.len);
         let n_slices = n_slices(len, n_members).min(n_tasks);
-        // Blocks of inputs that one share has; all of them where every member has a slice of its own.
-        let share = if n_slices > 1 { n_blocks } else { n_blocks.div_ceil(SHARES * n_members) };
-        let share = share.next_multiple_of(blocks.together);
-        let shares = n_blocks.div_ceil(share);
+        // Where every member has a slice of its own, all blocks of inputs are one share.
+        let units = n_blocks / blocks.together;
+        let shares = if n_slices > 1 { 1 } else { units.min(SHARES * n_members) };
+        let start = |share: usize| units * share / shares * blocks.together;
         let job = gradient::Job { sweep, tasks, x, dy, n };
         let (scratch, partial) = (Shards::new(ctx.scratch), Shards::new(&mut ctx.partial[..n_slices * len]));
         ctx.team.for_chunks(n_slices * shares, |index, member| {
-            let (slice, first) = (index / shares, index % shares * share);
-            let n_here = share.min(n_blocks - first);
+            let (slice, share) = (index / shares, index % shares);
+            let first = start(share);
+            let n_here = start(share + 1) - first;
             // SAFETY: one scratch per member; shares of a slice do not overlap, and each runs once.
             let (scratch, out) =
                 unsafe { (&mut scratch.part(member, 1)[0], partial.part(slice * len + first * block, n_here * block)) };
-            out.fill(0.0);
-            for task in n_tasks * slice / n_slices..n_tasks * (slice + 1) / n_slices {
+            let tasks = n_tasks * slice / n_slices..n_tasks * (slice + 1) / n_slices;
+            for (i, task) in tasks.enumerate() {
+                let write = if i == 0 { Write::Set } else { Write::Add };
+                let to = gradient::Target { first, dw: &mut *out, write };
                 // SAFETY: `level` is at most what the engine detected.
-                unsafe { kernels::weight_gradient(level, &job, &blocks, task, first, scratch, out) };
+                unsafe { kernels::weight_gradient(level, &job, &blocks, task, scratch, to) };
             }
         });
         let (slices, depth) = (&ctx.partial[..n_slices * len], sweep.depth());

@@ -1,23 +1,28 @@
 //! The weight gradient of the vector levels: a matrix product over pixels.
 //!
-//! A task gathers its gradients by panel and, for each block of inputs, the inputs of all its pixels, so that the hot loop
-//! reads two contiguous streams: in place they lie `cin` and `cout` numbers apart, which for wide layers is the same few
-//! cache sets. Where a cell holds two numbers, it holds those of two pixels.
+//! A task gathers the inputs of all its pixels, some blocks of them at a time, and then the gradients panel by panel, so that the
+//! hot loop reads two contiguous streams: in place they lie `cin` and `cout` numbers apart, which for wide layers is the same few
+//! cache sets. Where a cell holds two numbers, it holds those of two pixels. What is gathered stays in cache until it has met its
+//! counterparts.
 //!
 //! Threads share the work by images where a gradient is small: each sums a slice of its own. A large one would cost more to
 //! clear, fill and add up than its pixels are worth; there each thread takes some blocks of inputs, over all images.
 
+use super::ahead::{Ahead, LINE, Lines};
 use super::cell::Cell;
 use super::correlate::MAX_PIXELS;
 use super::layout::{Blocks, Layout};
 use super::simd::{MAX_LANES, Simd, kernel};
 use super::sweep::{Sweep, Task, TaskShape, View};
-use crate::types::Dims;
+use crate::types::{Dims, Write};
 use std::marker::PhantomData;
 
-/// Most pixels of a task, and most cells of its source.
-const TASK_PIXELS: usize = 384;
-const TASK_SOURCE: usize = 1 << 17;
+/// Most pixels of a task, and most cells of its source: whole rows of 56 and 28 pixels, whole images of 14 and 7.
+const TASK_PIXELS: usize = 392;
+const TASK_SOURCE: usize = 1 << 18;
+
+/// Floats of the inputs that are gathered before gradients pass them: a quarter of a small L2 cache.
+const GATHERED: usize = 1 << 16;
 
 /// The tasks of the weight gradient of a forward sweep.
 pub(crate) fn tasks(sweep: &Sweep) -> TaskShape {
@@ -36,6 +41,13 @@ pub(crate) struct Job<'a, E> {
     pub n: usize,
 }
 
+/// Where a task's gradient goes: the blocks of inputs from `first` on that `dw` has room for.
+pub(crate) struct Target<'a> {
+    pub first: usize,
+    pub dw: &'a mut [f32],
+    pub write: Write,
+}
+
 /// Cells that hold the numbers of `pixels` pixels.
 fn depth_cells(sweep: &Sweep, pixels: usize) -> usize {
     pixels.div_ceil(sweep.per_cell)
@@ -43,64 +55,75 @@ fn depth_cells(sweep: &Sweep, pixels: usize) -> usize {
 
 /// Floats of scratch that a task needs.
 pub(crate) fn scratch_len(layout: Layout, sweep: &Sweep) -> usize {
-    let (images, rows) = tasks(sweep);
-    let depth = depth_cells(sweep, images * rows * sweep.grid.1);
-    sweep.scratch_len((images, rows)) + depth * (layout.channels(sweep.dst.c) + TOGETHER * MAX_LANES) + 2 * LINE
+    let (tasks, n_blocks) = (tasks(sweep), Blocks::of(layout, sweep).n);
+    let gathered = (n_gathered(sweep, tasks, n_blocks) + VECTORS) * MAX_LANES;
+    sweep.scratch_len(tasks) + most_cells(sweep, tasks) * gathered + 2 * LINE
+}
+
+/// Cells of pixels of a whole task.
+fn most_cells(sweep: &Sweep, (images, rows): TaskShape) -> usize {
+    depth_cells(sweep, images * rows * sweep.grid.1)
+}
+
+/// How many of `n` blocks of inputs are gathered before gradients pass them: about the same in every round.
+fn n_gathered(sweep: &Sweep, tasks: TaskShape, n: usize) -> usize {
+    let most = (GATHERED / (most_cells(sweep, tasks) * MAX_LANES)).max(TOGETHER);
+    n.div_ceil(n.div_ceil(most)).next_multiple_of(TOGETHER)
 }
 
 kernel! {
-    /// Adds a task's weight gradient to the blocks of inputs from `first` on that `dw` has room for.
+    /// Computes a task's part of some blocks of the weight gradient.
     ///
     /// # Safety
     /// `level` must be supported by the CPU.
-    pub(crate) unsafe fn weight_gradient(job: &Job<E>, blocks: &Blocks, task: usize, first: usize, scratch: &mut [f32],
-                                         dw: &mut [f32]) = weight_task
+    pub(crate) unsafe fn weight_gradient(job: &Job<E>, blocks: &Blocks, task: usize, scratch: &mut [f32],
+                                         to: Target) = weight_task
 }
 
 #[inline(always)]
-unsafe fn weight_task<E: Cell, S: Simd>(
-    job: &Job<E>,
-    blocks: &Blocks,
-    task: usize,
-    first: usize,
-    scratch: &mut [f32],
-    dw: &mut [f32],
-) {
+unsafe fn weight_task<E: Cell, S: Simd>(job: &Job<E>, blocks: &Blocks, task: usize, scratch: &mut [f32], to: Target) {
+    let Target { first, dw, write } = to;
     let (sweep, layout) = (job.sweep, blocks.layout);
+    let next = (task + 1 < sweep.n_tasks(job.tasks, job.n)).then(|| sweep.task(job.tasks, job.n, task + 1));
+    let mut ahead = Ahead([
+        Lines::of(job.dy, sweep.dst, 1, next.as_ref()),
+        Lines::of(job.x, sweep.src, sweep.stride, next.as_ref()),
+    ]);
     let task = sweep.task(job.tasks, job.n, task);
     let (copied, scratch) = scratch.split_at_mut(sweep.scratch_len(job.tasks));
     let view = sweep.source(&task, job.x, E::of_scratch(copied));
     let c = sweep.dst.c;
     let run = sweep.kernel.1 * sweep.channels();
     let depth = depth_cells(sweep, task.n_images * task.n_rows * sweep.grid.1);
-    let (xs, dys) = aligned(scratch).split_at_mut(depth * TOGETHER * MAX_LANES);
-    let n_panels = c.div_ceil(S::PANEL);
-    for panel in 0..n_panels {
-        let (at, width) = (panel * S::PANEL, layout.width(c - panel * S::PANEL));
-        // SAFETY: the level is the caller's promise.
-        unsafe { gather_gradients::<E, S>(job, &task, at, width, &mut dys[at * depth..][..width * depth]) };
-    }
-    let (per_row, len) = (blocks.per_row(), blocks.len);
-    for (group, dw) in dw.chunks_mut(TOGETHER * len).enumerate() {
-        let first = first + group * TOGETHER;
-        let offset = |block: usize| block / per_row * view.row + block % per_row * S::PIXELS;
-        // Surplus blocks of the last group repeat its last one.
-        let offsets = std::array::from_fn(|b| offset(first + b.min(dw.len() / len - 1)));
-        // SAFETY: the level is the caller's promise; inputs past a row's end lie in the slack behind the view.
-        unsafe { gather_inputs::<E, S>(sweep, &task, &view, offsets, depth, xs) };
-        for (b, dw) in dw.chunks_exact_mut(len).enumerate() {
-            let rows = S::PIXELS.min(run - (first + b) % per_row * S::PIXELS);
-            let x = &xs[b * depth * S::LANES..][..depth * S::LANES];
-            for panel in 0..n_panels {
-                let (at, width) = (panel * S::PANEL, layout.width(c - panel * S::PANEL));
-                let out = &mut dw[at * S::PIXELS..][..rows * width];
-                let dy = &dys[at * depth..][..width * depth];
-                // SAFETY: the level is the caller's promise; all slices hold `depth` entries of their width.
-                unsafe {
-                    if width == S::LANES {
-                        weight_block::<E, S, 1>(x, dy, out);
-                    } else {
-                        weight_block::<E, S, 2>(x, dy, out);
+    let (per_row, len, n_blocks) = (blocks.per_row(), blocks.len, dw.len() / blocks.len);
+    let n_gathered = n_gathered(sweep, job.tasks, n_blocks);
+    let (xs, dy) = aligned(scratch).split_at_mut(n_gathered * depth * MAX_LANES);
+    for (group, dw) in dw.chunks_mut(n_gathered * len).enumerate() {
+        let first = first + group * n_gathered;
+        let last = first + dw.len() / len - 1;
+        for (block, xs) in (first..=last).step_by(TOGETHER).zip(xs.chunks_exact_mut(TOGETHER * depth * S::LANES)) {
+            // Surplus blocks repeat the last one.
+            let block = |i: usize| (block + i).min(last);
+            let offsets = std::array::from_fn(|i| block(i) / per_row * view.row + block(i) % per_row * S::PIXELS);
+            // SAFETY: the level is the caller's promise; inputs past a row's end lie in the slack behind the view.
+            unsafe { gather_inputs::<E, S>(sweep, &task, &view, offsets, depth, xs) };
+        }
+        for start in (0..c).step_by(VECTORS * S::LANES) {
+            // SAFETY: the level is the caller's promise.
+            unsafe { gather_gradients::<E, S>(job, &task, layout, start, depth, dy) };
+            for (i, at) in (start..c).step_by(S::PANEL).take(VECTORS / S::VECTORS).enumerate() {
+                let width = layout.width(c - at);
+                let dy = &dy[i * S::PANEL * depth..][..width * depth];
+                for (b, (dw, x)) in dw.chunks_exact_mut(len).zip(xs.chunks_exact(depth * S::LANES)).enumerate() {
+                    let rows = S::PIXELS.min(run - (first + b) % per_row * S::PIXELS);
+                    let out = &mut dw[at * S::PIXELS..][..rows * width];
+                    // SAFETY: the level is the caller's promise; all slices hold `depth` entries of their width.
+                    unsafe {
+                        if width == S::LANES {
+                            weight_block::<E, S, 1>(x, dy, out, write, ahead.take(depth));
+                        } else {
+                            weight_block::<E, S, 2>(x, dy, out, write, ahead.take(depth));
+                        }
                     }
                 }
             }
@@ -139,11 +162,11 @@ impl<S: Simd, const N: usize> Stream<S, N> {
             // SAFETY: handed through, as below.
             unsafe {
                 if let Some(first) = waiting.take() {
-                    self.cell([first, from]);
+                    self.cell([first, from], AHEAD * step);
                     (from, left) = (from.wrapping_add(step), left - 1);
                 }
                 for _ in 0..left / E::PER_CELL {
-                    self.cell([from, from.wrapping_add(step)]);
+                    self.cell([from, from.wrapping_add(step)], AHEAD * step);
                     from = from.wrapping_add(E::PER_CELL * step);
                 }
             }
@@ -165,10 +188,17 @@ impl<S: Simd, const N: usize> Stream<S, N> {
     }
 
     #[inline(always)]
-    unsafe fn cell<E: Cell>(&mut self, pixels: [*const E; 2]) {
+    unsafe fn cell<E: Cell>(&mut self, pixels: [*const E; 2], ahead: usize) {
         for i in 0..N {
-            // SAFETY: handed through.
-            unsafe { self.vector(i, pixels) };
+            // SAFETY: handed through; any address may be asked for.
+            unsafe {
+                if (i * S::LANES * size_of::<E>()).is_multiple_of(LINE * size_of::<f32>()) {
+                    for pixel in pixels.iter().take(E::PER_CELL) {
+                        S::prefetch(pixel.wrapping_add(ahead + self.from[i]).cast());
+                    }
+                }
+                self.vector(i, pixels);
+            }
         }
     }
 
@@ -181,24 +211,41 @@ impl<S: Simd, const N: usize> Stream<S, N> {
     }
 }
 
-/// Channels `at..at + width` of a task's gradients, cell by cell, zeros past the last channel.
+/// A task's gradients of up to `VECTORS` vectors of channels from `start` on, panel by panel, cell by cell, zeros past the last
+/// channel.
 #[inline(always)]
-unsafe fn gather_gradients<E: Cell, S: Simd>(job: &Job<E>, task: &Task, at: usize, width: usize, out: &mut [f32]) {
+unsafe fn gather_gradients<E: Cell, S: Simd>(
+    job: &Job<E>,
+    task: &Task,
+    layout: Layout,
+    start: usize,
+    depth: usize,
+    out: &mut [f32],
+) {
     let Dims { h, w, c } = job.sweep.dst;
     let line = |line: usize| {
         let (image, row) = (task.image + line / task.n_rows, task.row + line % task.n_rows);
-        job.dy[(image * h + row) * w * c + at..].as_ptr()
+        job.dy[(image * h + row) * w * c + start..].as_ptr()
     };
     let n_lines = task.n_images * task.n_rows;
-    for v in (0..width).step_by(S::LANES) {
-        let (from, to, step, vectors) = ([v], [out[v..].as_mut_ptr()], width, PhantomData);
-        // SAFETY: the level is the caller's promise; each pixel has `c` channels; `out` has room for all pixels.
-        unsafe {
+    let place = |v: usize| v / S::PANEL * S::PANEL * depth + v % S::PANEL;
+    let (step, vectors) = (S::PANEL, PhantomData);
+    // SAFETY: the level is the caller's promise; each pixel has `c` channels; `out` has room for all pixels.
+    unsafe {
+        const { assert!(VECTORS.is_multiple_of(S::VECTORS), "whole panels") };
+        if c - start >= VECTORS * S::LANES {
+            let from: [usize; VECTORS] = std::array::from_fn(|i| i * S::LANES);
+            let to = from.map(|v| out[place(v)..].as_mut_ptr());
+            return Stream { from, n: S::LANES, to, step, vectors: PhantomData::<S> }.lines(n_lines, w, c, line);
+        }
+        for v in (0..c - start).step_by(S::LANES) {
+            let step = layout.width(c - start - v / S::PANEL * S::PANEL);
+            let (from, to) = ([v], [out[place(v)..].as_mut_ptr()]);
             // A whole vector is known to be one, and needs no mask.
-            if c - at >= v + S::LANES {
+            if c - start >= v + S::LANES {
                 Stream::<S, 1> { from, n: S::LANES, to, step, vectors }.lines(n_lines, w, c, line);
             } else {
-                let n = (c - at).saturating_sub(v);
+                let n = c - start - v;
                 Stream::<S, 1> { from, n, to, step, vectors }.lines(n_lines, w, c, line);
             }
         }
@@ -227,11 +274,12 @@ unsafe fn gather_inputs<E: Cell, S: Simd>(
     unsafe { stream.lines(task.n_images * task.n_rows, sweep.grid.1, sweep.stride * sweep.channels(), line) };
 }
 
-/// Floats of a cache line.
-const LINE: usize = 16;
-
-/// Blocks of inputs that are gathered in one go.
+/// Blocks of inputs, and vectors of gradients, that are gathered in one go.
 const TOGETHER: usize = 4;
+const VECTORS: usize = 8;
+
+/// How many pixels ahead a gathered stream's lines are asked for.
+const AHEAD: usize = 16;
 
 /// The part of `scratch` that begins with a cache line.
 #[inline(always)]
@@ -242,7 +290,13 @@ fn aligned(scratch: &mut [f32]) -> &mut [f32] {
 
 /// The hot loop of the weight gradient: `S::PIXELS` inputs × `V` vectors of output channels in registers over all pixels, cell by cell.
 #[inline(always)]
-unsafe fn weight_block<E: Cell, S: Simd, const V: usize>(x: &[f32], dy: &[f32], out: &mut [f32]) {
+unsafe fn weight_block<E: Cell, S: Simd, const V: usize>(
+    x: &[f32],
+    dy: &[f32],
+    out: &mut [f32],
+    write: Write,
+    (mut ahead, line): (*const f32, usize),
+) {
     // SAFETY: the caller vouches for the level; `x` and `dy` hold as many cells a row; `out` holds whole rows of `V` vectors.
     unsafe {
         let mut acc = [[S::zero(); V]; MAX_PIXELS];
@@ -252,6 +306,8 @@ unsafe fn weight_block<E: Cell, S: Simd, const V: usize>(x: &[f32], dy: &[f32], 
             S::prefetch(line.as_ptr());
         }
         for _ in 0..x.len() / S::LANES {
+            S::prefetch_far(ahead);
+            ahead = ahead.wrapping_add(line);
             let mut g = [S::zero(); V];
             for (v, g) in g.iter_mut().enumerate() {
                 *g = S::load(dy.add(v * S::LANES));
@@ -265,30 +321,33 @@ unsafe fn weight_block<E: Cell, S: Simd, const V: usize>(x: &[f32], dy: &[f32], 
             from = from.add(S::LANES);
             dy = dy.add(V * S::LANES);
         }
-        // Whole blocks are added straight from registers.
+        // Whole blocks are written straight from registers.
         let rows = out.len() / (V * S::LANES);
-        if rows == S::PIXELS {
-            for r in 0..S::PIXELS {
-                add_row::<S, V>(acc[r], out.as_mut_ptr().add(r * V * S::LANES));
-            }
-        } else {
-            for (r, acc) in acc.into_iter().enumerate().take(rows) {
-                add_row::<S, V>(acc, out.as_mut_ptr().add(r * V * S::LANES));
-            }
+        match (write, rows == S::PIXELS) {
+            (Write::Add, true) => write_rows::<S, V, true>(&acc, S::PIXELS, out),
+            (Write::Set, true) => write_rows::<S, V, false>(&acc, S::PIXELS, out),
+            (Write::Add, false) => write_rows::<S, V, true>(&acc, rows, out),
+            (Write::Set, false) => write_rows::<S, V, false>(&acc, rows, out),
         }
     }
 }
 
 /// # Safety
-/// As [`Simd`]; `to` has room for `V` vectors.
+/// As [`Simd`]; `out` has room for `n` rows of `V` vectors.
 #[inline(always)]
-unsafe fn add_row<S: Simd, const V: usize>(row: [S; V], to: *mut f32) {
-    // SAFETY: handed through.
-    unsafe {
-        let one = S::splat(&1.0);
-        for (v, row) in row.into_iter().enumerate() {
-            let to = to.add(v * S::LANES);
-            row.fma(S::load(to), one).store_first(to, S::LANES);
+unsafe fn write_rows<S: Simd, const V: usize, const ADDS: bool>(
+    rows: &[[S; V]; MAX_PIXELS],
+    n: usize,
+    out: &mut [f32],
+) {
+    for (row, to) in rows.iter().take(n).zip(out.chunks_exact_mut(V * S::LANES)) {
+        for (v, &sum) in row.iter().enumerate() {
+            // SAFETY: handed through; the chunk is `V` vectors long.
+            unsafe {
+                let to = to.as_mut_ptr().add(v * S::LANES);
+                let sum = if ADDS { sum.add(S::load(to)) } else { sum };
+                sum.store_first(to, S::LANES);
+            }
         }
     }
 }

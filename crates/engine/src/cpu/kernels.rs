@@ -65,7 +65,7 @@ pub(crate) fn gradient_scratch_len(layout: Layout, sweep: &Sweep) -> usize {
     tiles_or!(layout, amx::gradient::scratch_len(sweep), gradient::scratch_len(layout, sweep))
 }
 
-/// Adds a task's weight gradient to the blocks of inputs from `first` on that `dw` has room for.
+/// Computes a task's part of some blocks of the weight gradient.
 ///
 /// # Safety
 /// As [`gradient::weight_gradient`].
@@ -74,16 +74,15 @@ pub(crate) unsafe fn weight_gradient<E: Cell>(
     job: &gradient::Job<E>,
     blocks: &Blocks,
     task: usize,
-    first: usize,
     scratch: &mut [f32],
-    dw: &mut [f32],
+    to: gradient::Target,
 ) {
     // SAFETY: handed through.
     unsafe {
         tiles_or!(
             blocks.layout,
-            amx::gradient::weight_gradient(job, blocks, task, first, scratch, dw),
-            gradient::weight_gradient(level, job, blocks, task, first, scratch, dw)
+            amx::gradient::weight_gradient(job, blocks, task, scratch, to),
+            gradient::weight_gradient(level, job, blocks, task, scratch, to)
         );
     }
 }

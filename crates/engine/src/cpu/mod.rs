@@ -4,6 +4,7 @@
 //! chunks. `conv` plans convolutions: `direct` ones over the geometry in `sweep`, whose kernels are `correlate` and `gradient` on
 //! vectors and `amx` on tiles, and `winograd`. `elementwise` is all that moves memory, `dense` the matrix products.
 
+mod ahead;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(crate) mod amx;
 mod blocks;

@@ -11,12 +11,12 @@
 
 use super::super::cell::Cell;
 use super::super::elementwise::Reduce;
-use super::super::gradient::Job;
+use super::super::gradient::{Job, Target};
 use super::super::layout::Blocks;
 use super::super::simd::dispatch;
 use super::super::sweep::{Sweep, Task, TaskShape};
 use super::tiles::{A, B, C, DEPTH, PANEL, ROWS, Tiles};
-use crate::types::Dims;
+use crate::types::{Dims, Write};
 use std::arch::x86_64::{
     __m128i, __m512i, _mm_loadu_si128, _mm512_castsi128_si512, _mm512_inserti32x4, _mm512_mask_blend_epi16,
     _mm512_maskz_loadu_epi16, _mm512_setzero_si512, _mm512_slli_epi32, _mm512_srli_epi32, _mm512_storeu_si512,
@@ -117,7 +117,7 @@ pub(crate) fn scratch_len(sweep: &Sweep) -> usize {
     (plan.planes_len() + plan.turned_len(sweep.dst.c)) / 2
 }
 
-/// Adds a task's weight gradient to the blocks of inputs from `first` on that `dw` has room for: all filter rows of some inputs.
+/// Computes a task's part of some blocks of the weight gradient: all filter rows of some inputs.
 ///
 /// # Safety
 /// The CPU must have AMX, and `E` be bf16.
@@ -126,10 +126,10 @@ pub(crate) unsafe fn weight_gradient<E: Cell>(
     job: &Job<E>,
     blocks: &Blocks,
     index: usize,
-    first: usize,
     scratch: &mut [f32],
-    dw: &mut [f32],
+    to: Target,
 ) {
+    let Target { first, dw, write } = to;
     assert_eq!(size_of::<E>(), 2);
     let (sweep, kh) = (job.sweep, job.sweep.kernel.0);
     assert!(first.is_multiple_of(kh), "a share begins with all filter rows of its inputs");
@@ -139,6 +139,10 @@ pub(crate) unsafe fn weight_gradient<E: Cell>(
     let turned = &mut turned[..plan.turned_len(sweep.dst.c)];
     // SAFETY: the caller's promise.
     unsafe { turn(job, &plan, &task, turned) };
+    // Pieces of a task are added up.
+    if write == Write::Set {
+        dw.fill(0.0);
+    }
     let tiles = Tiles::configure();
     let plane_gap = plan.plane_rows * sweep.grid.1;
     for (group, dw) in dw.chunks_exact_mut(kh * blocks.len).enumerate() {

@@ -212,6 +212,18 @@ pub trait Simd: Copy {
         let _ = line;
     }
 
+    /// Brings a cache line into the second cache, where there is an instruction for it.
+    #[inline(always)]
+    unsafe fn prefetch_far(line: *const f32) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: reads nothing that the program can see.
+        unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(line.cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = line;
+    }
+
     unsafe fn zero() -> Self;
     unsafe fn splat(from: *const f32) -> Self;
     unsafe fn load(from: *const f32) -> Self;
