@@ -1,8 +1,8 @@
 //! Batch norm's loops over pixels: they move memory, and little else.
 //!
-//! All walk over rows of `c` channels in blocks of channels whose coefficients, or sums, stay in registers over some rows; the last
-//! block may be a part of a vector. Where rows are one block those are all rows, else few: memory is read as it lies. Numbers are
-//! widened to f32 on the way in and rounded on the way out.
+//! All walk over rows of `c` channels in blocks of channels; the last block may be a part of a vector. Where a row is one block, its
+//! coefficients, or sums, stay in registers over all rows. Longer rows are taken one by one: to read memory as it lies is worth more.
+//! Numbers are widened to f32 on the way in and rounded on the way out.
 
 use super::blocks::{BLOCK, Block, for_blocks, load, store};
 use super::cell::Cell;
@@ -58,14 +58,10 @@ kernel! {
     pub(crate) unsafe fn backward_apply(job: &mut Backward<E>) = backward_rows
 }
 
-/// Bytes of the rows that are taken together, where a row is more than a block.
-const TOGETHER: usize = 2048;
-
 /// Runs of rows of `c` channels that are taken together.
-fn runs<E, S: Simd>(n_rows: usize, c: usize) -> impl Iterator<Item = Range<usize>> {
-    let is_block = c <= BLOCK * S::LANES;
-    let run = if is_block { n_rows.max(1) } else { (TOGETHER / (c * size_of::<E>())).max(1) };
-    (0..n_rows).step_by(run).map(move |first| first..n_rows.min(first + run))
+fn runs<S: Simd>(n_rows: usize, c: usize) -> impl Iterator<Item = Range<usize>> {
+    let run = if c <= BLOCK * S::LANES { n_rows.max(1) } else { 1 };
+    (0..n_rows).step_by(run).map(move |first| first..first + run)
 }
 
 #[inline(always)]
@@ -86,7 +82,7 @@ unsafe fn apply_rows<E: Cell, S: Simd>(job: &mut Apply<E>) {
 #[inline(always)]
 unsafe fn apply_blocks<E: Cell, S: Simd, const ADDS: bool, const GATES: bool>(job: &mut Apply<E>) {
     let c = job.coef.len() / 4;
-    for rows in runs::<E, S>(job.y.len() / c, c) {
+    for rows in runs::<S>(job.y.len() / c, c) {
         // SAFETY: handed through.
         for_blocks!(S, c, |block, V| unsafe { apply_block::<E, S, V, ADDS, GATES>(job, rows.clone(), block) });
     }
@@ -128,7 +124,7 @@ unsafe fn sum_rows<E: Cell, S: Simd>(job: &Gated<E>, coef: &[f32], sums: &mut [f
     assert!(job.gate.is_none_or(|gate| gate.len() == job.dy.len()) && 2 * sums.len() == coef.len());
     let c = coef.len() / 4;
     sums.fill(0.0);
-    for rows in runs::<E, S>(job.dy.len() / c, c) {
+    for rows in runs::<S>(job.dy.len() / c, c) {
         // SAFETY: the caller's promise; the rows are as long as each other.
         unsafe {
             if job.gate.is_some() {
@@ -192,7 +188,7 @@ unsafe fn backward_rows<E: Cell, S: Simd>(job: &mut Backward<E>) {
 #[inline(always)]
 unsafe fn backward_blocks<E: Cell, S: Simd, const GATES: bool, const DX: bool, const DR: bool>(job: &mut Backward<E>) {
     let c = job.constants.len() / 3;
-    for rows in runs::<E, S>(job.from.dy.len() / c, c) {
+    for rows in runs::<S>(job.from.dy.len() / c, c) {
         // SAFETY: handed through.
         for_blocks!(S, c, |block, V| unsafe { backward_block::<E, S, V, GATES, DX, DR>(job, rows.clone(), block) });
     }
