@@ -60,109 +60,181 @@ kernel! {
 }
 
 #[inline(always)]
-unsafe fn correlate_task<E: Cell, S: Simd>(
+unsafe fn correlate_task<E: Cell, S: Simd>(job: &Job<E>, task: usize, scratch: &mut [f32], sums: Option<&mut [f32]>) {
+    // SAFETY: the caller's promises.
+    unsafe {
+        match (sums, job.write) {
+            (Some(sums), write) => {
+                assert!(write == Write::Set, "sums are those of what is written");
+                sums.fill(0.0);
+                correlate_panels::<E, S, true, false>(job, task, scratch, sums);
+            }
+            (None, Write::Set) => correlate_panels::<E, S, false, false>(job, task, scratch, &mut []),
+            (None, Write::Add) => correlate_panels::<E, S, false, true>(job, task, scratch, &mut []),
+        }
+    }
+}
+
+/// A task by panels of channels. `SUMS`: whether the channels' sums are wanted; `ADDS`: whether the destination is added to.
+#[inline(always)]
+unsafe fn correlate_panels<E: Cell, S: Simd, const SUMS: bool, const ADDS: bool>(
     job: &Job<E>,
     task: usize,
     scratch: &mut [f32],
-    mut sums: Option<&mut [f32]>,
+    sums: &mut [f32],
 ) {
     let sweep = job.sweep;
     let next = (task + 1 < sweep.n_tasks(job.tasks, job.n)).then(|| sweep.task(job.tasks, job.n, task + 1));
     let mut ahead = Ahead([Lines::of(job.x, sweep.src, sweep.stride, next.as_ref())]);
     let task = sweep.task(job.tasks, job.n, task);
     let view = sweep.source(&task, job.x, E::of_scratch(scratch));
-    if let Some(sums) = sums.as_deref_mut() {
-        sums.fill(0.0);
-    }
     let c = sweep.dst.c;
-    for panel in 0..c.div_ceil(S::PANEL) {
-        let at = panel * S::PANEL;
-        let weights = &job.packed[at * sweep.cells()..];
-        let width = (c - at).min(S::PANEL);
-        // SAFETY: the caller's promises; `width` channels of panel `panel` exist.
+    for at in (0..c).step_by(S::PANEL) {
+        let panel = Panel { weights: &job.packed[at * sweep.cells()..], at, width: (c - at).min(S::PANEL) };
+        // SAFETY: the caller's promises; the panel's channels exist.
         unsafe {
-            if width <= S::LANES {
-                correlate_panel::<E, S, 1>(job, &task, &view, weights, at, width, sums.as_deref_mut(), &mut ahead);
+            if panel.width <= S::LANES {
+                correlate_panel::<E, S, 1, SUMS, ADDS>(job, &task, &view, &panel, sums, &mut ahead);
             } else {
-                correlate_panel::<E, S, 2>(job, &task, &view, weights, at, width, sums.as_deref_mut(), &mut ahead);
+                correlate_panel::<E, S, 2, SUMS, ADDS>(job, &task, &view, &panel, sums, &mut ahead);
             }
         }
     }
 }
 
-/// All pixels of a task for `width` channels from `at` on, `V` vectors wide.
+/// Channels `at..at + width` of the destination, and their weights.
+struct Panel<'a> {
+    weights: &'a [f32],
+    at: usize,
+    width: usize,
+}
+
+/// All pixels of a task for a panel of `V` vectors.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
-unsafe fn correlate_panel<E: Cell, S: Simd, const V: usize>(
+unsafe fn correlate_panel<E: Cell, S: Simd, const V: usize, const SUMS: bool, const ADDS: bool>(
     job: &Job<E>,
     task: &Task,
     view: &View<E>,
-    weights: &[f32],
-    at: usize,
-    width: usize,
-    mut sums: Option<&mut [f32]>,
+    panel: &Panel,
+    sums: &mut [f32],
     ahead: &mut Ahead<1>,
 ) {
     let sweep = job.sweep;
-    let pixel = sweep.stride * sweep.channels();
-    let groups_per_row = sweep.grid.1.div_ceil(S::GROUP);
-    let n_groups = task.n_images * task.n_rows * groups_per_row;
-    let mut first = 0;
-    while first < n_groups {
-        let mut base = [view.data.as_ptr(); MAX_GROUPS];
-        let mut out = [std::ptr::null_mut::<E>(); MAX_PIXELS];
-        for g in 0..S::GROUPS.min(n_groups - first) {
-            let (line, col) = ((first + g) / groups_per_row, (first + g) % groups_per_row * S::GROUP);
-            let (image, row) = (line / task.n_rows, line % task.n_rows);
-            // SAFETY: the group's first window lies in the view (and its surplus pixels in the slack behind it); the
-            // destination pixels exist because row and column lie in the grid.
-            unsafe {
-                base[g] = base[g].add(image * view.image + row * sweep.stride * view.row + col * pixel);
-                let y = sweep.first.0 + (task.row + row) * sweep.step;
-                let line = ((task.image + image) * sweep.dst.h + y) * sweep.dst.w;
-                for q in 0..S::GROUP.min(sweep.grid.1 - col) {
-                    let x = sweep.first.1 + (col + q) * sweep.step;
-                    out[g * S::GROUP + q] = job.y.add((line + x) * sweep.dst.c + at);
-                }
+    let [pixel, row, run] =
+        [sweep.stride * sweep.channels(), view.row, sweep.kernel.1 * sweep.channels()].map(|n| n / E::PER_CELL);
+    let mut groups = Groups::of::<S>(job, task, view, panel.at);
+    while groups.left > 0 {
+        let block = groups.next_block::<S>();
+        let from = block.from.map(<*const E>::cast::<f32>);
+        let (weights, asked) = (panel.weights.as_ptr(), ahead.take(sweep.cells()));
+        // SAFETY: the groups' windows lie in the view (and surplus pixels in the slack behind it), their pixels in the destination; the
+        // panel holds a row of `V` vectors for every cell of a window.
+        unsafe {
+            // The hot loop twice: its sums stay in registers where a block is whole, as most are.
+            if block.n_pixels == S::PIXELS && panel.width == V * S::LANES {
+                let acc = multiply::<E, S, V>(from, pixel, row, sweep.kernel.0, run, weights, asked);
+                finish::<E, S, V, true, SUMS, ADDS>(acc, &block, groups.pixel.1, panel, sums);
+            } else {
+                let acc = multiply::<E, S, V>(from, pixel, row, sweep.kernel.0, run, weights, asked);
+                finish::<E, S, V, false, SUMS, ADDS>(acc, &block, groups.pixel.1, panel, sums);
             }
         }
-        // SAFETY: pointers as above; the panel holds a row of `V` vectors for every cell of a window.
-        unsafe {
-            let base = base.map(<*const E>::cast::<f32>);
-            let [pixel, row, run] = [pixel, view.row, sweep.kernel.1 * sweep.channels()].map(|n| n / E::PER_CELL);
-            let acc =
-                multiply::<E, S, V>(base, pixel, row, sweep.kernel.0, run, weights.as_ptr(), ahead.take(sweep.cells()));
-            finish::<E, S, V>(acc, &out, width, job.write, sums.as_deref_mut(), at, sweep.dst.c);
+    }
+}
+
+/// A register block's groups of pixels: where their windows begin and where they are written, the existing ones'.
+struct Block<E> {
+    from: [*const E; MAX_GROUPS],
+    to: [*mut E; MAX_GROUPS],
+    n: [usize; MAX_GROUPS],
+    n_pixels: usize,
+}
+
+/// The groups of pixels of a task, one after the other. Steps are in numbers, of source and destination.
+struct Groups<E> {
+    left: usize,
+    from: *const E,
+    to: *mut E,
+    pixel: (usize, usize),
+    row: (usize, usize),
+    image: (usize, usize),
+    cols: usize,
+    rows: usize,
+    at: (usize, usize),
+}
+
+impl<E> Groups<E> {
+    fn of<S: Simd>(job: &Job<E>, task: &Task, view: &View<E>, channel: usize) -> Self {
+        let Sweep { dst, first, step, stride, grid, .. } = job.sweep;
+        let line = (task.image * dst.h + first.0 + task.row * step) * dst.w + first.1;
+        Self {
+            left: task.n_images * task.n_rows * grid.1.div_ceil(S::GROUP),
+            from: view.data.as_ptr(),
+            to: job.y.wrapping_add(line * dst.c + channel),
+            pixel: (stride * job.sweep.channels(), step * dst.c),
+            row: (stride * view.row, step * dst.w * dst.c),
+            image: (view.image, dst.len()),
+            cols: grid.1,
+            rows: task.n_rows,
+            at: (0, 0),
         }
-        first += S::GROUPS;
+    }
+
+    /// The next groups; what does not exist reads where the first does.
+    #[inline(always)]
+    fn next_block<S: Simd>(&mut self) -> Block<E> {
+        let mut block =
+            Block { from: [self.from; MAX_GROUPS], to: [self.to; MAX_GROUPS], n: [0; MAX_GROUPS], n_pixels: 0 };
+        for g in 0..S::GROUPS.min(self.left) {
+            let n = S::GROUP.min(self.cols - self.at.1);
+            (block.from[g], block.to[g], block.n[g]) = (self.from, self.to, n);
+            block.n_pixels += n;
+            self.left -= 1;
+            self.at.1 += S::GROUP;
+            // From the group's first pixel to the next group's, back over the row or the image where it ends.
+            let (mut from, mut to) = (S::GROUP * self.pixel.0, S::GROUP * self.pixel.1);
+            if self.at.1 >= self.cols {
+                let back = self.at.1 - S::GROUP;
+                (from, to) =
+                    (self.row.0.wrapping_sub(back * self.pixel.0), self.row.1.wrapping_sub(back * self.pixel.1));
+                self.at = (self.at.0 + 1, 0);
+                if self.at.0 == self.rows {
+                    from = from.wrapping_add(self.image.0).wrapping_sub(self.rows * self.row.0);
+                    to = to.wrapping_add(self.image.1).wrapping_sub(self.rows * self.row.1);
+                    self.at.0 = 0;
+                }
+            }
+            (self.from, self.to) = (self.from.wrapping_add(from), self.to.wrapping_add(to));
+        }
+        block
     }
 }
 
 /// The hot loop: one register block over all taps and source channels, steps in cells.
 #[inline(always)]
 unsafe fn multiply<E: Cell, S: Simd, const V: usize>(
-    base: [*const f32; MAX_GROUPS],
+    from: [*const f32; MAX_GROUPS],
     pixel: usize,
     row: usize,
     kh: usize,
     run: usize,
     mut weights: *const f32,
-    (mut ahead, line): Run,
+    (mut asked, line): Run,
 ) -> [[S; V]; MAX_PIXELS] {
     // SAFETY: the caller vouches for all pointers within the window and the panel.
     unsafe {
         let mut acc = [[S::zero(); V]; MAX_PIXELS];
         for a in 0..kh {
             for i in a * row..a * row + run {
-                S::prefetch_far(ahead);
-                ahead = ahead.wrapping_add(line);
+                S::prefetch_far(asked);
+                asked = asked.wrapping_add(line);
                 let mut w = [S::zero(); V];
                 for (v, w) in w.iter_mut().enumerate() {
                     *w = S::load(weights.add(v * S::LANES));
                 }
                 weights = weights.add(V * S::LANES);
                 for g in 0..S::GROUPS {
-                    let from = base[g].add(i);
+                    let from = from[g].add(i);
                     for q in 0..S::GROUP {
                         let x = S::splat(from.add(q * pixel));
                         for v in 0..V {
@@ -176,44 +248,44 @@ unsafe fn multiply<E: Cell, S: Simd, const V: usize>(
     }
 }
 
-/// Writes a register block and adds its pixels to the channel sums.
+/// Writes a register block's pixels, which are `step` numbers apart in a group, and adds them to the sums `[2, c]`. `WHOLE`: whether all
+/// pixels exist, and all lanes.
 #[inline(always)]
-unsafe fn finish<E: Cell, S: Simd, const V: usize>(
-    mut acc: [[S; V]; MAX_PIXELS],
-    out: &[*mut E; MAX_PIXELS],
-    width: usize,
-    write: Write,
-    sums: Option<&mut [f32]>,
-    at: usize,
-    c: usize,
+unsafe fn finish<E: Cell, S: Simd, const V: usize, const WHOLE: bool, const SUMS: bool, const ADDS: bool>(
+    acc: [[S; V]; MAX_PIXELS],
+    block: &Block<E>,
+    step: usize,
+    panel: &Panel,
+    sums: &mut [f32],
 ) {
-    // SAFETY: the caller vouches for `out`; `one` is read by `splat` alone; sums are `[2, c]` and `at + width <= c`.
+    // SAFETY: the caller vouches for the pixels; sums are `[2, c]` and hold the panel's channels.
     unsafe {
-        let one = S::splat(&1.0);
         let (mut sum, mut square) = ([S::zero(); V], [S::zero(); V]);
-        for p in 0..S::PIXELS {
-            let to = out[p];
-            if to.is_null() {
-                continue;
-            }
-            for v in 0..V {
-                let n = (width - v * S::LANES).min(S::LANES);
-                let to = to.add(v * S::LANES);
-                sum[v] = sum[v].fma(acc[p][v], one);
-                square[v] = square[v].fma(acc[p][v], acc[p][v]);
-                if write == Write::Add {
-                    acc[p][v] = acc[p][v].fma(E::load_first::<S>(to, n), one);
+        let lanes = |v: usize| if WHOLE { S::LANES } else { (panel.width - v * S::LANES).min(S::LANES) };
+        for g in 0..S::GROUPS {
+            for q in 0..S::GROUP {
+                if !WHOLE && q >= block.n[g] {
+                    break;
                 }
-                E::store_first(acc[p][v], to, n);
+                for v in 0..V {
+                    let (to, mut value) = (block.to[g].add(q * step + v * S::LANES), acc[g * S::GROUP + q][v]);
+                    if SUMS {
+                        sum[v] = sum[v].add(value);
+                        square[v] = square[v].fma(value, value);
+                    }
+                    if ADDS {
+                        value = value.add(E::load_first::<S>(to, lanes(v)));
+                    }
+                    E::store_first(value, to, lanes(v));
+                }
             }
         }
-        if let Some(sums) = sums {
+        if SUMS {
             for v in 0..V {
-                let n = (width - v * S::LANES).min(S::LANES);
-                let to = sums.as_mut_ptr().add(at + v * S::LANES);
-                sum[v].fma(S::load_first(to, n), one).store_first(to, n);
-                let to = to.add(c);
-                square[v].fma(S::load_first(to, n), one).store_first(to, n);
+                let to = sums.as_mut_ptr().add(panel.at + v * S::LANES);
+                sum[v].add(S::load_first(to, lanes(v))).store_first(to, lanes(v));
+                let to = to.add(sums.len() / 2);
+                square[v].add(S::load_first(to, lanes(v))).store_first(to, lanes(v));
             }
         }
     }
