@@ -53,22 +53,26 @@ fn depth_cells(sweep: &Sweep, pixels: usize) -> usize {
     pixels.div_ceil(sweep.per_cell)
 }
 
-/// Floats of scratch that a task needs.
-pub(crate) fn scratch_len(layout: Layout, sweep: &Sweep) -> usize {
-    let (tasks, n_blocks) = (tasks(sweep), Blocks::of(layout, sweep).n);
-    let gathered = (n_gathered(sweep, tasks, n_blocks) + VECTORS) * MAX_LANES;
-    sweep.scratch_len(tasks) + most_cells(sweep, tasks) * gathered + 2 * LINE
-}
-
 /// Cells of pixels of a whole task.
 fn most_cells(sweep: &Sweep, (images, rows): TaskShape) -> usize {
     depth_cells(sweep, images * rows * sweep.grid.1)
 }
 
-/// How many of `n` blocks of inputs are gathered before gradients pass them: about the same in every round.
+/// How many blocks of inputs are gathered before gradients pass them, at most.
+fn most_gathered(sweep: &Sweep, tasks: TaskShape) -> usize {
+    (GATHERED / (most_cells(sweep, tasks) * MAX_LANES)).max(TOGETHER)
+}
+
+/// The same for `n` blocks: about as many in every round.
 fn n_gathered(sweep: &Sweep, tasks: TaskShape, n: usize) -> usize {
-    let most = (GATHERED / (most_cells(sweep, tasks) * MAX_LANES)).max(TOGETHER);
-    n.div_ceil(n.div_ceil(most)).next_multiple_of(TOGETHER)
+    n.div_ceil(n.div_ceil(most_gathered(sweep, tasks))).next_multiple_of(TOGETHER)
+}
+
+/// Floats of scratch that a task needs, whatever blocks it is asked for.
+pub(crate) fn scratch_len(layout: Layout, sweep: &Sweep) -> usize {
+    let tasks = tasks(sweep);
+    let gathered = most_gathered(sweep, tasks).min(Blocks::of(layout, sweep).n).next_multiple_of(TOGETHER);
+    sweep.scratch_len(tasks) + most_cells(sweep, tasks) * (gathered + VECTORS) * MAX_LANES + 2 * LINE
 }
 
 kernel! {

@@ -2,7 +2,8 @@
 //!
 //! [`HostEngine`] holds the buffers, a [`team::Team`] of threads and planned convolutions, and cuts every operation into
 //! chunks. `conv` plans convolutions: `direct` ones over the geometry in `sweep`, whose kernels are `correlate` and `gradient` on
-//! vectors and `amx` on tiles, and `winograd`. `elementwise` is all that moves memory, `dense` the matrix products.
+//! vectors, which ask for memory `ahead`, and `amx` on tiles; and `winograd`. `elementwise` is all that moves memory, `dense` the matrix
+//! products.
 
 mod ahead;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
