@@ -7,8 +7,9 @@ use crate::types::Dims;
 /// Floats of a cache line.
 pub(super) const LINE: usize = 16;
 
-/// Cache lines of a map: where the next one begins, and how many are left.
+/// Cache lines of a map: where the next one begins, and how many are left; `start` is an address that is surely mapped.
 pub(super) struct Lines {
+    start: *const f32,
     at: *const f32,
     left: usize,
 }
@@ -16,27 +17,28 @@ pub(super) struct Lines {
 impl Lines {
     /// The lines of a task's part of a map whose images have `dims`, `stride` rows of which are one of the task's; none without a task.
     pub fn of<E>(map: &[E], dims: Dims, stride: usize, task: Option<&Task>) -> Self {
-        let row = dims.w * dims.c;
+        let (row, start) = (dims.w * dims.c, map.as_ptr().cast());
         let Some(task) = task else {
-            return Self { at: map.as_ptr().cast(), left: 0 };
+            return Self { start, at: start, left: 0 };
         };
         let rows = if task.n_images > 1 { task.n_images * dims.h } else { task.n_rows * stride };
         let at = map.as_ptr().wrapping_add((task.image * dims.h + task.row * stride) * row);
-        Self { at: at.cast(), left: (rows * row * size_of::<E>()).div_ceil(LINE * size_of::<f32>()) }
+        Self { start, at: at.cast(), left: (rows * row * size_of::<E>()).div_ceil(LINE * size_of::<f32>()) }
     }
 }
 
 /// The lines of some maps, one map after the other.
 pub(super) struct Ahead<const N: usize>(pub [Lines; N]);
 
-/// A run of lines: the address of the first, and floats from one to the next; none, where there is nothing to ask for.
+/// A run of lines: the address of the first, and floats from one to the next; zero, and an address that costs nothing, where there is
+/// nothing to ask for.
 pub(super) type Run = (*const f32, usize);
 
 impl<const N: usize> Ahead<N> {
     /// The next `n` lines.
     pub fn take(&mut self, n: usize) -> Run {
         let Some(lines) = self.0.iter_mut().find(|lines| lines.left > 0) else {
-            return (self.0[0].at, 0);
+            return (self.0[0].start, 0);
         };
         let first = lines.at;
         lines.at = first.wrapping_add(n * LINE);

@@ -51,7 +51,7 @@ pub(crate) struct Job<'a, E> {
 unsafe impl<E: Sync> Sync for Job<'_, E> {}
 
 kernel! {
-    /// Runs one task. `sums` `[2, dst.c]`, if given, receives Σ and Σ² of the task's pixels.
+    /// Runs one task. `sums` `[2, dst.c]`, if given, receives Σ and Σ² of the task's pixels, which are then set, not added to.
     ///
     /// # Safety
     /// `job.y` must point to `job.n` writable destination images; no other thread may run the same task; `level` must be
@@ -66,6 +66,7 @@ unsafe fn correlate_task<E: Cell, S: Simd>(job: &Job<E>, task: usize, scratch: &
         match (sums, job.write) {
             (Some(sums), write) => {
                 assert!(write == Write::Set, "sums are those of what is written");
+                assert_eq!(sums.len(), 2 * job.sweep.dst.c);
                 sums.fill(0.0);
                 correlate_panels::<E, S, true, false>(job, task, scratch, sums);
             }
@@ -84,7 +85,7 @@ unsafe fn correlate_panels<E: Cell, S: Simd, const SUMS: bool, const ADDS: bool>
     sums: &mut [f32],
 ) {
     let sweep = job.sweep;
-    let next = (task + 1 < sweep.n_tasks(job.tasks, job.n)).then(|| sweep.task(job.tasks, job.n, task + 1));
+    let next = sweep.task_after(job.tasks, job.n, task);
     let mut ahead = Ahead([Lines::of(job.x, sweep.src, sweep.stride, next.as_ref())]);
     let task = sweep.task(job.tasks, job.n, task);
     let view = sweep.source(&task, job.x, E::of_scratch(scratch));
@@ -142,7 +143,7 @@ unsafe fn correlate_panel<E: Cell, S: Simd, const V: usize, const SUMS: bool, co
     }
 }
 
-/// A register block's groups of pixels: where their windows begin and where they are written, the existing ones'.
+/// A register block's groups of pixels: where their windows begin, where they are written, and how many pixels of each exist.
 struct Block<E> {
     from: [*const E; MAX_GROUPS],
     to: [*mut E; MAX_GROUPS],

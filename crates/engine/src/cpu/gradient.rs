@@ -1,14 +1,14 @@
 //! The weight gradient of the vector levels: a matrix product over pixels.
 //!
-//! A task gathers the inputs of all its pixels, some blocks of them at a time, and then the gradients panel by panel, so that the
+//! A task gathers the inputs of all its pixels, some blocks of them at a time, and then the gradients, some panels at a time, so that the
 //! hot loop reads two contiguous streams: in place they lie `cin` and `cout` numbers apart, which for wide layers is the same few
 //! cache sets. Where a cell holds two numbers, it holds those of two pixels. What is gathered stays in cache until it has met its
 //! counterparts.
 //!
 //! Threads share the work by images where a gradient is small: each sums a slice of its own. A large one would cost more to
-//! clear, fill and add up than its pixels are worth; there each thread takes some blocks of inputs, over all images.
+//! fill and add up than its pixels are worth; there each thread takes some blocks of inputs, over all images.
 
-use super::ahead::{Ahead, LINE, Lines};
+use super::ahead::{Ahead, LINE, Lines, Run};
 use super::cell::Cell;
 use super::correlate::MAX_PIXELS;
 use super::layout::{Blocks, Layout};
@@ -21,7 +21,7 @@ use std::marker::PhantomData;
 const TASK_PIXELS: usize = 392;
 const TASK_SOURCE: usize = 1 << 18;
 
-/// Floats of the inputs that are gathered before gradients pass them: a quarter of a small L2 cache.
+/// Floats of the inputs that are gathered before gradients pass them, about: a quarter of a small L2 cache.
 const GATHERED: usize = 1 << 16;
 
 /// The tasks of the weight gradient of a forward sweep.
@@ -41,7 +41,7 @@ pub(crate) struct Job<'a, E> {
     pub n: usize,
 }
 
-/// Where a task's gradient goes: the blocks of inputs from `first` on that `dw` has room for.
+/// Where a task's gradient goes, or is added: the blocks of inputs from `first` on that `dw` has room for.
 pub(crate) struct Target<'a> {
     pub first: usize,
     pub dw: &'a mut [f32],
@@ -58,7 +58,7 @@ fn most_cells(sweep: &Sweep, (images, rows): TaskShape) -> usize {
     depth_cells(sweep, images * rows * sweep.grid.1)
 }
 
-/// How many blocks of inputs are gathered before gradients pass them, at most.
+/// How many blocks of inputs are gathered before gradients pass them, at most (but for whole `TOGETHER`s).
 fn most_gathered(sweep: &Sweep, tasks: TaskShape) -> usize {
     (GATHERED / (most_cells(sweep, tasks) * MAX_LANES)).max(TOGETHER)
 }
@@ -88,7 +88,7 @@ kernel! {
 unsafe fn weight_task<E: Cell, S: Simd>(job: &Job<E>, blocks: &Blocks, task: usize, scratch: &mut [f32], to: Target) {
     let Target { first, dw, write } = to;
     let (sweep, layout) = (job.sweep, blocks.layout);
-    let next = (task + 1 < sweep.n_tasks(job.tasks, job.n)).then(|| sweep.task(job.tasks, job.n, task + 1));
+    let next = sweep.task_after(job.tasks, job.n, task);
     let mut ahead = Ahead([
         Lines::of(job.dy, sweep.dst, 1, next.as_ref()),
         Lines::of(job.x, sweep.src, sweep.stride, next.as_ref()),
@@ -166,11 +166,11 @@ impl<S: Simd, const N: usize> Stream<S, N> {
             // SAFETY: handed through, as below.
             unsafe {
                 if let Some(first) = waiting.take() {
-                    self.cell([first, from], AHEAD * step);
+                    self.cell([first, from], EARLY * step);
                     (from, left) = (from.wrapping_add(step), left - 1);
                 }
                 for _ in 0..left / E::PER_CELL {
-                    self.cell([from, from.wrapping_add(step)], AHEAD * step);
+                    self.cell([from, from.wrapping_add(step)], EARLY * step);
                     from = from.wrapping_add(E::PER_CELL * step);
                 }
             }
@@ -192,13 +192,13 @@ impl<S: Simd, const N: usize> Stream<S, N> {
     }
 
     #[inline(always)]
-    unsafe fn cell<E: Cell>(&mut self, pixels: [*const E; 2], ahead: usize) {
+    unsafe fn cell<E: Cell>(&mut self, pixels: [*const E; 2], early: usize) {
         for i in 0..N {
             // SAFETY: handed through; any address may be asked for.
             unsafe {
                 if (i * S::LANES * size_of::<E>()).is_multiple_of(LINE * size_of::<f32>()) {
                     for pixel in pixels.iter().take(E::PER_CELL) {
-                        S::prefetch(pixel.wrapping_add(ahead + self.from[i]).cast());
+                        S::prefetch(pixel.wrapping_add(early + self.from[i]).cast());
                     }
                 }
                 self.vector(i, pixels);
@@ -233,24 +233,24 @@ unsafe fn gather_gradients<E: Cell, S: Simd>(
     };
     let n_lines = task.n_images * task.n_rows;
     let place = |v: usize| v / S::PANEL * S::PANEL * depth + v % S::PANEL;
-    let (step, vectors) = (S::PANEL, PhantomData);
+    let (step, vectors) = (S::PANEL, PhantomData::<S>);
     // SAFETY: the level is the caller's promise; each pixel has `c` channels; `out` has room for all pixels.
     unsafe {
         const { assert!(VECTORS.is_multiple_of(S::VECTORS), "whole panels") };
         if c - start >= VECTORS * S::LANES {
             let from: [usize; VECTORS] = std::array::from_fn(|i| i * S::LANES);
             let to = from.map(|v| out[place(v)..].as_mut_ptr());
-            return Stream { from, n: S::LANES, to, step, vectors: PhantomData::<S> }.lines(n_lines, w, c, line);
+            return Stream { from, n: S::LANES, to, step, vectors }.lines(n_lines, w, c, line);
         }
         for v in (0..c - start).step_by(S::LANES) {
             let step = layout.width(c - start - v / S::PANEL * S::PANEL);
             let (from, to) = ([v], [out[place(v)..].as_mut_ptr()]);
             // A whole vector is known to be one, and needs no mask.
             if c - start >= v + S::LANES {
-                Stream::<S, 1> { from, n: S::LANES, to, step, vectors }.lines(n_lines, w, c, line);
+                Stream { from, n: S::LANES, to, step, vectors }.lines(n_lines, w, c, line);
             } else {
                 let n = c - start - v;
-                Stream::<S, 1> { from, n, to, step, vectors }.lines(n_lines, w, c, line);
+                Stream { from, n, to, step, vectors }.lines(n_lines, w, c, line);
             }
         }
     }
@@ -282,8 +282,9 @@ unsafe fn gather_inputs<E: Cell, S: Simd>(
 const TOGETHER: usize = 4;
 const VECTORS: usize = 8;
 
-/// How many pixels ahead a gathered stream's lines are asked for.
-const AHEAD: usize = 16;
+/// How many pixels early a gathered stream's lines are asked for: those of every vector that fills a line, of every other bf16 vector,
+/// whose neighbour's is nearly always the same.
+const EARLY: usize = 16;
 
 /// The part of `scratch` that begins with a cache line.
 #[inline(always)]
@@ -299,19 +300,19 @@ unsafe fn weight_block<E: Cell, S: Simd, const V: usize>(
     dy: &[f32],
     out: &mut [f32],
     write: Write,
-    (mut ahead, line): (*const f32, usize),
+    (mut asked, line): Run,
 ) {
     // SAFETY: the caller vouches for the level; `x` and `dy` hold as many cells a row; `out` holds whole rows of `V` vectors.
     unsafe {
         let mut acc = [[S::zero(); V]; MAX_PIXELS];
         let (mut from, mut dy) = (x.as_ptr(), dy.as_ptr());
         // What the sums will be added to is seldom in the nearest cache.
-        for line in out.chunks(LINE) {
-            S::prefetch(line.as_ptr());
+        for sums in out.chunks(LINE) {
+            S::prefetch(sums.as_ptr());
         }
         for _ in 0..x.len() / S::LANES {
-            S::prefetch_far(ahead);
-            ahead = ahead.wrapping_add(line);
+            S::prefetch_far(asked);
+            asked = asked.wrapping_add(line);
             let mut g = [S::zero(); V];
             for (v, g) in g.iter_mut().enumerate() {
                 *g = S::load(dy.add(v * S::LANES));

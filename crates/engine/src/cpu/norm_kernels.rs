@@ -1,7 +1,7 @@
 //! Batch norm's loops over pixels: they move memory, and little else.
 //!
-//! All walk over rows of `c` channels in blocks of channels; the last block may be a part of a vector. Where a row is one block, its
-//! coefficients, or sums, stay in registers over all rows. Longer rows are taken one by one: to read memory as it lies is worth more.
+//! All walk over rows of `c` channels in blocks of channels; the last block may be a part of a vector. Where a row is no longer than a
+//! block, coefficients, or sums, stay in registers over all rows. Longer rows are taken one by one: to read memory as it lies is worth more.
 //! Numbers are widened to f32 on the way in and rounded on the way out.
 
 use super::blocks::{BLOCK, Block, for_blocks, load, store};

@@ -90,6 +90,11 @@ impl Sweep {
         Task { image, n_images: images.min(n - image), row, n_rows: rows.min(self.grid.0 - row) }
     }
 
+    /// The task behind task `index`, if there is one.
+    pub fn task_after(&self, tasks: TaskShape, n: usize, index: usize) -> Option<Task> {
+        (index + 1 < self.n_tasks(tasks, n)).then(|| self.task(tasks, n, index + 1))
+    }
+
     /// Brings the task's source within reach: a pointer to where window (0, 0) of its first pixel begins.
     ///
     /// `x` must have slack behind its last image (see `HostStore::alloc_act`): the last pixels of a row are read in
