@@ -176,6 +176,19 @@ pub(crate) use kernel;
 /// Floats of the longest vector.
 pub(crate) const MAX_LANES: usize = 16;
 
+/// Asks for a cache line, into the nearest cache or the second; any address may be asked for.
+#[inline(always)]
+fn ask<const NEAR: bool>(line: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: reads nothing that the program can see.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+        if NEAR { _mm_prefetch::<_MM_HINT_T0>(line.cast()) } else { _mm_prefetch::<_MM_HINT_T1>(line.cast()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
+}
+
 /// A vector of f32 and the register blocking that suits its instruction set.
 ///
 /// A lane can also hold a pair of bf16, the first in its lower half: then it is a *cell* of a bf16 feature map, moved
@@ -203,25 +216,13 @@ pub trait Simd: Copy {
     /// Brings a cache line near, where there is an instruction for it.
     #[inline(always)]
     unsafe fn prefetch(line: *const f32) {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: reads nothing that the program can see.
-        unsafe {
-            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.cast());
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = line;
+        ask::<true>(line);
     }
 
     /// Brings a cache line into the second cache, where there is an instruction for it.
     #[inline(always)]
     unsafe fn prefetch_far(line: *const f32) {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: reads nothing that the program can see.
-        unsafe {
-            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(line.cast());
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = line;
+        ask::<false>(line);
     }
 
     unsafe fn zero() -> Self;
