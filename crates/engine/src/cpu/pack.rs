@@ -4,7 +4,7 @@
 //! Both directions read runs of weights as they lie and round a run at a time; what is left is to interleave.
 
 use super::cell::Cell;
-use super::simd::dispatch;
+use super::simd::{Simd, dispatch};
 
 /// Numbers that are rounded at a time.
 const RUN: usize = 256;
@@ -32,6 +32,21 @@ pub(crate) struct Panel<'a> {
 }
 
 impl Masters<'_> {
+    /// Asks for the weights from `at` on and what keeps them.
+    ///
+    /// # Safety
+    /// As [`Simd`].
+    #[inline(always)]
+    pub unsafe fn prefetch<S: Simd>(&self, at: usize) {
+        // SAFETY: handed through; what lies behind the last weight is asked for in vain.
+        unsafe {
+            S::prefetch(self.weights.as_ptr().wrapping_add(at));
+            if let Some(mask) = self.mask {
+                S::prefetch(mask.as_ptr().wrapping_add(at).cast());
+            }
+        }
+    }
+
     /// Rounds weights `at..at + to.len()`, zero where the mask is.
     #[inline(always)]
     pub fn round<E: Cell>(&self, at: usize, to: &mut [E]) {

@@ -10,7 +10,7 @@
 use super::grid::Grid;
 use super::points::{self, Place, Source};
 use super::product::{Left, Out, Right, multiply};
-use super::transform::{self, POINTS, TAPS, WINDOW};
+use super::transform::{self, POINTS, TAPS, Taps, WINDOW};
 use crate::cpu::cell::Cell;
 use crate::cpu::simd::{Level, MAX_LANES, Simd, kernel};
 use std::ops::Range;
@@ -274,7 +274,7 @@ unsafe fn reduce_rows<E: Cell, S: Simd>(
                         *total = total.add(S::load(from.add(p * block.point())));
                     }
                 }
-                let taps = transform::taps(points);
+                let taps = transform::square::<Taps, _, _, _>(points);
                 for (tap, &value) in taps.as_flattened().iter().enumerate() {
                     let at = (row * TAPS * TAPS + tap) * cin + column;
                     let mut kept = value;

@@ -167,8 +167,7 @@ impl<E: Cell> Convolution<E> for WinogradConv {
         if used == ConvUse::Forward {
             return forward;
         }
-        let copied = points::scratch_len(cin.max(cout), lanes);
-        forward.max(pass(cout)).max(shares::scratch_len(&self.gradient_layout()) + copied)
+        forward.max(pass(cout)).max(shares::scratch_len(&self.gradient_layout()) + points::SCRATCH)
     }
 
     fn partial_len(&self, max_batch: usize, n_members: usize, used: ConvUse) -> usize {

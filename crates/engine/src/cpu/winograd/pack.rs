@@ -1,6 +1,6 @@
 //! Brings master weights to the points: per panel of destination channels `[point, source channel, panel]`.
 
-use super::transform::{self, POINTS, TAPS};
+use super::transform::{self, POINTS, TAPS, WINDOW, Weights};
 use crate::cpu::cell::Cell;
 use crate::cpu::pack::{MAX_WIDTH, Masters};
 use crate::cpu::simd::{Simd, kernel};
@@ -38,23 +38,30 @@ kernel! {
 #[inline(always)]
 unsafe fn pack_forward<E: Cell, S: Simd>(panel: &Panel, out: &mut [f32]) {
     let (masters, cin, width) = (&panel.masters, panel.masters.cin, panel.width);
+    // Master weights have input channels side by side, the panel output channels.
+    let (mut turned, mut stage) = ([[[0.0f32; MAX_WIDTH]; RUN]; TAPS * TAPS], Stage::new(width));
     for from in (0..cin).step_by(RUN) {
         let n = RUN.min(cin - from);
-        // Master weights have input channels side by side, the panel output channels.
-        let mut turned = [[[0.0f32; MAX_WIDTH]; RUN]; TAPS * TAPS];
         for j in 0..panel.n {
             for (tap, turned) in turned.iter_mut().enumerate() {
                 let mut run = [0.0f32; RUN];
-                masters.round(((panel.first + j) * TAPS * TAPS + tap) * cin + from, &mut run[..n]);
+                let at = ((panel.first + j) * TAPS * TAPS + tap) * cin + from;
+                // SAFETY: the caller's promise.
+                unsafe { masters.prefetch::<S>(at + RUN) };
+                masters.round(at, &mut run[..n]);
                 for (line, v) in turned.iter_mut().zip(run) {
                     line[j] = v;
                 }
             }
         }
-        for i in 0..n {
-            let filter = |tap: usize| turned[tap][i].as_ptr();
-            // SAFETY: the caller's promise; a line is as long as the widest panel.
-            unsafe { to_points::<S>(filter, width, &mut out[(from + i) * width..], cin * width) };
+        for first in (0..n).step_by(STAGED) {
+            for i in first..n.min(first + STAGED) {
+                let filters = Filters { start: turned[0][i].as_ptr(), tap: RUN * MAX_WIDTH };
+                // SAFETY: the caller's promise; a line is as long as the widest panel.
+                unsafe { stage.add::<S, 1>([filters]) };
+            }
+            // SAFETY: the caller's promise.
+            unsafe { stage.flush::<S>(&mut out[(from + first) * width..], cin * width) };
         }
     }
     // SAFETY: the caller's promise.
@@ -63,77 +70,119 @@ unsafe fn pack_forward<E: Cell, S: Simd>(panel: &Panel, out: &mut [f32]) {
 
 #[inline(always)]
 unsafe fn pack_backward<E: Cell, S: Simd>(panel: &Panel, out: &mut [f32]) {
-    let (masters, cout, width) = (&panel.masters, panel.cout, panel.width);
-    let turn = |co: usize| {
-        let mut turned = [[0.0f32; MAX_WIDTH]; TAPS * TAPS];
-        if co < cout {
-            for (tap, line) in turned.iter_mut().rev().enumerate() {
-                masters.round((co * TAPS * TAPS + tap) * masters.cin + panel.first, &mut line[..panel.n]);
+    let (cout, width, per_cell) = (panel.cout, panel.width, panel.per_cell);
+    let cells = cout.div_ceil(per_cell);
+    let (mut turned, mut stage) = ([[[0.0f32; MAX_WIDTH]; TAPS * TAPS]; 2], Stage::new(width));
+    for first in (0..cells).step_by(STAGED) {
+        for cell in first..cells.min(first + STAGED) {
+            // SAFETY: the caller's promise; a line is as long as the widest panel.
+            unsafe {
+                for (i, turned) in turned.iter_mut().enumerate().take(per_cell) {
+                    match cell * per_cell + i {
+                        co if co < cout => turn::<S>(panel, co, turned),
+                        _ => turned.as_flattened_mut().fill(0.0),
+                    }
+                }
+                let filters = turned.each_ref().map(|turned| Filters { start: turned[0].as_ptr(), tap: MAX_WIDTH });
+                match per_cell {
+                    1 => stage.add::<S, 1>([filters[0]]),
+                    _ => stage.add::<S, 2>(filters),
+                }
             }
         }
-        turned
-    };
-    let cells = cout.div_ceil(panel.per_cell);
-    for cell in 0..cells {
-        let out = &mut out[cell * width..];
-        // SAFETY: the caller's promise; a line is as long as the widest panel.
-        unsafe {
-            if panel.per_cell == 1 {
-                let turned = turn(cell);
-                to_points::<S>(|tap| turned[tap].as_ptr(), width, out, cells * width);
-            } else {
-                let (low, high) = (turn(2 * cell), turn(2 * cell + 1));
-                pairs_to_points::<S>(|tap| [low[tap].as_ptr(), high[tap].as_ptr()], width, out, cells * width);
-            }
-        }
+        // SAFETY: the caller's promise.
+        unsafe { stage.flush::<S>(&mut out[first * width..], cells * width) };
     }
     // SAFETY: the caller's promise.
     unsafe { S::fence() };
 }
 
-/// Brings `width` filters, side by side at each tap, to points that lie `point` floats apart. All points of a network are more than
-/// caches hold until they are read.
+/// The panel's filters of an output channel, turned round.
 #[inline(always)]
-unsafe fn to_points<S: Simd>(filter: impl Fn(usize) -> *const f32, width: usize, out: &mut [f32], point: usize) {
-    assert!(out.len() >= (POINTS - 1) * point + width);
-    assert!((out.as_ptr().addr() | (4 * point)).is_multiple_of(4 * S::LANES), "vectors are stored where one begins");
-    for v in (0..width).step_by(S::LANES) {
-        // SAFETY: the caller has the instructions; filters and points hold `width` floats, by the assertion.
-        unsafe {
-            let mut w = [[S::zero(); TAPS]; TAPS];
-            for (tap, w) in w.as_flattened_mut().iter_mut().enumerate() {
-                *w = S::load(filter(tap).add(v));
-            }
-            for (k, value) in transform::weights(w).as_flattened().iter().enumerate() {
-                value.stream(out.as_mut_ptr().add(k * point + v));
-            }
-        }
+unsafe fn turn<S: Simd>(panel: &Panel, co: usize, to: &mut [[f32; MAX_WIDTH]; TAPS * TAPS]) {
+    let masters = &panel.masters;
+    for (tap, line) in to.iter_mut().rev().enumerate() {
+        let at = |co: usize| (co * TAPS * TAPS + tap) * masters.cin + panel.first;
+        // SAFETY: the caller has the instructions.
+        unsafe { masters.prefetch::<S>(at(co + 1)) };
+        masters.round(at(co), &mut line[..panel.n]);
     }
 }
 
-/// Brings pairs of filters to points.
-#[inline(always)]
-unsafe fn pairs_to_points<S: Simd>(
-    filters: impl Fn(usize) -> [*const f32; 2],
+/// Filters side by side: where they begin, and floats from one tap to the next.
+#[derive(Clone, Copy)]
+struct Filters {
+    start: *const f32,
+    tap: usize,
+}
+
+/// Rows of points that wait to be stored together.
+const STAGED: usize = 4;
+
+/// Rows of points, which go past the caches, as those of a network are more than caches hold until they are read: some rows at a time, because
+/// memory takes long stretches faster.
+#[repr(align(64))]
+struct Stage {
+    points: [[f32; STAGED * MAX_WIDTH]; POINTS],
     width: usize,
-    out: &mut [f32],
-    point: usize,
-) {
-    assert!(out.len() >= (POINTS - 1) * point + width);
-    assert!((out.as_ptr().addr() | (4 * point)).is_multiple_of(4 * S::LANES), "vectors are stored where one begins");
-    for v in (0..width).step_by(S::LANES) {
-        // SAFETY: as in `to_points`.
-        unsafe {
-            let [mut low, mut high] = [[[S::zero(); TAPS]; TAPS]; 2];
-            for tap in 0..TAPS * TAPS {
-                let [a, b] = filters(tap);
-                low[tap / TAPS][tap % TAPS] = S::load(a.add(v));
-                high[tap / TAPS][tap % TAPS] = S::load(b.add(v));
-            }
-            let (low, high) = (transform::weights(low), transform::weights(high));
-            for (k, (&a, &b)) in low.as_flattened().iter().zip(high.as_flattened()).enumerate() {
-                S::round_pairs(a, b).stream(out.as_mut_ptr().add(k * point + v));
+    n: usize,
+}
+
+impl Stage {
+    #[inline(always)]
+    fn new(width: usize) -> Self {
+        Self { points: [[0.0; STAGED * MAX_WIDTH]; POINTS], width, n: 0 }
+    }
+
+    /// Adds a row: filters, or pairs of them, side by side.
+    ///
+    /// # Safety
+    /// As [`Simd`]; filters must have as many floats as a row.
+    #[inline(always)]
+    unsafe fn add<S: Simd, const N: usize>(&mut self, filters: [Filters; N]) {
+        assert!(self.n < STAGED && self.width <= MAX_WIDTH);
+        for v in (0..self.width).step_by(S::LANES) {
+            // SAFETY: the caller's promise; there is room for another row by the assertion.
+            unsafe {
+                let mut points = [[[S::zero(); WINDOW]; WINDOW]; N];
+                for (points, filters) in points.iter_mut().zip(&filters) {
+                    let mut w = [[S::zero(); TAPS]; TAPS];
+                    for (tap, w) in w.as_flattened_mut().iter_mut().enumerate() {
+                        *w = S::load(filters.start.add(tap * filters.tap + v));
+                    }
+                    *points = transform::square::<Weights, _, _, _>(w);
+                }
+                let at = self.n * self.width + v;
+                for (k, to) in self.points.iter_mut().enumerate() {
+                    let mut value = points[0].as_flattened()[k];
+                    if N == 2 {
+                        value = S::round_pairs(value, points[1].as_flattened()[k]);
+                    }
+                    value.store_first(to.as_mut_ptr().add(at), S::LANES);
+                }
             }
         }
+        self.n += 1;
+    }
+
+    /// Stores all rows to points that lie `point` floats apart, and forgets them.
+    ///
+    /// # Safety
+    /// As [`Simd`].
+    #[inline(always)]
+    unsafe fn flush<S: Simd>(&mut self, out: &mut [f32], point: usize) {
+        let len = self.n * self.width;
+        assert!(out.len() >= (POINTS - 1) * point + len);
+        assert!(
+            (out.as_ptr().addr() | (4 * point)).is_multiple_of(4 * S::LANES),
+            "vectors are stored where one begins"
+        );
+        for (k, from) in self.points.iter().enumerate() {
+            for v in (0..len).step_by(S::LANES) {
+                // SAFETY: the caller has the instructions; both sides hold the rows, by the assertion.
+                unsafe { S::load(from.as_ptr().add(v)).stream(out.as_mut_ptr().add(k * point + v)) };
+            }
+        }
+        self.n = 0;
     }
 }

@@ -1,10 +1,12 @@
 //! Brings tiles of feature maps to the points.
 //!
 //! Tiles inside an image are read in place. Those that reach over its edge, and pixels whose channels do not fill vectors, are
-//! copied first, zeros around: so there is one loop, and it knows no edges.
+//! copied first, zeros around: so there is one loop, and it knows no edges. Some channels are copied at a time, and fit the first-level
+//! cache.
 
-use super::grid::Grid;
-use super::transform::{self, TILE, WINDOW};
+use super::grid::{Grid, Tile};
+use super::transform::{self, Columns, Gradients, Line, TILE, WINDOW, Window, rolled};
+use crate::cpu::ahead::LINE;
 use crate::cpu::cell::Cell;
 use crate::cpu::simd::{Simd, kernel};
 use std::ops::Range;
@@ -34,6 +36,7 @@ unsafe impl Sync for Place {}
 
 impl Place {
     /// Channel `k` of a cell at the first point.
+    #[inline(always)]
     fn of(&self, cell: usize, k: usize) -> *mut f32 {
         let first = k / self.block * self.block;
         let offset = first * self.n_cells + cell * self.block.min(self.width - first) + (k - first);
@@ -51,10 +54,14 @@ pub(super) const fn has_pairs<E: Cell, S: Simd>() -> bool {
     E::PER_CELL == 2 && S::HAS_PAIRS
 }
 
-/// Floats of scratch for copied tiles of `channels` in whole vectors.
-pub(super) fn scratch_len(channels: usize, lanes: usize) -> usize {
-    2 * WINDOW * WINDOW * channels.next_multiple_of(lanes)
-}
+/// Channels of a tile that are brought to the points before the next: whole vectors of every level.
+const BLOCK: usize = 64;
+
+/// Floats of scratch for copied tiles.
+pub(super) const SCRATCH: usize = 2 * WINDOW * WINDOW * COPIED;
+
+/// From one pixel of a copied square to the next: a cache line more keeps their channels from falling into the same cache sets.
+const COPIED: usize = BLOCK + LINE;
 
 kernel! {
     /// Brings the windows of tiles to the points.
@@ -92,42 +99,22 @@ kernel! {
 }
 
 /// A map of squares of `N` × `N` pixels, which begin `BEFORE` rows and columns before their tiles.
-trait Map<const N: usize> {
+trait Map<const N: usize>: Line<N, WINDOW> {
     const BEFORE: usize;
-
-    /// # Safety
-    /// As [`Simd`].
-    unsafe fn map<S: Simd>(square: [[S; N]; N]) -> [[S; WINDOW]; WINDOW];
 }
 
-struct Windows;
-
-impl Map<WINDOW> for Windows {
+impl Map<WINDOW> for Window {
     const BEFORE: usize = 1;
-
-    #[inline(always)]
-    unsafe fn map<S: Simd>(square: [[S; WINDOW]; WINDOW]) -> [[S; WINDOW]; WINDOW] {
-        // SAFETY: handed through, as in all below.
-        unsafe { transform::window(square) }
-    }
 }
-
-struct Gradients;
 
 impl Map<TILE> for Gradients {
     const BEFORE: usize = 0;
-
-    #[inline(always)]
-    unsafe fn map<S: Simd>(square: [[S; TILE]; TILE]) -> [[S; WINDOW]; WINDOW] {
-        // SAFETY: see above.
-        unsafe { transform::gradients(square) }
-    }
 }
 
 #[inline(always)]
 unsafe fn bring_windows<E: Cell, S: Simd>(source: &Source<E>, tiles: Range<usize>, to: Place, scratch: &mut [f32]) {
     // SAFETY: see above.
-    unsafe { bring::<E, S, Windows, WINDOW>(source, tiles, to, 0, scratch) };
+    unsafe { bring::<E, S, Window, WINDOW>(source, tiles, to, 0, scratch) };
 }
 
 #[inline(always)]
@@ -137,15 +124,25 @@ unsafe fn bring_windows_of_pairs<E: Cell, S: Simd>(
     to: Place,
     scratch: &mut [f32],
 ) {
-    let copied = E::of_scratch(scratch);
-    for (i, index) in tiles.enumerate() {
-        // SAFETY: as in `bring`.
-        unsafe {
-            let square = Square::of::<S, WINDOW>(source, index, Windows::BEFORE, copied);
-            for k in (0..square.channels).step_by(S::LANES) {
-                let (points, place) = (Windows::map(square.load::<S, WINDOW>(k)), to.of(i, k / 2));
-                for (p, value) in points.as_flattened().iter().enumerate() {
-                    value.narrow_first(place.add(p * to.point).cast(), S::LANES);
+    let (copied, side, point) = (E::of_scratch(scratch), rolled(WINDOW), to.point);
+    // SAFETY: the caller has the instructions.
+    let mut halfway = [[unsafe { S::zero() }; WINDOW]; WINDOW];
+    for (i, tile) in source.tiles(tiles) {
+        // SAFETY: the caller has the instructions.
+        unsafe { prefetch_tile::<E, S>(source, &tile.ahead) };
+        for block in source.blocks(S::LANES) {
+            // SAFETY: as in `bring`.
+            unsafe {
+                let square = Square::of::<WINDOW>(source, tile.tile, Window::BEFORE, &block, copied);
+                for k in block.clone().step_by(S::LANES) {
+                    let mut place = to.of(i, k / 2);
+                    transform::columns::<Window, S, _, _>(&square.from(k), side, &mut halfway);
+                    for r in 0..side {
+                        for value in Window::line(*halfway.get_unchecked(r)) {
+                            value.narrow_first(place.cast(), S::LANES);
+                            place = place.add(point);
+                        }
+                    }
                 }
             }
         }
@@ -161,7 +158,7 @@ unsafe fn bring_gradient_windows<E: Cell, S: Simd>(
     scratch: &mut [f32],
 ) {
     // SAFETY: see above.
-    unsafe { bring_cells::<E, S, Windows, WINDOW>(source, tiles, to, at, scratch) };
+    unsafe { bring_cells::<E, S, Window, WINDOW>(source, tiles, to, at, scratch) };
 }
 
 #[inline(always)]
@@ -204,15 +201,25 @@ unsafe fn bring<E: Cell, S: Simd, M: Map<N>, const N: usize>(
     at: usize,
     scratch: &mut [f32],
 ) {
-    let copied = E::of_scratch(scratch);
-    for (i, index) in tiles.enumerate() {
-        // SAFETY: squares have all their channels in whole vectors; the caller vouches for the place.
-        unsafe {
-            let square = Square::of::<S, N>(source, index, M::BEFORE, copied);
-            for k in (0..square.channels).step_by(S::LANES) {
-                let (points, place) = (M::map(square.load::<S, N>(k)), to.of(at + i, k));
-                for (p, value) in points.as_flattened().iter().enumerate() {
-                    value.store_first(place.add(p * to.point), S::LANES);
+    let (copied, n, side, point) = (E::of_scratch(scratch), rolled(N), rolled(WINDOW), to.point);
+    // SAFETY: the caller has the instructions.
+    let mut halfway = [[unsafe { S::zero() }; N]; WINDOW];
+    for (i, tile) in source.tiles(tiles) {
+        // SAFETY: the caller has the instructions.
+        unsafe { prefetch_tile::<E, S>(source, &tile.ahead) };
+        for block in source.blocks(S::LANES) {
+            // SAFETY: squares have all channels of the block in whole vectors; the caller vouches for the place; there are `side` rows.
+            unsafe {
+                let square = Square::of::<N>(source, tile.tile, M::BEFORE, &block, copied);
+                for k in block.clone().step_by(S::LANES) {
+                    let mut place = to.of(at + i, k);
+                    transform::columns::<M, S, N, WINDOW>(&square.from(k), n, &mut halfway);
+                    for r in 0..side {
+                        for value in M::line(*halfway.get_unchecked(r)) {
+                            value.store_first(place, S::LANES);
+                            place = place.add(point);
+                        }
+                    }
                 }
             }
         }
@@ -231,116 +238,170 @@ unsafe fn bring_pairs<E: Cell, S: Simd, M: Map<N>, const N: usize>(
     let half = scratch.len() / 2;
     let (low, high) = scratch.split_at_mut(half);
     let (low, high) = (E::of_scratch(low), E::of_scratch(high));
-    for (i, index) in tiles.clone().step_by(2).enumerate() {
-        // SAFETY: as above.
-        unsafe {
-            let square = Square::of::<S, N>(source, index, M::BEFORE, low);
-            let other = if index + 1 < tiles.end {
-                Square::of::<S, N>(source, index + 1, M::BEFORE, high)
-            } else {
-                Square::zeros::<N>(square.channels, high)
-            };
-            for k in (0..square.channels).step_by(S::LANES) {
-                let place = to.of(at + i, k);
-                let (points, others) = (M::map(square.load::<S, N>(k)), M::map(other.load::<S, N>(k)));
-                for (p, (&a, &b)) in points.as_flattened().iter().zip(others.as_flattened()).enumerate() {
-                    S::round_pairs(a, b).store_first(place.add(p * to.point), S::LANES);
+    let (n, side, point) = (rolled(N), rolled(WINDOW), to.point);
+    // SAFETY: the caller has the instructions.
+    let mut halfway = [[[unsafe { S::zero() }; N]; WINDOW]; 2];
+    let mut tiles = source.tiles(tiles);
+    while let Some((i, tile)) = tiles.next() {
+        let next = tiles.next().map(|(_, next)| next);
+        for tile in std::iter::once(tile).chain(next) {
+            // SAFETY: the caller has the instructions.
+            unsafe { prefetch_tile::<E, S>(source, &tile.ahead) };
+        }
+        for block in source.blocks(S::LANES) {
+            // SAFETY: as above.
+            unsafe {
+                let square = Square::of::<N>(source, tile.tile, M::BEFORE, &block, low);
+                let other = match next {
+                    Some(next) => Square::of::<N>(source, next.tile, M::BEFORE, &block, high),
+                    None => Square::zeros::<N>(&block, high),
+                };
+                for k in block.clone().step_by(S::LANES) {
+                    let mut place = to.of(at + i / 2, k);
+                    transform::columns::<M, S, N, WINDOW>(&square.from(k), n, &mut halfway[0]);
+                    transform::columns::<M, S, N, WINDOW>(&other.from(k), n, &mut halfway[1]);
+                    for r in 0..side {
+                        let low = M::line(*halfway[0].get_unchecked(r));
+                        let high = M::line(*halfway[1].get_unchecked(r));
+                        for (low, high) in low.into_iter().zip(high) {
+                            S::round_pairs(low, high).store_first(place, S::LANES);
+                            place = place.add(point);
+                        }
+                    }
                 }
             }
         }
     }
 }
 
-/// A square of pixels with their channels in whole vectors.
-struct Square<E> {
-    start: *const E,
-    /// From one row and one pixel to the next.
-    row: usize,
-    pixel: usize,
-    channels: usize,
+/// A tile, and the one whose pixels are to be asked for.
+#[derive(Clone, Copy)]
+struct Walked {
+    tile: Tile,
+    ahead: Tile,
 }
 
 /// Tiles that pixels are asked for ahead of their use: rows of a tile lie too far apart for the processor to foresee.
 const AHEAD: usize = 2;
 
+impl<E> Source<'_, E> {
+    /// The channels in whole vectors, by blocks.
+    fn blocks(&self, lanes: usize) -> impl Iterator<Item = Range<usize>> {
+        let padded = self.channels.next_multiple_of(lanes);
+        (0..padded).step_by(BLOCK).map(move |first| first..padded.min(first + BLOCK))
+    }
+
+    /// Tiles with their numbers in the range.
+    fn tiles(&self, range: Range<usize>) -> impl Iterator<Item = (usize, Walked)> {
+        let tiles = self.grid.tiles(range.start).zip(self.grid.tiles(range.start + AHEAD));
+        tiles.take(range.len()).map(|(tile, ahead)| Walked { tile, ahead }).enumerate()
+    }
+}
+
+/// A square of pixels with the channels of a block in whole vectors: where channel 0 would begin, and from one row and one pixel to the
+/// next.
+struct Square<E> {
+    start: *const E,
+    row: usize,
+    pixel: usize,
+}
+
 impl<E: Cell> Square<E> {
-    /// The square of tile `index`: where it lies if it has no edge, else a copy.
+    /// The square of a tile: where it lies if it has no edge, else a copy.
     #[inline(always)]
-    unsafe fn of<S: Simd, const N: usize>(source: &Source<E>, index: usize, before: usize, copied: &mut [E]) -> Self {
-        let (Source { grid, channels: c, x }, padded) = (source, source.channels.next_multiple_of(S::LANES));
-        let tile = grid.tile(index);
+    fn of<const N: usize>(
+        source: &Source<E>,
+        tile: Tile,
+        before: usize,
+        block: &Range<usize>,
+        copied: &mut [E],
+    ) -> Self {
+        let Source { grid, channels: c, x } = source;
         let image = &x[tile.image * grid.h * grid.w * c..][..grid.h * grid.w * c];
         let is_inside = |at: usize, size: usize| at >= before && at + N - before <= size;
-        // SAFETY: handed through; a hint.
-        unsafe { prefetch_tile::<E, S>(source, index + AHEAD) };
-        if is_inside(tile.row, grid.h) && is_inside(tile.col, grid.w) && padded == *c {
+        if is_inside(tile.row, grid.h) && is_inside(tile.col, grid.w) && block.end <= *c {
             let start = image[((tile.row - before) * grid.w + tile.col - before) * c..].as_ptr();
-            return Self { start, row: grid.w * c, pixel: *c, channels: *c };
+            return Self { start, row: grid.w * c, pixel: *c };
         }
-        copy_square::<E, N>(source, image, (tile.row, tile.col), before, padded, copied);
-        Self { start: copied.as_ptr(), row: N * padded, pixel: padded, channels: padded }
+        copy_square::<E, N>(source, image, (tile.row, tile.col), before, block, copied);
+        Self::copied::<N>(block, copied)
     }
 
-    fn zeros<const N: usize>(channels: usize, copied: &mut [E]) -> Self {
-        copied[..N * N * channels].fill(E::default());
-        Self { start: copied.as_ptr(), row: N * channels, pixel: channels, channels }
+    fn copied<const N: usize>(block: &Range<usize>, copied: &[E]) -> Self {
+        assert!(block.len() <= BLOCK && copied.len() >= N * N * COPIED);
+        Self { start: copied.as_ptr().wrapping_sub(block.start), row: N * COPIED, pixel: COPIED }
     }
 
-    /// The vectors from channel `k` on.
+    fn zeros<const N: usize>(block: &Range<usize>, copied: &mut [E]) -> Self {
+        copied[..N * N * COPIED].fill(E::default());
+        Self::copied::<N>(block, copied)
+    }
+
+    /// The vectors of channels from `k` on.
     #[inline(always)]
-    unsafe fn load<S: Simd, const N: usize>(&self, k: usize) -> [[S; N]; N] {
-        // SAFETY: the caller has the instructions and asks for channels that there are.
+    fn from(&self, k: usize) -> Vectors<E> {
+        Vectors { start: self.start.wrapping_add(k), row: self.row, pixel: self.pixel }
+    }
+}
+
+/// A square's vectors of some channels: its first pixel's, and from one row and one pixel to the next.
+struct Vectors<E> {
+    start: *const E,
+    row: usize,
+    pixel: usize,
+}
+
+impl<E: Cell, S: Simd, const N: usize> Columns<S, N> for Vectors<E> {
+    #[inline(always)]
+    unsafe fn column(&self, c: usize) -> [S; N] {
+        // SAFETY: the caller has the instructions, and the square its pixels.
         unsafe {
-            let mut square = [[S::zero(); N]; N];
-            for (r, line) in square.iter_mut().enumerate() {
-                for (col, value) in line.iter_mut().enumerate() {
-                    *value = E::load_first::<S>(self.start.add(r * self.row + col * self.pixel + k), S::LANES);
-                }
+            let mut column = [S::zero(); N];
+            for (r, value) in column.iter_mut().enumerate() {
+                *value = E::load_first::<S>(self.start.add(c * self.pixel + r * self.row), S::LANES);
             }
-            square
+            column
         }
     }
 }
 
-/// Copies a square, zeros where there is no pixel or channel.
+/// Copies a block's channels of a square, zeros where there is no pixel or channel.
 fn copy_square<E: Cell, const N: usize>(
     source: &Source<E>,
     image: &[E],
     (top, left): (usize, usize),
     before: usize,
-    padded: usize,
+    block: &Range<usize>,
     to: &mut [E],
 ) {
     let (grid, c) = (source.grid, source.channels);
-    let to = &mut to[..N * N * padded];
-    to.fill(E::default());
-    // Columns of the square that lie in the image.
-    let (first, last) = (before.saturating_sub(left), (grid.w + before - left).min(N));
-    for (r, line) in to.chunks_exact_mut(N * padded).enumerate() {
+    let (n, first) = (block.end.min(c) - block.start, before.saturating_sub(left));
+    // Pixels of a row that lie in the image.
+    let inside = (grid.w + before - left).min(N) - first;
+    for (r, line) in to[..N * N * COPIED].chunks_exact_mut(N * COPIED).enumerate() {
         if top + r < before || top + r >= grid.h + before {
+            line.fill(E::default());
             continue;
         }
-        let from = &image[((top + r - before) * grid.w + left + first - before) * c..][..(last - first) * c];
-        let line = &mut line[first * padded..last * padded];
-        if padded == c {
-            line.copy_from_slice(from);
-        } else {
-            for (to, from) in line.chunks_exact_mut(padded).zip(from.chunks_exact(c)) {
-                to[..c].copy_from_slice(from);
-            }
+        let from = &image[((top + r - before) * grid.w + left + first - before) * c..][..inside * c];
+        let (ahead, line) = line.split_at_mut(first * COPIED);
+        let (line, behind) = line.split_at_mut(inside * COPIED);
+        ahead.fill(E::default());
+        behind.fill(E::default());
+        for (to, from) in line.chunks_exact_mut(COPIED).zip(from.chunks_exact(c)) {
+            to[..n].copy_from_slice(&from[block.start..][..n]);
+            to[n..block.len()].fill(E::default());
         }
     }
 }
 
-/// Asks for the pixels of tile `index`, those that its window has not in common with the row of tiles above it.
+/// Asks for the pixels of a tile, those that its window has not in common with the row of tiles above it.
 ///
 /// # Safety
 /// As [`Simd`].
 #[inline(always)]
-unsafe fn prefetch_tile<E: Cell, S: Simd>(source: &Source<E>, index: usize) {
-    const LINE: usize = 64;
-    let (Source { grid, channels: c, x }, per_line) = (source, LINE / size_of::<E>());
-    let tile = grid.tile(index);
+unsafe fn prefetch_tile<E: Cell, S: Simd>(source: &Source<E>, tile: &Tile) {
+    let (Source { grid, channels: c, x }, per_line) = (source, LINE * size_of::<f32>() / size_of::<E>());
     for row in tile.row..=tile.row + TILE {
         let start = ((tile.image * grid.h + row) * grid.w + tile.col) * c;
         for at in (0..TILE * c).step_by(per_line) {

@@ -7,14 +7,18 @@
 use super::grid::{Grid, Tile};
 use super::points::{self, Place, Source};
 use super::product::{Left, Out, Right, multiply};
-use super::transform::{self, POINTS, TILE, WINDOW};
+use super::transform::{self, Columns, Line, Outputs, POINTS, TILE, WINDOW, rolled};
+use crate::cpu::ahead::LINE;
 use crate::cpu::cell::Cell;
-use crate::cpu::simd::{Level, MAX_LANES, Simd, kernel};
+use crate::cpu::simd::{Level, Simd, kernel};
 use crate::types::Write;
 use std::ops::Range;
 
-/// Floats between tiles' points: a cache line keeps them from falling into the same cache sets.
-const GAP: usize = 16;
+/// Floats between a tile's points, if many channels lie at each, and between tiles: a cache line keeps them from falling into the same cache
+/// sets.
+const GAP: usize = LINE;
+/// Channels that make points fall into so few sets that these cannot hold them: 1 KB is a quarter of a way of first-level caches.
+const ALIKE: usize = 256;
 
 /// What the tasks of a pass read and write.
 pub(super) struct Job<'a, E> {
@@ -44,16 +48,20 @@ pub(super) struct Task {
     pub sums: *mut f32,
 }
 
+/// Floats from one of a tile's points of `channels` to the next.
+fn point_len(channels: usize) -> usize {
+    channels + if channels.is_multiple_of(ALIKE) { GAP } else { 0 }
+}
+
 /// Floats of a tile's points of `channels`.
 fn tile_len(channels: usize) -> usize {
-    POINTS * channels + GAP
+    POINTS * point_len(channels) + GAP
 }
 
 /// Floats of scratch that a task of `n_tiles` needs at most, panels and vectors being at most as wide as said.
 pub(super) fn scratch_len(n_tiles: usize, source: usize, panel: usize, lanes: usize) -> usize {
     // Whole groups of rows are multiplied.
-    n_tiles.next_multiple_of(lanes) * (tile_len(source.next_multiple_of(lanes)) + tile_len(panel))
-        + points::scratch_len(source, lanes)
+    n_tiles.next_multiple_of(lanes) * (tile_len(source.next_multiple_of(lanes)) + tile_len(panel)) + points::SCRATCH
 }
 
 kernel! {
@@ -74,7 +82,7 @@ unsafe fn correlate_task<E: Cell, S: Simd>(job: &Job<E>, task: &Task, scratch: &
     let (windows, rest) = scratch.split_at_mut(windows_len);
     let (products, rest) = rest.split_at_mut(n_tiles.next_multiple_of(S::GROUP) * tile_len(S::PANEL));
     let (start, width) = (windows.as_mut_ptr(), tile_len(padded));
-    let place = Place { start, n_cells: n_tiles, width, block: width, point: padded };
+    let place = Place { start, n_cells: n_tiles, width, block: width, point: point_len(padded) };
     let maps = Source { grid: job.grid, channels: source, x: job.x };
     // SAFETY: the caller's promise; windows have room for all channels of all tiles.
     unsafe {
@@ -118,7 +126,7 @@ unsafe fn correlate_panel<E: Cell, S: Simd, const V: usize>(
             let rows = S::PIXELS.min(n_tiles - first);
             // SAFETY: windows and products hold whole groups of tiles, which the caller asserted; weights by the assertion.
             unsafe {
-                let start = windows.as_ptr().add(first * from_tile + point * padded);
+                let start = windows.as_ptr().add(first * from_tile + point * point_len(padded));
                 let left = Left { start, row: from_tile, step: 1 };
                 let right = Right { start: weights.as_ptr().add(point * cells * width), step: width };
                 let start = products.as_mut_ptr().add(first * to_tile + point * width);
@@ -131,58 +139,75 @@ unsafe fn correlate_panel<E: Cell, S: Simd, const V: usize>(
             }
         }
     }
-    for v in 0..V {
-        let k = v * S::LANES;
-        let n = (channels - at - k).min(S::LANES);
-        // SAFETY: the caller's promises; a tile's products hold a vector at every point.
-        unsafe {
-            let mut sums = [S::zero(); 2];
-            for (i, tile) in task.tiles.clone().enumerate() {
-                let from = products.as_ptr().add(i * to_tile + k);
-                let tile = job.grid.tile(tile);
-                if tile.is_whole(&job.grid) && n == S::LANES {
-                    write_whole::<E, S>(job, &tile, from, width, at + k, &mut sums);
+    // SAFETY: the caller has the instructions.
+    let (mut sums, mut halfway) = unsafe { ([[S::zero(); 2]; V], [[S::zero(); WINDOW]; TILE]) };
+    let sides = (rolled(WINDOW), rolled(TILE));
+    for (i, tile) in job.grid.tiles(task.tiles.start).take(n_tiles).enumerate() {
+        let is_whole = tile.is_whole(&job.grid);
+        for (v, sums) in sums.iter_mut().enumerate() {
+            let k = v * S::LANES;
+            let n = (channels - at - k).min(S::LANES);
+            let start = products[i * to_tile + k..].as_ptr();
+            // SAFETY: the caller's promises; a tile's products hold a vector at every point.
+            unsafe {
+                transform::columns::<Outputs, S, _, _>(&Products { start, point: width }, sides.0, &mut halfway);
+                if is_whole && n == S::LANES {
+                    write_whole::<E, S>(job, &tile, &halfway, sides.1, at + k, sums);
                 } else {
-                    write_part::<E, S>(job, &tile, from, width, (at + k, n), &mut sums);
+                    write_part::<E, S>(job, &tile, &halfway, (at + k, n), sums);
                 }
             }
-            if !task.sums.is_null() {
-                sums[0].store_first(task.sums.add(at + k), n);
-                sums[1].store_first(task.sums.add(channels + at + k), n);
+        }
+    }
+    if !task.sums.is_null() {
+        for (v, sums) in sums.into_iter().enumerate() {
+            let k = at + v * S::LANES;
+            let n = (channels - k).min(S::LANES);
+            // SAFETY: the caller's promises.
+            unsafe {
+                sums[0].store_first(task.sums.add(k), n);
+                sums[1].store_first(task.sums.add(channels + k), n);
             }
         }
     }
 }
 
-/// The outputs of a tile's products, which lie `point` floats apart.
-#[inline(always)]
-unsafe fn outputs<S: Simd>(from: *const f32, point: usize) -> [[S; TILE]; TILE] {
-    // SAFETY: the caller vouches for the products.
-    unsafe {
-        let mut products = [[S::zero(); WINDOW]; WINDOW];
-        for (p, product) in products.as_flattened_mut().iter_mut().enumerate() {
-            *product = S::load(from.add(p * point));
+/// A tile's products, `point` floats apart.
+struct Products {
+    start: *const f32,
+    point: usize,
+}
+
+impl<S: Simd> Columns<S, WINDOW> for Products {
+    #[inline(always)]
+    unsafe fn column(&self, c: usize) -> [S; WINDOW] {
+        // SAFETY: the caller has the instructions, and the products.
+        unsafe {
+            let mut column = [S::zero(); WINDOW];
+            for (r, value) in column.iter_mut().enumerate() {
+                *value = S::load(self.start.add((r * WINDOW + c) * self.point));
+            }
+            column
         }
-        transform::outputs(products)
     }
 }
 
-/// Writes a vector of channels of a tile's outputs and adds them to the sums.
+/// Writes a vector of channels of a tile's outputs, of which the columns are done, and adds them to the sums. `n_rows` is `TILE`, [`rolled`].
 #[inline(always)]
 unsafe fn write_whole<E: Cell, S: Simd>(
     job: &Job<E>,
     tile: &Tile,
-    from: *const f32,
-    point: usize,
+    halfway: &[[S; WINDOW]; TILE],
+    n_rows: usize,
     channel: usize,
     sums: &mut [S; 2],
 ) {
     let (w, c) = (job.grid.w, job.channels.1);
-    // SAFETY: the caller vouches for the products and for the tile's pixels.
+    // SAFETY: the caller vouches for the tile's pixels.
     unsafe {
         let to = job.y.add(((tile.image * job.grid.h + tile.row) * w + tile.col) * c + channel);
-        for (r, row) in outputs::<S>(from, point).into_iter().enumerate() {
-            for (col, value) in row.into_iter().enumerate() {
+        for r in 0..n_rows {
+            for (col, value) in Outputs::line(*halfway.get_unchecked(r)).into_iter().enumerate() {
                 write_pixel(value, to.add((r * w + col) * c), S::LANES, job.write, sums);
             }
         }
@@ -194,22 +219,19 @@ unsafe fn write_whole<E: Cell, S: Simd>(
 unsafe fn write_part<E: Cell, S: Simd>(
     job: &Job<E>,
     tile: &Tile,
-    from: *const f32,
-    point: usize,
+    halfway: &[[S; WINDOW]; TILE],
     (channel, n): (usize, usize),
     sums: &mut [S; 2],
 ) {
     let (w, c) = (job.grid.w, job.channels.1);
     let (rows, cols) = tile.size(&job.grid);
-    let mut values = [[[0.0f32; MAX_LANES]; TILE]; TILE];
-    // SAFETY: the caller vouches for the products and for the tile's pixels; no vector is longer than a value.
+    // SAFETY: the caller vouches for the tile's pixels.
     unsafe {
-        for (value, output) in values.as_flattened_mut().iter_mut().zip(outputs::<S>(from, point).as_flattened()) {
-            output.store_first(value.as_mut_ptr(), S::LANES);
-        }
         let to = job.y.add(((tile.image * job.grid.h + tile.row) * w + tile.col) * c + channel);
-        for (r, col) in (0..rows).flat_map(|r| (0..cols).map(move |col| (r, col))) {
-            write_pixel(S::load(values[r][col].as_ptr()), to.add((r * w + col) * c), n, job.write, sums);
+        for (r, &row) in halfway.iter().enumerate().take(rows) {
+            for (col, value) in Outputs::line(row).into_iter().enumerate().take(cols) {
+                write_pixel(value, to.add((r * w + col) * c), n, job.write, sums);
+            }
         }
     }
 }

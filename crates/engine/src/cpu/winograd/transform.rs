@@ -38,137 +38,172 @@ unsafe fn mix<S: Simd>(a: f32, x: S, b: f32, y: S) -> S {
     unsafe { S::zero().fma(all(a), x).fma(all(b), y) }
 }
 
-/// `Bᵀ` of a window.
-#[inline(always)]
-unsafe fn window_1d<S: Simd>(d: [S; WINDOW]) -> [S; WINDOW] {
-    // SAFETY: see above.
-    unsafe {
-        let (even, odd) = (d[4].fma(all(-2.0), d[2]), d[3].fma(all(-2.0), d[1]));
-        let (even_far, odd_far) = (d[4].fma(all(-0.5), d[2]), d[3].fma(all(-0.5), d[1]));
-        [
-            d[0].add(d[4]).fma(all(-2.5), d[2]),
-            even.fma(all(FRAC_1_SQRT_2), odd),
-            even.fma(all(-FRAC_1_SQRT_2), odd),
-            even_far.fma(all(SQRT_2), odd_far),
-            even_far.fma(all(-SQRT_2), odd_far),
-            d[1].add(d[5]).fma(all(-2.5), d[3]),
-        ]
+/// One dimension's map, of `FROM` numbers to `TO`.
+pub(super) trait Line<const FROM: usize, const TO: usize> {
+    /// # Safety
+    /// As [`Simd`].
+    unsafe fn line<S: Simd>(from: [S; FROM]) -> [S; TO];
+}
+
+/// `Bᵀ`, of a window.
+pub(super) struct Window;
+
+impl Line<WINDOW, WINDOW> for Window {
+    #[inline(always)]
+    unsafe fn line<S: Simd>(d: [S; WINDOW]) -> [S; WINDOW] {
+        // SAFETY: see above.
+        unsafe {
+            let (even, odd) = (d[4].fma(all(-2.0), d[2]), d[3].fma(all(-2.0), d[1]));
+            let (even_far, odd_far) = (d[4].fma(all(-0.5), d[2]), d[3].fma(all(-0.5), d[1]));
+            [
+                d[0].add(d[4]).fma(all(-2.5), d[2]),
+                even.fma(all(FRAC_1_SQRT_2), odd),
+                even.fma(all(-FRAC_1_SQRT_2), odd),
+                even_far.fma(all(SQRT_2), odd_far),
+                even_far.fma(all(-SQRT_2), odd_far),
+                d[1].add(d[5]).fma(all(-2.5), d[3]),
+            ]
+        }
     }
 }
 
-/// `G` of three weights.
-#[inline(always)]
-unsafe fn weights_1d<S: Simd>(g: [S; TAPS]) -> [S; WINDOW] {
-    // SAFETY: see above.
-    unsafe {
-        let even = mix(-2.0 / 3.0, g[0], -1.0 / 3.0, g[2]);
-        let even_far = mix(1.0 / 6.0, g[0], 1.0 / 3.0, g[2]);
-        let (odd, odd_far) = (2.0 / 3.0 * FRAC_1_SQRT_2, SQRT_2 / 6.0);
-        [
-            g[0],
-            even.fma(all(-odd), g[1]),
-            even.fma(all(odd), g[1]),
-            even_far.fma(all(odd_far), g[1]),
-            even_far.fma(all(-odd_far), g[1]),
-            g[2],
-        ]
+/// `G`, of a filter's weights.
+pub(super) struct Weights;
+
+impl Line<TAPS, WINDOW> for Weights {
+    #[inline(always)]
+    unsafe fn line<S: Simd>(g: [S; TAPS]) -> [S; WINDOW] {
+        // SAFETY: see above.
+        unsafe {
+            let even = mix(-2.0 / 3.0, g[0], -1.0 / 3.0, g[2]);
+            let even_far = mix(1.0 / 6.0, g[0], 1.0 / 3.0, g[2]);
+            let (odd, odd_far) = (2.0 / 3.0 * FRAC_1_SQRT_2, SQRT_2 / 6.0);
+            [
+                g[0],
+                even.fma(all(-odd), g[1]),
+                even.fma(all(odd), g[1]),
+                even_far.fma(all(odd_far), g[1]),
+                even_far.fma(all(-odd_far), g[1]),
+                g[2],
+            ]
+        }
     }
 }
 
-/// `Aᵀ` of six products.
-#[inline(always)]
-unsafe fn outputs_1d<S: Simd>(m: [S; WINDOW]) -> [S; TILE] {
-    // SAFETY: see above.
-    unsafe {
-        let (even, odd) = (m[1].add(m[2]), m[1].sub(m[2]));
-        let (even_far, odd_far) = (m[3].add(m[4]), m[3].sub(m[4]));
-        [
-            m[0].add(even).add(even_far),
-            mix(FRAC_1_SQRT_2, odd, SQRT_2, odd_far),
-            mix(0.5, even, 2.0, even_far),
-            m[5].fma(all(0.5 * FRAC_1_SQRT_2), odd).fma(all(2.0 * SQRT_2), odd_far),
-        ]
+/// `Aᵀ`, of a tile's products.
+pub(super) struct Outputs;
+
+impl Line<WINDOW, TILE> for Outputs {
+    #[inline(always)]
+    unsafe fn line<S: Simd>(m: [S; WINDOW]) -> [S; TILE] {
+        // SAFETY: see above.
+        unsafe {
+            let (even, odd) = (m[1].add(m[2]), m[1].sub(m[2]));
+            let (even_far, odd_far) = (m[3].add(m[4]), m[3].sub(m[4]));
+            [
+                m[0].add(even).add(even_far),
+                mix(FRAC_1_SQRT_2, odd, SQRT_2, odd_far),
+                mix(0.5, even, 2.0, even_far),
+                m[5].fma(all(0.5 * FRAC_1_SQRT_2), odd).fma(all(2.0 * SQRT_2), odd_far),
+            ]
+        }
     }
 }
 
-/// `A` of four outputs' gradients.
-#[inline(always)]
-unsafe fn gradients_1d<S: Simd>(d: [S; TILE]) -> [S; WINDOW] {
-    // SAFETY: see above.
-    unsafe {
-        let (even, odd) = (d[0].fma(all(0.5), d[2]), mix(FRAC_1_SQRT_2, d[1], 0.5 * FRAC_1_SQRT_2, d[3]));
-        let (even_far, odd_far) = (d[0].fma(all(2.0), d[2]), mix(SQRT_2, d[1], 2.0 * SQRT_2, d[3]));
-        [d[0], even.add(odd), even.sub(odd), even_far.add(odd_far), even_far.sub(odd_far), d[3]]
+/// `A`, of the gradients of a tile's outputs.
+pub(super) struct Gradients;
+
+impl Line<TILE, WINDOW> for Gradients {
+    #[inline(always)]
+    unsafe fn line<S: Simd>(d: [S; TILE]) -> [S; WINDOW] {
+        // SAFETY: see above.
+        unsafe {
+            let (even, odd) = (d[0].fma(all(0.5), d[2]), mix(FRAC_1_SQRT_2, d[1], 0.5 * FRAC_1_SQRT_2, d[3]));
+            let (even_far, odd_far) = (d[0].fma(all(2.0), d[2]), mix(SQRT_2, d[1], 2.0 * SQRT_2, d[3]));
+            [d[0], even.add(odd), even.sub(odd), even_far.add(odd_far), even_far.sub(odd_far), d[3]]
+        }
     }
 }
 
-/// `Gᵀ` of six sums of products.
-#[inline(always)]
-unsafe fn taps_1d<S: Simd>(u: [S; WINDOW]) -> [S; TAPS] {
-    // SAFETY: see above.
-    unsafe {
-        let (even, odd) = (u[1].add(u[2]), u[1].sub(u[2]));
-        let (even_far, odd_far) = (u[3].add(u[4]), u[3].sub(u[4]));
-        [
-            u[0].fma(all(-2.0 / 3.0), even).fma(all(1.0 / 6.0), even_far),
-            mix(-2.0 / 3.0 * FRAC_1_SQRT_2, odd, SQRT_2 / 6.0, odd_far),
-            u[5].fma(all(-1.0 / 3.0), even).fma(all(1.0 / 3.0), even_far),
-        ]
+/// `Gᵀ`, of a filter's sums of products.
+pub(super) struct Taps;
+
+impl Line<WINDOW, TAPS> for Taps {
+    #[inline(always)]
+    unsafe fn line<S: Simd>(u: [S; WINDOW]) -> [S; TAPS] {
+        // SAFETY: see above.
+        unsafe {
+            let (even, odd) = (u[1].add(u[2]), u[1].sub(u[2]));
+            let (even_far, odd_far) = (u[3].add(u[4]), u[3].sub(u[4]));
+            [
+                u[0].fma(all(-2.0 / 3.0), even).fma(all(1.0 / 6.0), even_far),
+                mix(-2.0 / 3.0 * FRAC_1_SQRT_2, odd, SQRT_2 / 6.0, odd_far),
+                u[5].fma(all(-1.0 / 3.0), even).fma(all(1.0 / 3.0), even_far),
+            ]
+        }
     }
 }
 
-/// Defines a map of squares by one dimension's: along the columns, then along the rows.
-macro_rules! square {
-    ($(#[$meta:meta])* $name:ident = $one:ident: $from:ident -> $to:ident) => {
-        $(#[$meta])*
-        ///
-        /// # Safety
-        /// As [`Simd`].
-        #[inline(always)]
-        pub(super) unsafe fn $name<S: Simd>(square: [[S; $from]; $from]) -> [[S; $to]; $to] {
-            // SAFETY: handed through.
-            unsafe {
-                let zero = S::zero();
-                let mut columns = [[zero; $from]; $to];
-                for c in 0..$from {
-                    let mut column = [zero; $from];
-                    for r in 0..$from {
-                        column[r] = square[r][c];
-                    }
-                    let column = $one(column);
-                    for r in 0..$to {
-                        columns[r][c] = column[r];
-                    }
-                }
-                let mut result = [[zero; $to]; $to];
-                for r in 0..$to {
-                    result[r] = $one(columns[r]);
-                }
-                result
+/// The columns of a square.
+pub(super) trait Columns<S, const N: usize> {
+    /// # Safety
+    /// As [`Simd`]; `c < N`.
+    unsafe fn column(&self, c: usize) -> [S; N];
+}
+
+impl<S: Simd, const N: usize> Columns<S, N> for [[S; N]; N] {
+    #[inline(always)]
+    unsafe fn column(&self, c: usize) -> [S; N] {
+        self.map(|row| row[c])
+    }
+}
+
+/// `n`, of which the compiler knows nothing. The 36 vectors of a square are more than there are registers: a loop over lines that stays a
+/// loop keeps those of one line there, and its constants; laid out in full, the lines would be mixed, and registers spilled and refilled all the time.
+#[inline(always)]
+pub(super) fn rolled(n: usize) -> usize {
+    std::hint::black_box(n)
+}
+
+/// A map of squares by one dimension's, half done: along the columns. [`Line::line`] of each row does the rest. `n` is `FROM`, [`rolled`]. The
+/// result is the caller's, who keeps it for all squares: a new one would be cleared, and copied.
+///
+/// # Safety
+/// As [`Simd`].
+#[inline(always)]
+pub(super) unsafe fn columns<L: Line<FROM, TO>, S: Simd, const FROM: usize, const TO: usize>(
+    square: &impl Columns<S, FROM>,
+    n: usize,
+    result: &mut [[S; FROM]; TO],
+) {
+    debug_assert_eq!(n, FROM);
+    for c in 0..n {
+        // SAFETY: handed through; `n` is the number of columns.
+        unsafe {
+            for (row, value) in result.iter_mut().zip(L::line(square.column(c))) {
+                *row.get_unchecked_mut(c) = value;
             }
         }
-    };
+    }
 }
 
-square! {
-    /// `Bᵀ x B` of a window.
-    window = window_1d: WINDOW -> WINDOW
-}
-square! {
-    /// `G w Gᵀ` of a filter.
-    weights = weights_1d: TAPS -> WINDOW
-}
-square! {
-    /// `Aᵀ m A` of a tile's products.
-    outputs = outputs_1d: WINDOW -> TILE
-}
-square! {
-    /// `A dy Aᵀ` of a tile's gradients.
-    gradients = gradients_1d: TILE -> WINDOW
-}
-square! {
-    /// `Gᵀ u G` of a filter's sums.
-    taps = taps_1d: WINDOW -> TAPS
+/// A map of squares by one dimension's.
+///
+/// # Safety
+/// As [`Simd`].
+#[inline(always)]
+pub(super) unsafe fn square<L: Line<FROM, TO>, S: Simd, const FROM: usize, const TO: usize>(
+    square: [[S; FROM]; FROM],
+) -> [[S; TO]; TO] {
+    // SAFETY: handed through.
+    unsafe {
+        let (mut halfway, mut result) = ([[S::zero(); FROM]; TO], [[S::zero(); TO]; TO]);
+        columns::<L, S, FROM, TO>(&square, FROM, &mut halfway);
+        for (to, row) in result.iter_mut().zip(halfway) {
+            *to = L::line(row);
+        }
+        result
+    }
 }
 
 #[cfg(test)]
@@ -203,7 +238,12 @@ mod tests {
     fn products_at_points_give_the_correlation() {
         let (x, w) = (numbers::<WINDOW>(1), numbers::<TAPS>(2));
         // SAFETY: every machine has `Portable`.
-        let y = unsafe { outputs(products(weights(vectors(w)), window(vectors(x)))) };
+        let y = unsafe {
+            square::<Outputs, _, _, _>(products(
+                square::<Weights, _, _, _>(vectors(w)),
+                square::<Window, _, _, _>(vectors(x)),
+            ))
+        };
         for (r, c) in (0..TILE).flat_map(|r| (0..TILE).map(move |c| (r, c))) {
             let expected: f32 = (0..9).map(|t| x[r + t / 3][c + t % 3] * w[t / 3][t % 3]).sum();
             assert!((first(y[r][c]) - expected).abs() < 1e-5, "({r}, {c}): {} for {expected}", first(y[r][c]));
@@ -214,7 +254,12 @@ mod tests {
     fn products_at_points_give_the_weights_gradient() {
         let (x, dy) = (numbers::<WINDOW>(3), numbers::<TILE>(4));
         // SAFETY: every machine has `Portable`.
-        let dw = unsafe { taps(products(gradients(vectors(dy)), window(vectors(x)))) };
+        let dw = unsafe {
+            square::<Taps, _, _, _>(products(
+                square::<Gradients, _, _, _>(vectors(dy)),
+                square::<Window, _, _, _>(vectors(x)),
+            ))
+        };
         for (a, b) in (0..TAPS).flat_map(|a| (0..TAPS).map(move |b| (a, b))) {
             let expected: f32 = (0..16).map(|i| x[a + i / 4][b + i % 4] * dy[i / 4][i % 4]).sum();
             assert!((first(dw[a][b]) - expected).abs() < 1e-5, "({a}, {b}): {} for {expected}", first(dw[a][b]));
