@@ -4,9 +4,10 @@
 //! A register block of rows × vectors of columns stays in registers while the loop runs along the depth: per step it loads one
 //! row of the right side and broadcasts one number of the left side per row.
 
+use crate::cpu::ahead::LINE;
 use crate::cpu::cell::Cell;
 use crate::cpu::correlate::{MAX_GROUPS, MAX_PIXELS};
-use crate::cpu::simd::Simd;
+use crate::cpu::simd::{MAX_LANES, Simd};
 
 /// The left side: floats from one row to the next, and from one step of the depth to the next.
 #[derive(Clone, Copy)]
@@ -57,6 +58,11 @@ pub(super) unsafe fn multiply<C: Cell, S: Simd, const V: usize>(
 /// Steps of the depth that lines are asked for ahead of their use.
 const AHEAD: usize = 8;
 
+/// The same where they may come from memory: as many of the longest vectors' steps, of which shorter vectors take four in the same time.
+const fn far_ahead<S: Simd>() -> usize {
+    AHEAD * (MAX_LANES / S::LANES) * (MAX_LANES / S::LANES)
+}
+
 #[inline(always)]
 unsafe fn block<C: Cell, S: Simd, const V: usize, const GROUPS: usize>(
     depth: usize,
@@ -79,17 +85,20 @@ unsafe fn block<C: Cell, S: Simd, const V: usize, const GROUPS: usize>(
                 }
             }
         }
+        // A product over tiles: what they were brought to is more than caches hold in wide layers.
+        let is_far = left.row == 1;
+        let ahead = if is_far { far_ahead::<S>() } else { AHEAD };
         let mut from = right.start;
         for _ in 0..depth {
             let mut b = [S::zero(); V];
             for (v, b) in b.iter_mut().enumerate() {
                 *b = S::load(from.add(v * S::LANES));
             }
-            if left.row == 1 {
-                S::prefetch(base[0].wrapping_add(AHEAD * left.step));
+            if is_far {
+                S::prefetch(base[0].wrapping_add(ahead * left.step));
             }
-            for v in 0..V {
-                S::prefetch(from.wrapping_add(AHEAD * right.step + v * S::LANES));
+            for v in (0..V * S::LANES).step_by(LINE) {
+                S::prefetch(from.wrapping_add(ahead * right.step + v));
             }
             from = from.add(right.step);
             for g in 0..GROUPS {
