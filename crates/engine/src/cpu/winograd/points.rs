@@ -127,20 +127,20 @@ unsafe fn bring_windows_of_pairs<E: Cell, S: Simd>(
     let (copied, side, point) = (E::of_scratch(scratch), rolled(WINDOW), to.point);
     // SAFETY: the caller has the instructions.
     let mut halfway = [[unsafe { S::zero() }; WINDOW]; WINDOW];
-    for (i, tile) in source.tiles(tiles) {
+    for (i, Walked { tile, ahead }) in source.tiles(tiles) {
         // SAFETY: the caller has the instructions.
-        unsafe { prefetch_tile::<E, S>(source, &tile.ahead) };
+        unsafe { prefetch_tile::<E, S>(source, &ahead) };
         for block in source.blocks(S::LANES) {
             // SAFETY: as in `bring`.
             unsafe {
-                let square = Square::of::<WINDOW>(source, tile.tile, Window::BEFORE, &block, copied);
+                let square = Square::of::<WINDOW>(source, tile, Window::BEFORE, &block, copied);
                 for k in block.clone().step_by(S::LANES) {
                     let mut place = to.of(i, k / 2);
                     transform::columns::<Window, S, _, _>(&square.from(k), side, &mut halfway);
                     for r in 0..side {
                         for value in Window::line(*halfway.get_unchecked(r)) {
                             value.narrow_first(place.cast(), S::LANES);
-                            place = place.add(point);
+                            place = place.wrapping_add(point);
                         }
                     }
                 }
@@ -204,20 +204,20 @@ unsafe fn bring<E: Cell, S: Simd, M: Map<N>, const N: usize>(
     let (copied, n, side, point) = (E::of_scratch(scratch), rolled(N), rolled(WINDOW), to.point);
     // SAFETY: the caller has the instructions.
     let mut halfway = [[unsafe { S::zero() }; N]; WINDOW];
-    for (i, tile) in source.tiles(tiles) {
+    for (i, Walked { tile, ahead }) in source.tiles(tiles) {
         // SAFETY: the caller has the instructions.
-        unsafe { prefetch_tile::<E, S>(source, &tile.ahead) };
+        unsafe { prefetch_tile::<E, S>(source, &ahead) };
         for block in source.blocks(S::LANES) {
             // SAFETY: squares have all channels of the block in whole vectors; the caller vouches for the place; there are `side` rows.
             unsafe {
-                let square = Square::of::<N>(source, tile.tile, M::BEFORE, &block, copied);
+                let square = Square::of::<N>(source, tile, M::BEFORE, &block, copied);
                 for k in block.clone().step_by(S::LANES) {
                     let mut place = to.of(at + i, k);
                     transform::columns::<M, S, N, WINDOW>(&square.from(k), n, &mut halfway);
                     for r in 0..side {
                         for value in M::line(*halfway.get_unchecked(r)) {
                             value.store_first(place, S::LANES);
-                            place = place.add(point);
+                            place = place.wrapping_add(point);
                         }
                     }
                 }
@@ -242,18 +242,18 @@ unsafe fn bring_pairs<E: Cell, S: Simd, M: Map<N>, const N: usize>(
     // SAFETY: the caller has the instructions.
     let mut halfway = [[[unsafe { S::zero() }; N]; WINDOW]; 2];
     let mut tiles = source.tiles(tiles);
-    while let Some((i, tile)) = tiles.next() {
-        let next = tiles.next().map(|(_, next)| next);
-        for tile in std::iter::once(tile).chain(next) {
+    while let Some((i, first)) = tiles.next() {
+        let second = tiles.next().map(|(_, second)| second);
+        for Walked { ahead, .. } in std::iter::once(first).chain(second) {
             // SAFETY: the caller has the instructions.
-            unsafe { prefetch_tile::<E, S>(source, &tile.ahead) };
+            unsafe { prefetch_tile::<E, S>(source, &ahead) };
         }
         for block in source.blocks(S::LANES) {
             // SAFETY: as above.
             unsafe {
-                let square = Square::of::<N>(source, tile.tile, M::BEFORE, &block, low);
-                let other = match next {
-                    Some(next) => Square::of::<N>(source, next.tile, M::BEFORE, &block, high),
+                let square = Square::of::<N>(source, first.tile, M::BEFORE, &block, low);
+                let other = match second {
+                    Some(second) => Square::of::<N>(source, second.tile, M::BEFORE, &block, high),
                     None => Square::zeros::<N>(&block, high),
                 };
                 for k in block.clone().step_by(S::LANES) {
@@ -265,7 +265,7 @@ unsafe fn bring_pairs<E: Cell, S: Simd, M: Map<N>, const N: usize>(
                         let high = M::line(*halfway[1].get_unchecked(r));
                         for (low, high) in low.into_iter().zip(high) {
                             S::round_pairs(low, high).store_first(place, S::LANES);
-                            place = place.add(point);
+                            place = place.wrapping_add(point);
                         }
                     }
                 }
