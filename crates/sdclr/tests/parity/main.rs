@@ -2,7 +2,8 @@
 //!
 //! The fixtures and the script that made them are in `crates/nn/tests/fixtures`. Tolerances: the recorded float32 run is
 //! itself off the exact value by `*_rel_err_f64` (median 1e-6 … 1e-4 by network: tiny batches through batch norm
-//! amplify rounding), so a gradient may differ by a small multiple of that; losses agree to 1e-5
+//! amplify rounding), so a gradient may differ by a small multiple of that, and by 2.4 times as much where products at points round so
+//! much more than direct sums (`docs/decisions/0007-products-at-points.md`); losses agree to 1e-5
 //! or to what that error in the embeddings makes of them.
 
 mod fixture;
@@ -16,6 +17,11 @@ type MakeEngine = fn() -> Box<dyn Engine>;
 
 const ENGINES: [(&str, MakeEngine); 2] =
     [("oracle", || Box::new(Oracle::new())), ("cpu", || Box::new(Cpu::new(CpuOptions::threads(2)).unwrap()))];
+
+/// How much more an engine rounds than direct sums.
+fn rounding(engine_name: &str) -> f64 {
+    if engine_name == "oracle" { 1.0 } else { 2.4 }
+}
 
 /// How far a loss may be off: 1e-5 of it, or what embeddings as far off as the recorded run's own make of it. Embeddings
 /// have length 1, so two that are off by `e` move a similarity by at most `2 e`, a logit by `2 e / τ`, and the loss, one
@@ -61,7 +67,7 @@ fn check_single_step(name: &str, engine_name: &str, make: MakeEngine) {
             assert!(max_abs(&got) < 1e-4, "{} should vanish", what(tensor_name));
             continue;
         }
-        let tolerance = (20.0 * own_error.unwrap()).max(1e-4);
+        let tolerance = (20.0 * rounding(engine_name) * own_error.unwrap()).max(1e-4);
         let error = rel_l2(&got, &expected);
         assert!(error < tolerance, "{}: relative error {error:.2e} over {tolerance:.2e}", what(tensor_name));
     }
