@@ -116,7 +116,7 @@ unsafe fn correlate_panel<E: Cell, S: Simd, const V: usize>(
     products: &mut [f32],
     at: usize,
 ) {
-    let (source, channels) = job.channels;
+    let source = job.channels.0;
     let (n_tiles, width, cells) = (task.tiles.len(), V * S::LANES, source.div_ceil(job.per_cell));
     let padded = source.next_multiple_of(S::LANES) / job.per_cell;
     let (from_tile, to_tile) = (tile_len(padded), tile_len(width));
@@ -139,6 +139,15 @@ unsafe fn correlate_panel<E: Cell, S: Simd, const V: usize>(
             }
         }
     }
+    // SAFETY: the caller's promises.
+    unsafe { write_panel::<E, S, V>(job, task, products, at) };
+}
+
+/// The tiles of a task's products for the channels of a panel from `at` on.
+#[inline(always)]
+unsafe fn write_panel<E: Cell, S: Simd, const V: usize>(job: &Job<E>, task: &Task, products: &[f32], at: usize) {
+    let (n_tiles, channels, width) = (task.tiles.len(), job.channels.1, V * S::LANES);
+    let to_tile = tile_len(width);
     // SAFETY: the caller has the instructions.
     let (mut sums, mut halfway) = unsafe { ([[S::zero(); 2]; V], [[S::zero(); WINDOW]; TILE]) };
     let sides = (rolled(WINDOW), rolled(TILE));
