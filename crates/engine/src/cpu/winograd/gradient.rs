@@ -8,8 +8,9 @@
 //! threads bring many tiles to the points first, and then share the blocks, whose sums go to taps before they leave the cache.
 
 use super::grid::Grid;
-use super::points::{self, Place, Source};
+use super::points::{self, Place};
 use super::product::{Left, Out, Right, multiply};
+use super::square::Source;
 use super::transform::{self, POINTS, TAPS, Taps, WINDOW};
 use crate::cpu::cell::Cell;
 use crate::cpu::simd::{Level, MAX_LANES, Simd, kernel};

@@ -12,6 +12,7 @@ mod pack;
 mod points;
 mod product;
 mod shares;
+mod square;
 mod sweep;
 mod transform;
 
@@ -167,7 +168,7 @@ impl<E: Cell> Convolution<E> for WinogradConv {
         if used == ConvUse::Forward {
             return forward;
         }
-        forward.max(pass(cout)).max(shares::scratch_len(&self.gradient_layout()) + points::SCRATCH)
+        forward.max(pass(cout)).max(shares::scratch_len(&self.gradient_layout()) + square::SCRATCH)
     }
 
     fn partial_len(&self, max_batch: usize, n_members: usize, used: ConvUse) -> usize {

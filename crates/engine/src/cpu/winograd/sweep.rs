@@ -5,8 +5,9 @@
 //! reads and writes whole cache lines of one stretch of memory.
 
 use super::grid::{Grid, Tile};
-use super::points::{self, Place, Source};
+use super::points::{self, Place};
 use super::product::{Left, Out, Right, multiply};
+use super::square::{self, Source};
 use super::transform::{self, Columns, Line, Outputs, POINTS, TILE, WINDOW, rolled};
 use crate::cpu::ahead::LINE;
 use crate::cpu::cell::Cell;
@@ -61,7 +62,7 @@ fn tile_len(channels: usize) -> usize {
 /// Floats of scratch that a task of `n_tiles` needs at most, panels and vectors being at most as wide as said.
 pub(super) fn scratch_len(n_tiles: usize, source: usize, panel: usize, lanes: usize) -> usize {
     // Whole groups of rows are multiplied.
-    n_tiles.next_multiple_of(lanes) * (tile_len(source.next_multiple_of(lanes)) + tile_len(panel)) + points::SCRATCH
+    n_tiles.next_multiple_of(lanes) * (tile_len(source.next_multiple_of(lanes)) + tile_len(panel)) + square::SCRATCH
 }
 
 kernel! {
