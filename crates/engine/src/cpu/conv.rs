@@ -16,7 +16,7 @@ pub enum Algorithm {
     Auto,
     /// Every product.
     Direct,
-    /// 3 × 3 convolutions of stride 1 with a quarter of the products; all others directly.
+    /// 3 × 3 convolutions with a quarter of the products, or nine sixteenths with stride 2; all others directly.
     Winograd,
 }
 
@@ -44,21 +44,23 @@ impl Algorithm {
         Self::ALL.into_iter().find(|algorithm| algorithm.name() == name)
     }
 
-    /// Whether a convolution over maps of `E` is computed by products at points.
-    fn is_winograd<E: Cell>(self, shape: &ConvShape, level: Level) -> bool {
-        let faster = || {
-            // What direct products cost, f32's being 1: tiles multiply sixteen times as many, pairs twice.
-            let direct = match level {
-                Level::Amx if E::PER_CELL == 2 => 1.0 / 16.0,
-                Level::Avx512Bf16 if E::PER_CELL == 2 => 0.5,
-                _ => 1.0,
-            };
-            shape.input.c.min(shape.cout) >= NARROWEST && winograd::cost(shape) < 0.8 * direct
+    /// Whether the forward pass of a convolution over maps of `E`, and its gradients, are computed by products at points.
+    fn is_winograd<E: Cell>(self, shape: &ConvShape, level: Level) -> (bool, bool) {
+        // What direct products cost, f32's being 1: tiles multiply sixteen times as many, pairs twice. Gradients' products are of pairs at
+        // points as well.
+        let (direct, pairs) = match level {
+            Level::Amx if E::PER_CELL == 2 => (1.0 / 16.0, 0.5),
+            Level::Avx512Bf16 if E::PER_CELL == 2 => (0.5, 0.5),
+            _ => (1.0, 1.0),
+        };
+        let saves = |product: f64| {
+            shape.input.c.min(shape.cout) >= NARROWEST && winograd::cost(shape) * product < 0.8 * direct
         };
         match self {
-            Self::Auto => winograd::can(shape) && faster(),
-            Self::Direct => false,
-            Self::Winograd => winograd::can(shape),
+            _ if !winograd::can(shape) => (false, false),
+            Self::Auto => (saves(1.0), saves(pairs)),
+            Self::Direct => (false, false),
+            Self::Winograd => (true, true),
         }
     }
 }
@@ -95,11 +97,49 @@ pub(crate) fn plan<E: Cell>(
     algorithm: Algorithm,
     held: &mut usize,
 ) -> Result<Box<dyn Convolution<E>>, EngineError> {
-    Ok(if algorithm.is_winograd::<E>(&shape, level) {
-        Box::new(WinogradConv::new::<E>(shape, used, level, held)?)
-    } else {
-        Box::new(DirectConv::new::<E>(shape, used, level, held)?)
+    Ok(match algorithm.is_winograd::<E>(&shape, level) {
+        (true, true) => Box::new(WinogradConv::new::<E>(shape, used, true, level, held)?),
+        (false, true) if used != ConvUse::Forward => Box::new(Mixed {
+            forward: DirectConv::new::<E>(shape, ConvUse::Forward, level, held)?,
+            backward: WinogradConv::new::<E>(shape, used, false, level, held)?,
+        }),
+        _ => Box::new(DirectConv::new::<E>(shape, used, level, held)?),
     })
+}
+
+/// A convolution whose forward pass is direct, and whose gradients are products at points.
+struct Mixed {
+    forward: DirectConv,
+    backward: WinogradConv,
+}
+
+impl<E: Cell> Convolution<E> for Mixed {
+    fn scratch_len(&self, used: ConvUse) -> usize {
+        let forward = Convolution::<E>::scratch_len(&self.forward, ConvUse::Forward);
+        forward.max(Convolution::<E>::scratch_len(&self.backward, used))
+    }
+
+    fn partial_len(&self, max_batch: usize, n_members: usize, used: ConvUse) -> usize {
+        let forward = Convolution::<E>::partial_len(&self.forward, max_batch, n_members, ConvUse::Forward);
+        forward.max(Convolution::<E>::partial_len(&self.backward, max_batch, n_members, used))
+    }
+
+    fn pack(&mut self, team: &Team, level: Level, weights: &[f32], mask: Option<&[u8]>) {
+        Convolution::<E>::pack(&mut self.forward, team, level, weights, mask);
+        Convolution::<E>::pack(&mut self.backward, team, level, weights, mask);
+    }
+
+    fn forward(&self, ctx: &mut Context, n: usize, x: &[E], y: &mut [E], sums: Option<&mut [f32]>) {
+        self.forward.forward(ctx, n, x, y, sums);
+    }
+
+    fn backward_data(&self, ctx: &mut Context, n: usize, dy: &[E], dx: &mut [E], write: Write) {
+        self.backward.backward_data(ctx, n, dy, dx, write);
+    }
+
+    fn backward_weight(&self, ctx: &mut Context, n: usize, x: &[E], dy: &[E], dw: &mut [f32], mask: Option<&[u8]>) {
+        self.backward.backward_weight(ctx, n, x, dy, dw, mask);
+    }
 }
 
 /// What a pass borrows from the engine.

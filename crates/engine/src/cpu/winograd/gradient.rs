@@ -7,11 +7,13 @@
 //! stay in cache, too, and its products are added to sums that each thread keeps. In wide layers all sums together are large: there
 //! threads bring many tiles to the points first, and then share the blocks, whose sums go to taps before they leave the cache.
 
+use super::Pass;
 use super::grid::Grid;
 use super::points::{self, Place};
 use super::product::{Left, Out, Right, multiply};
 use super::square::Source;
-use super::transform::{self, POINTS, TAPS, Taps, WINDOW};
+use super::strided;
+use super::transform::{self, POINTS, SIDE, TAPS, Taps, weight};
 use crate::cpu::cell::Cell;
 use crate::cpu::simd::{Level, MAX_LANES, Simd, kernel};
 use std::ops::Range;
@@ -27,15 +29,19 @@ const DEPTH: usize = 64;
 /// Maps whose weight gradient is summed.
 pub(super) struct Job<'a, E> {
     pub grid: Grid,
+    /// Rows and columns of the inputs' maps and of the gradients'.
+    pub sizes: [(usize, usize); 2],
     pub layout: Layout,
     pub x: &'a [E],
     pub dy: &'a [E],
 }
 
-/// Where numbers at points lie. Those of tiles, inputs and gradients apart, as `[point, block, tile, channel]`; sums as
+/// Where numbers at points lie. Those of tiles, inputs and gradients apart, as `[point, block, tile, channel]`; sums, at points of weights, as
 /// `[block, point, panel, output channel, input channel]`, where a block's output channels are the outer ones.
 #[derive(Clone, Copy)]
 pub(super) struct Layout {
+    /// Forward: `Same` or `Down`.
+    pub pass: Pass,
     /// Input and output channels, and floats of a vector.
     pub cin: usize,
     pub cout: usize,
@@ -98,7 +104,7 @@ impl Layout {
     /// Floats of the points of `n_tiles` tiles.
     pub fn points(&self, n_tiles: usize) -> usize {
         let (x, dy) = self.point(self.cells(n_tiles));
-        POINTS * (x + dy)
+        self.pass.products() * (x + dy)
     }
 }
 
@@ -136,22 +142,22 @@ pub(super) unsafe fn to_points<E: Cell>(
     at: usize,
     scratch: &mut [f32],
 ) {
-    let (Layout { cin, cout, .. }, Points { start, n_cells }) = (job.layout, points);
+    let (Layout { pass, cin, cout, .. }, Points { start, n_cells }) = (job.layout, points);
     let (x_point, dy_point) = job.layout.point(n_cells);
     assert!(at + job.layout.cells(tiles.len()) <= n_cells);
     let place = |start, width, block, point| Place { start, n_cells, width, block, point };
-    let source = |channels, x| Source { grid: job.grid, channels, x };
+    let source = |size, channels, x| Source { grid: job.grid, size, channels, x };
     // SAFETY: the caller's promises; the tiles' places are among the points' by the assertion.
     unsafe {
         let to = place(start, job.layout.x_width(), COLUMNS, x_point);
-        points::gradient_windows(level, &source(cin, job.x), tiles.clone(), to, at, scratch);
-        let to = place(start.add(POINTS * x_point), job.layout.dy_width(), ROWS, dy_point);
-        points::gradients(level, &source(cout, job.dy), tiles, to, at, scratch);
+        points::gradient_windows(level, pass, &source(job.sizes[0], cin, job.x), tiles.clone(), to, at, scratch);
+        let to = place(start.add(pass.products() * x_point), job.layout.dy_width(), ROWS, dy_point);
+        points::gradients(level, pass, &source(job.sizes[1], cout, job.dy), tiles, to, at, scratch);
     }
 }
 
 kernel! {
-    /// A block's sums over all tiles at a point, added to `out`, that point's, or put there.
+    /// A block's sums over all tiles at a point of weights, added to `out`, that point's, or put there.
     ///
     /// # Safety
     /// `points` must hold its cells; `level` must be supported by the CPU.
@@ -166,16 +172,17 @@ unsafe fn sum_point<E: Cell, S: Simd>(
     block: &Block,
     point: usize,
     out: &mut [f32],
-    adds: bool,
+    mut adds: bool,
 ) {
-    let (n_cells, columns) = (points.n_cells, block.columns.len());
+    let (n_cells, columns, side) = (points.n_cells, block.columns.len(), layout.pass.side());
     assert!(out.len() == block.point() && block.height.is_multiple_of(S::GROUP));
     assert_eq!(layout.per_cell, if points::has_pairs::<E, S>() { 2 } else { 1 });
     let (x_point, dy_point) = layout.point(n_cells);
-    let x = point * x_point + block.columns.start * n_cells;
-    let dy = POINTS * x_point + point * dy_point + block.rows.start * n_cells;
-    for first in (0..n_cells).step_by(DEPTH) {
-        let (depth, adds) = (DEPTH.min(n_cells - first), adds || first > 0);
+    let products = (0..layout.pass.products()).filter(|&p| weight(side, p) == point);
+    for (product, first) in products.flat_map(|p| (0..n_cells).step_by(DEPTH).map(move |first| (p, first))) {
+        let x = product * x_point + block.columns.start * n_cells;
+        let dy = layout.pass.products() * x_point + product * dy_point + block.rows.start * n_cells;
+        let depth = DEPTH.min(n_cells - first);
         for at in (0..columns).step_by(S::PANEL) {
             let out = &mut out[at * block.height..];
             // SAFETY: the points of all tiles are there by the caller's promise; sums hold whole groups of rows, by the assertion.
@@ -189,6 +196,7 @@ unsafe fn sum_point<E: Cell, S: Simd>(
                 }
             }
         }
+        adds = true;
     }
 }
 
@@ -268,14 +276,17 @@ unsafe fn reduce_rows<E: Cell, S: Simd>(
             let n = (cin - column).min(S::LANES);
             // SAFETY: the caller's promises; the block's sums have a vector at every point of each of its rows.
             unsafe {
-                let mut points = [[S::zero(); WINDOW]; WINDOW];
+                let mut points = [[S::zero(); SIDE]; SIDE];
                 for slice in 0..sums.n {
                     let from = sums.start.add(slice * sums.step + from);
                     for (p, total) in points.as_flattened_mut().iter_mut().enumerate() {
                         *total = total.add(S::load(from.add(p * block.point())));
                     }
                 }
-                let taps = transform::square::<Taps, _, _, _>(points);
+                let taps = match layout.pass {
+                    Pass::Same => transform::square::<Taps, _, _, _>(points),
+                    _ => transform::square::<strided::Taps, _, _, _>(points),
+                };
                 for (tap, &value) in taps.as_flattened().iter().enumerate() {
                     let at = (row * TAPS * TAPS + tap) * cin + column;
                     let mut kept = value;

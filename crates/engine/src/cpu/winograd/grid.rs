@@ -36,18 +36,6 @@ impl Grid {
     }
 }
 
-impl Tile {
-    /// Rows and columns that lie in the image.
-    pub fn size(&self, grid: &Grid) -> (usize, usize) {
-        (TILE.min(grid.h - self.row), TILE.min(grid.w - self.col))
-    }
-
-    /// Whether all of the tile lies in the image.
-    pub fn is_whole(&self, grid: &Grid) -> bool {
-        self.size(grid) == (TILE, TILE)
-    }
-}
-
 /// Tiles one after the other: see [`Grid::tiles`].
 pub(super) struct Tiles {
     grid: Grid,

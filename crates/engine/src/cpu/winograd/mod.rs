@@ -1,9 +1,10 @@
-//! 3 × 3 convolutions of stride 1 with a quarter of the multiplications: F(4 × 4, 3 × 3) of Winograd's minimal filtering.
+//! 3 × 3 convolutions with fewer multiplications, by Winograd's minimal filtering: a quarter with stride 1, as F(4 × 4, 3 × 3), and nine
+//! sixteenths with stride 2, where F(4, 2) takes every other input.
 //!
-//! Feature maps are brought to 36 points, tile by tile ([`transform`]); at each point a convolution is a matrix product
+//! Feature maps are brought to 36 or 81 points, tile by tile ([`transform`], [`strided`]); at each point a convolution is a matrix product
 //! ([`product`]). [`sweep`] is forward and backward-data, [`gradient`] the weight gradient, which threads divide as in [`shares`].
 //!
-//! The forward pass is in f32 at the points whatever the maps are kept in: that is faster than direct products of bf16 pairs, and
+//! The forward pass is in f32 at the points whatever the maps are kept in: with stride 1 that is faster than direct products of bf16 pairs, and
 //! nearer to exact. Gradients of bf16 maps are pairs of bf16 there, too ([`points::has_pairs`] says why).
 
 mod gradient;
@@ -13,6 +14,7 @@ mod points;
 mod product;
 mod shares;
 mod square;
+mod strided;
 mod sweep;
 mod transform;
 
@@ -25,7 +27,7 @@ use super::simd::Level;
 use super::team::{Shards, Team};
 use crate::buffer::Buffer;
 use crate::element::Bf16;
-use crate::types::{ConvShape, ConvUse, EngineError, Write};
+use crate::types::{ConvShape, ConvUse, Dims, EngineError, Write};
 use grid::Grid;
 use transform::{POINTS, TAPS, TILE};
 
@@ -34,6 +36,34 @@ const TASK_WINDOWS: usize = 120 << 10;
 /// Tiles of a task: fewer, and the weights are read too often; more, and small batches fall into too few tasks.
 const TASK_TILES: (usize, usize) = (32, 96);
 
+/// What a pass of stride 1 or 2 does to maps, which decides its [maps to points](transform).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Pass {
+    /// Leaves their size as it is: all passes of stride 1.
+    Same,
+    /// Halves it: the forward pass of stride 2, and its weight gradient.
+    Down,
+    /// Doubles it: backward-data of stride 2.
+    Up,
+}
+
+impl Pass {
+    /// Products of a tile along a side, for each pair of channels.
+    fn side(self) -> usize {
+        if self == Self::Same { transform::WINDOW } else { strided::PRODUCTS }
+    }
+
+    /// Products of a tile for each pair of channels.
+    fn products(self) -> usize {
+        self.side() * self.side()
+    }
+
+    /// The forward pass of a convolution, and its backward-data.
+    fn of(shape: &ConvShape) -> (Self, Self) {
+        if shape.stride == 1 { (Self::Same, Self::Same) } else { (Self::Down, Self::Up) }
+    }
+}
+
 /// A planned convolution.
 pub(crate) struct WinogradConv {
     shape: ConvShape,
@@ -41,19 +71,26 @@ pub(crate) struct WinogradConv {
     /// Numbers in a cell of gradients' products: see [`points::has_pairs`].
     per_cell: usize,
     grid: Grid,
+    /// Weights of the passes it was planned for.
     forward: Buffer<f32>,
     backward: Buffer<f32>,
 }
 
 /// Whether a convolution can be computed so.
 pub(crate) fn can(shape: &ConvShape) -> bool {
-    shape.kernel == TAPS && shape.stride == 1 && shape.pad == 1
+    shape.kernel == TAPS && shape.stride <= 2 && shape.pad == 1
 }
 
 /// Multiplications for each of the direct way's, edges included.
 pub(crate) fn cost(shape: &ConvShape) -> f64 {
-    let grid = Grid { h: shape.input.h, w: shape.input.w };
-    (grid.per_image() * POINTS) as f64 / (grid.h * grid.w * TAPS * TAPS) as f64
+    let grid = grid(shape);
+    (grid.per_image() * Pass::of(shape).0.products()) as f64 / (grid.h * grid.w * TAPS * TAPS) as f64
+}
+
+/// The tiles of a convolution's outputs.
+fn grid(shape: &ConvShape) -> Grid {
+    let Dims { h, w, .. } = shape.output();
+    Grid { h, w }
 }
 
 /// Consecutive tiles of tasks.
@@ -79,28 +116,30 @@ impl Tasks {
 }
 
 /// Tiles of a task whose points take about so many floats: whole register blocks of every level.
-fn most_tiles(windows: usize, channels: usize, (least, most): (usize, usize)) -> usize {
-    (windows / (POINTS * channels) / 12 * 12).clamp(least, most)
+fn most_tiles(windows: usize, pass: Pass, channels: usize, (least, most): (usize, usize)) -> usize {
+    (windows / (pass.products() * channels) / 12 * 12).clamp(least, most)
 }
 
 impl WinogradConv {
-    /// Plans the passes and allocates packed weights.
-    pub fn new<E: Cell>(shape: ConvShape, used: ConvUse, level: Level, held: &mut usize) -> Result<Self, EngineError> {
+    /// Plans the passes and allocates packed weights; `has_forward` is false where another algorithm computes the forward pass.
+    pub fn new<E: Cell>(
+        shape: ConvShape,
+        used: ConvUse,
+        has_forward: bool,
+        level: Level,
+        held: &mut usize,
+    ) -> Result<Self, EngineError> {
         assert!(can(&shape), "{shape:?} has no tiles");
         // Cells at points are as wide as floats, whatever the maps hold.
         let layout = Layout::of::<f32>(level);
         let per_cell = if level.has_bf16() { E::PER_CELL } else { 1 };
-        let mut packed = |cells: usize, channels: usize| {
-            Buffer::zeroed(POINTS * cells * layout.channels(channels), "packed weights", held)
+        let mut packed = |is_used: bool, cells: usize, channels: usize| {
+            let len = POINTS * cells * layout.channels(channels);
+            if is_used { Buffer::zeroed(len, "packed weights", held) } else { Ok(Buffer::default()) }
         };
-        let forward = packed(shape.input.c, shape.cout)?;
-        let backward = if used == ConvUse::Train {
-            packed(shape.cout.div_ceil(per_cell), shape.input.c)?
-        } else {
-            Buffer::default()
-        };
-        let grid = Grid { h: shape.input.h, w: shape.input.w };
-        Ok(Self { shape, layout, per_cell, grid, forward, backward })
+        let forward = packed(has_forward, shape.input.c, shape.cout)?;
+        let backward = packed(used == ConvUse::Train, shape.cout.div_ceil(per_cell), shape.input.c)?;
+        Ok(Self { shape, layout, per_cell, grid: grid(&shape), forward, backward })
     }
 
     fn channels(&self) -> (usize, usize) {
@@ -108,14 +147,35 @@ impl WinogradConv {
     }
 
     /// The tasks of a pass from `source` channels.
-    fn tasks(&self, n_images: usize, source: usize) -> Tasks {
-        Tasks::of(n_images * self.grid.per_image(), most_tiles(TASK_WINDOWS, source, TASK_TILES))
+    fn tasks(&self, n_images: usize, pass: Pass, source: usize) -> Tasks {
+        Tasks::of(n_images * self.grid.per_image(), most_tiles(TASK_WINDOWS, pass, source, TASK_TILES))
+    }
+
+    /// Rows and columns of the inputs' maps and of the outputs'.
+    fn sizes(&self) -> [(usize, usize); 2] {
+        [self.shape.input, self.shape.output()].map(|dims| (dims.h, dims.w))
+    }
+
+    fn assert_maps<E>(&self, n: usize, inputs: &[E], outputs: &[E]) {
+        let lens = [self.shape.input, self.shape.output()].map(|dims| n * dims.len());
+        assert!(inputs.len() >= lens[0] && outputs.len() >= lens[1], "maps of {n} images");
     }
 
     /// How the weight gradient's numbers lie.
     fn gradient_layout(&self) -> gradient::Layout {
         let (cin, cout) = self.channels();
-        gradient::Layout { cin, cout, lanes: self.layout.narrow, per_cell: self.per_cell }
+        gradient::Layout { pass: Pass::of(&self.shape).0, cin, cout, lanes: self.layout.narrow, per_cell: self.per_cell }
+    }
+
+    fn forward_weights(&self) -> Weights<'_> {
+        let (pass, packed) = (Pass::of(&self.shape).0, &self.forward);
+        Weights { pass, sizes: self.sizes(), channels: self.channels(), per_cell: 1, packed }
+    }
+
+    fn backward_weights(&self) -> Weights<'_> {
+        let ([input, output], (cin, cout)) = (self.sizes(), self.channels());
+        let (pass, packed) = (Pass::of(&self.shape).1, &self.backward);
+        Weights { pass, sizes: [output, input], channels: (cout, cin), per_cell: self.per_cell, packed }
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -123,32 +183,30 @@ impl WinogradConv {
         &self,
         ctx: &mut Context,
         n: usize,
-        packed: &[f32],
-        channels: (usize, usize),
-        per_cell: usize,
+        weights: &Weights,
         x: &[E],
         y: &mut [E],
         write: Write,
         sums: Option<&mut [f32]>,
     ) {
-        let grid = self.grid;
-        let pixels = n * grid.h * grid.w;
-        assert!(x.len() >= pixels * channels.0 && y.len() >= pixels * channels.1, "maps of {n} images");
-        let tasks = self.tasks(n, channels.0);
+        let &Weights { pass, sizes, channels, per_cell, packed } = weights;
+        assert!(!packed.is_empty(), "a convolution was asked for a pass that it was not planned for");
+        let tasks = self.tasks(n, pass, channels.0);
         let n_panels = channels.1.div_ceil(self.layout.panel);
         // Many threads share a task's panels, too: each of them brings its windows to the points.
         let splits = (2 * ctx.team.n_members()).div_ceil(tasks.n).min(n_panels);
         let width = 2 * channels.1;
         let partial = Shards::new(&mut ctx.partial[..if sums.is_some() { tasks.n * width } else { 0 }]);
         let scratch = Shards::new(ctx.scratch);
-        let job = sweep::Job { level: ctx.level, grid, channels, per_cell, packed, x, y: y.as_mut_ptr(), write };
         let (level, has_sums) = (ctx.level, sums.is_some());
+        let job =
+            sweep::Job { level, pass, grid: self.grid, sizes, channels, per_cell, packed, x, y: y.as_mut_ptr(), write };
         ctx.team.for_chunks(tasks.n * splits, |chunk, member| {
             let (task, split) = (chunk / splits, chunk % splits);
             let panels = n_panels * split / splits..n_panels * (split + 1) / splits;
             let sums = if has_sums { partial.as_ptr().wrapping_add(task * width) } else { std::ptr::null_mut() };
             let task = sweep::Task { tiles: tasks.tiles(task), panels, sums };
-            // SAFETY: one scratch per member; maps hold `n` images by the assertion, partial sums all tasks; tasks' tiles and
+            // SAFETY: one scratch per member; maps hold `n` images by the callers' assertions, partial sums all tasks; tasks' tiles and
             // panels are disjoint and each runs once; `level` is at most what the engine detected.
             unsafe { sweep::correlate(level, &job, &task, &mut scratch.part(member, 1)[0]) };
         });
@@ -158,22 +216,32 @@ impl WinogradConv {
     }
 }
 
+/// A pass with its weights: rows and columns of source and destination, and their channels.
+struct Weights<'a> {
+    pass: Pass,
+    sizes: [(usize, usize); 2],
+    channels: (usize, usize),
+    per_cell: usize,
+    packed: &'a [f32],
+}
+
 impl<E: Cell> Convolution<E> for WinogradConv {
     fn scratch_len(&self, used: ConvUse) -> usize {
-        let (cin, cout) = self.channels();
         let Layout { panel, narrow: lanes, .. } = self.layout;
-        let pass =
-            |source: usize| sweep::scratch_len(most_tiles(TASK_WINDOWS, source, TASK_TILES), source, panel, lanes);
-        let forward = pass(cin);
+        let pass = |Weights { pass, channels: (source, _), packed, .. }: Weights| {
+            let n_tiles = most_tiles(TASK_WINDOWS, pass, source, TASK_TILES);
+            if packed.is_empty() { 0 } else { sweep::scratch_len(pass, n_tiles, source, panel, lanes) }
+        };
+        let sweeps = pass(self.forward_weights()).max(pass(self.backward_weights()));
         if used == ConvUse::Forward {
-            return forward;
+            return sweeps;
         }
-        forward.max(pass(cout)).max(shares::scratch_len(&self.gradient_layout()) + square::SCRATCH)
+        sweeps.max(shares::scratch_len(&self.gradient_layout()) + square::SCRATCH)
     }
 
     fn partial_len(&self, max_batch: usize, n_members: usize, used: ConvUse) -> usize {
         let (cin, cout) = self.channels();
-        let sums = self.tasks(max_batch, cin).n * 2 * cout;
+        let sums = self.tasks(max_batch, Pass::of(&self.shape).0, cin).n * 2 * cout;
         if used == ConvUse::Forward {
             return sums;
         }
@@ -183,12 +251,13 @@ impl<E: Cell> Convolution<E> for WinogradConv {
     fn pack(&mut self, team: &Team, level: Level, weights: &[f32], mask: Option<&[u8]>) {
         let (cin, cout) = self.channels();
         let masters = Masters { weights, mask, n_taps: TAPS * TAPS, cin };
-        let layout = self.layout;
+        let (layout, is_strided) = (self.layout, self.shape.stride == 2);
         let panels = |packed: &mut [f32], source: usize, channels: usize, per_cell: usize, is_forward: bool| {
             team.for_parts(packed, POINTS * source.div_ceil(per_cell) * layout.panel, |index, out| {
                 let first = index * layout.panel;
                 let width = layout.width(channels - first);
-                let panel = pack::Panel { masters, cout, first, n: width.min(channels - first), width, per_cell };
+                let n = width.min(channels - first);
+                let panel = pack::Panel { masters, is_strided, cout, first, n, width, per_cell };
                 // SAFETY: `level` is at most what the engine detected.
                 unsafe {
                     if is_forward {
@@ -201,28 +270,28 @@ impl<E: Cell> Convolution<E> for WinogradConv {
                 }
             });
         };
-        panels(&mut self.forward, cin, cout, 1, true);
+        if !self.forward.is_empty() {
+            panels(&mut self.forward, cin, cout, 1, true);
+        }
         if !self.backward.is_empty() {
             panels(&mut self.backward, cout, cin, self.per_cell, false);
         }
     }
 
     fn forward(&self, ctx: &mut Context, n: usize, x: &[E], y: &mut [E], sums: Option<&mut [f32]>) {
-        self.sweep(ctx, n, &self.forward, self.channels(), 1, x, y, Write::Set, sums);
+        self.assert_maps(n, x, y);
+        self.sweep(ctx, n, &self.forward_weights(), x, y, Write::Set, sums);
     }
 
     fn backward_data(&self, ctx: &mut Context, n: usize, dy: &[E], dx: &mut [E], write: Write) {
-        assert!(!self.backward.is_empty(), "a convolution planned without backward-data was asked for it");
-        let (cin, cout) = self.channels();
-        self.sweep(ctx, n, &self.backward, (cout, cin), self.per_cell, dy, dx, write, None);
+        self.assert_maps(n, dx, dy);
+        self.sweep(ctx, n, &self.backward_weights(), dy, dx, write, None);
     }
 
     fn backward_weight(&self, ctx: &mut Context, n: usize, x: &[E], dy: &[E], dw: &mut [f32], mask: Option<&[u8]>) {
-        let (cin, cout) = self.channels();
-        let pixels = n * self.grid.h * self.grid.w;
-        assert!(x.len() >= pixels * cin && dy.len() >= pixels * cout, "maps of {n} images");
+        self.assert_maps(n, x, dy);
         assert!(dw.len() == self.shape.n_weights(), "gradient of {} weights", dw.len());
-        let job = gradient::Job { grid: self.grid, layout: self.gradient_layout(), x, dy };
+        let job = gradient::Job { grid: self.grid, sizes: self.sizes(), layout: self.gradient_layout(), x, dy };
         shares::backward_weight(ctx, &job, n * self.grid.per_image(), dw, mask);
     }
 }

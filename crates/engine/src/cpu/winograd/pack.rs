@@ -1,6 +1,7 @@
 //! Brings master weights to the points: per panel of destination channels `[point, source channel, panel]`.
 
-use super::transform::{self, POINTS, TAPS, WINDOW, Weights};
+use super::strided;
+use super::transform::{self, POINTS, SIDE, TAPS, Weights};
 use crate::cpu::cell::Cell;
 use crate::cpu::pack::{MAX_WIDTH, Masters};
 use crate::cpu::simd::{Simd, kernel};
@@ -11,6 +12,8 @@ const RUN: usize = 16;
 /// One panel: destination channels `first..first + n`, `width` with the zeros behind.
 pub(super) struct Panel<'a> {
     pub masters: Masters<'a>,
+    /// Whether the convolution has stride 2.
+    pub is_strided: bool,
     pub cout: usize,
     pub first: usize,
     pub n: usize,
@@ -39,7 +42,7 @@ kernel! {
 unsafe fn pack_forward<E: Cell, S: Simd>(panel: &Panel, out: &mut [f32]) {
     let (masters, cin, width) = (&panel.masters, panel.masters.cin, panel.width);
     // Master weights have input channels side by side, the panel output channels.
-    let (mut turned, mut stage) = ([[[0.0f32; MAX_WIDTH]; RUN]; TAPS * TAPS], Stage::new(width));
+    let (mut turned, mut stage) = ([[[0.0f32; MAX_WIDTH]; RUN]; TAPS * TAPS], Stage::new(panel));
     for from in (0..cin).step_by(RUN) {
         let n = RUN.min(cin - from);
         for j in 0..panel.n {
@@ -72,7 +75,7 @@ unsafe fn pack_forward<E: Cell, S: Simd>(panel: &Panel, out: &mut [f32]) {
 unsafe fn pack_backward<E: Cell, S: Simd>(panel: &Panel, out: &mut [f32]) {
     let (cout, width, per_cell) = (panel.cout, panel.width, panel.per_cell);
     let cells = cout.div_ceil(per_cell);
-    let (mut turned, mut stage) = ([[[0.0f32; MAX_WIDTH]; TAPS * TAPS]; 2], Stage::new(width));
+    let (mut turned, mut stage) = ([[[0.0f32; MAX_WIDTH]; TAPS * TAPS]; 2], Stage::new(panel));
     for first in (0..cells).step_by(STAGED) {
         for cell in first..cells.min(first + STAGED) {
             // SAFETY: the caller's promise; a line is as long as the widest panel.
@@ -125,13 +128,15 @@ const STAGED: usize = 4;
 struct Stage {
     points: [[f32; STAGED * MAX_WIDTH]; POINTS],
     width: usize,
+    is_strided: bool,
     n: usize,
 }
 
 impl Stage {
     #[inline(always)]
-    fn new(width: usize) -> Self {
-        Self { points: [[0.0; STAGED * MAX_WIDTH]; POINTS], width, n: 0 }
+    fn new(panel: &Panel) -> Self {
+        let Panel { width, is_strided, .. } = *panel;
+        Self { points: [[0.0; STAGED * MAX_WIDTH]; POINTS], width, is_strided, n: 0 }
     }
 
     /// Adds a row: filters, or pairs of them, side by side.
@@ -144,13 +149,17 @@ impl Stage {
         for v in (0..self.width).step_by(S::LANES) {
             // SAFETY: the caller's promise; there is room for another row by the assertion.
             unsafe {
-                let mut points = [[[S::zero(); WINDOW]; WINDOW]; N];
+                let mut points = [[[S::zero(); SIDE]; SIDE]; N];
                 for (points, filters) in points.iter_mut().zip(&filters) {
                     let mut w = [[S::zero(); TAPS]; TAPS];
                     for (tap, w) in w.as_flattened_mut().iter_mut().enumerate() {
                         *w = S::load(filters.start.add(tap * filters.tap + v));
                     }
-                    *points = transform::square::<Weights, _, _, _>(w);
+                    *points = if self.is_strided {
+                        transform::square::<strided::Weights, _, _, _>(w)
+                    } else {
+                        transform::square::<Weights, _, _, _>(w)
+                    };
                 }
                 let at = self.n * self.width + v;
                 for (k, to) in self.points.iter_mut().enumerate() {

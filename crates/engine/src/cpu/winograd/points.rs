@@ -1,7 +1,9 @@
 //! Brings tiles of feature maps to the points: their [`square`](super::square)s, line by line.
 
-use super::square::{Source, Square, Walked, prefetch_tile};
-use super::transform::{self, Gradients, Line, TILE, WINDOW, Window, rolled};
+use super::Pass;
+use super::square::{Frame, Source, Square, Walked, prefetch_tile};
+use super::strided::{self, NarrowWindow};
+use super::transform::{self, Gradients, Line, SIDE, TILE, WINDOW, Window, rolled};
 use crate::cpu::cell::Cell;
 use crate::cpu::simd::{Simd, kernel};
 use std::ops::Range;
@@ -43,19 +45,20 @@ pub(super) const fn has_pairs<E: Cell, S: Simd>() -> bool {
 }
 
 kernel! {
-    /// Brings the windows of tiles to the points.
+    /// Brings the windows of tiles to the points of a pass; a cell holds one channel.
     ///
     /// # Safety
     /// `to` must have room for all channels, in whole vectors, of the tiles at every point; `level` must be supported by the CPU.
-    pub(super) unsafe fn windows(source: &Source<E>, tiles: Range<usize>, to: Place, scratch: &mut [f32]) = bring_windows
+    pub(super) unsafe fn windows(pass: Pass, source: &Source<E>, tiles: Range<usize>, to: Place,
+                                 scratch: &mut [f32]) = bring_windows
 }
 
 kernel! {
-    /// Brings the windows of tiles to the points, rounded to bf16: a cell holds two channels.
+    /// The same, rounded to bf16: a cell holds two channels.
     ///
     /// # Safety
     /// As [`windows`].
-    pub(super) unsafe fn windows_of_pairs(source: &Source<E>, tiles: Range<usize>, to: Place,
+    pub(super) unsafe fn windows_of_pairs(pass: Pass, source: &Source<E>, tiles: Range<usize>, to: Place,
                                           scratch: &mut [f32]) = bring_windows_of_pairs
 }
 
@@ -64,7 +67,7 @@ kernel! {
     ///
     /// # Safety
     /// As [`windows`], and no other thread may use those cells.
-    pub(super) unsafe fn gradient_windows(source: &Source<E>, tiles: Range<usize>, to: Place, at: usize,
+    pub(super) unsafe fn gradient_windows(pass: Pass, source: &Source<E>, tiles: Range<usize>, to: Place, at: usize,
                                           scratch: &mut [f32]) = bring_gradient_windows
 }
 
@@ -73,63 +76,80 @@ kernel! {
     ///
     /// # Safety
     /// As [`gradient_windows`].
-    pub(super) unsafe fn gradients(source: &Source<E>, tiles: Range<usize>, to: Place, at: usize,
+    pub(super) unsafe fn gradients(pass: Pass, source: &Source<E>, tiles: Range<usize>, to: Place, at: usize,
                                    scratch: &mut [f32]) = bring_gradients
 }
 
-/// A map of squares of `N` × `N` pixels, which begin `BEFORE` rows and columns before their tiles.
-trait Map<const N: usize>: Line<N, WINDOW> {
-    const BEFORE: usize;
+/// A map of squares of `N` × `N` pixels to `P` × `P` points.
+trait Map<const N: usize, const P: usize>: Line<N, P> {
+    const FRAME: Frame;
 }
 
-impl Map<WINDOW> for Window {
-    const BEFORE: usize = 1;
+impl Map<WINDOW, SIDE> for Window {
+    const FRAME: Frame = Frame { before: 1, scale: 1 };
 }
 
-impl Map<TILE> for Gradients {
-    const BEFORE: usize = 0;
+impl Map<TILE, SIDE> for Gradients {
+    const FRAME: Frame = Frame { before: 0, scale: 1 };
+}
+
+impl Map<{ strided::WINDOW }, { strided::PRODUCTS }> for strided::Window {
+    const FRAME: Frame = Frame { before: 1, scale: 2 };
+}
+
+impl Map<{ strided::NARROW }, { strided::PRODUCTS }> for NarrowWindow {
+    const FRAME: Frame = Frame { before: 0, scale: 1 };
+}
+
+impl Map<TILE, { strided::PRODUCTS }> for strided::Gradients {
+    const FRAME: Frame = Frame { before: 0, scale: 1 };
 }
 
 #[inline(always)]
-unsafe fn bring_windows<E: Cell, S: Simd>(source: &Source<E>, tiles: Range<usize>, to: Place, scratch: &mut [f32]) {
-    // SAFETY: see above.
-    unsafe { bring::<E, S, Window, WINDOW>(source, tiles, to, 0, scratch) };
-}
-
-#[inline(always)]
-unsafe fn bring_windows_of_pairs<E: Cell, S: Simd>(
+unsafe fn bring_windows<E: Cell, S: Simd>(
+    pass: Pass,
     source: &Source<E>,
     tiles: Range<usize>,
     to: Place,
     scratch: &mut [f32],
 ) {
-    let (copied, side, point) = (E::of_scratch(scratch), rolled(WINDOW), to.point);
-    // SAFETY: the caller has the instructions.
-    let mut halfway = [[unsafe { S::zero() }; WINDOW]; WINDOW];
-    for (i, Walked { tile, ahead }) in source.tiles(tiles) {
-        // SAFETY: the caller has the instructions.
-        unsafe { prefetch_tile::<E, S>(source, &ahead) };
-        for block in source.blocks(S::LANES) {
-            // SAFETY: as in `bring`.
-            unsafe {
-                let square = Square::of::<WINDOW>(source, tile, Window::BEFORE, &block, copied);
-                for k in block.clone().step_by(S::LANES) {
-                    let mut place = to.of(i, k / 2);
-                    transform::columns::<Window, S, _, _>(&square.from(k), side, &mut halfway);
-                    for r in 0..side {
-                        for value in Window::line(*halfway.get_unchecked(r)) {
-                            value.narrow_first(place.cast(), S::LANES);
-                            place = place.wrapping_add(point);
-                        }
-                    }
-                }
-            }
+    // SAFETY: see above.
+    unsafe { bring_windows_of::<E, S, false>(pass, source, tiles, to, scratch) };
+}
+
+#[inline(always)]
+unsafe fn bring_windows_of_pairs<E: Cell, S: Simd>(
+    pass: Pass,
+    source: &Source<E>,
+    tiles: Range<usize>,
+    to: Place,
+    scratch: &mut [f32],
+) {
+    // SAFETY: see above.
+    unsafe { bring_windows_of::<E, S, true>(pass, source, tiles, to, scratch) };
+}
+
+#[inline(always)]
+unsafe fn bring_windows_of<E: Cell, S: Simd, const PAIRS: bool>(
+    pass: Pass,
+    source: &Source<E>,
+    tiles: Range<usize>,
+    to: Place,
+    scratch: &mut [f32],
+) {
+    // SAFETY: see above.
+    unsafe {
+        match pass {
+            Pass::Same => bring::<E, S, Window, PAIRS, _, _>(source, tiles, to, 0, scratch),
+            Pass::Down => bring::<E, S, strided::Window, PAIRS, _, _>(source, tiles, to, 0, scratch),
+            Pass::Up => bring::<E, S, NarrowWindow, PAIRS, _, _>(source, tiles, to, 0, scratch),
         }
     }
 }
 
 #[inline(always)]
 unsafe fn bring_gradient_windows<E: Cell, S: Simd>(
+    pass: Pass,
     source: &Source<E>,
     tiles: Range<usize>,
     to: Place,
@@ -137,11 +157,17 @@ unsafe fn bring_gradient_windows<E: Cell, S: Simd>(
     scratch: &mut [f32],
 ) {
     // SAFETY: see above.
-    unsafe { bring_cells::<E, S, Window, WINDOW>(source, tiles, to, at, scratch) };
+    unsafe {
+        match pass {
+            Pass::Same => bring_cells::<E, S, Window, _, _>(source, tiles, to, at, scratch),
+            _ => bring_cells::<E, S, strided::Window, _, _>(source, tiles, to, at, scratch),
+        }
+    }
 }
 
 #[inline(always)]
 unsafe fn bring_gradients<E: Cell, S: Simd>(
+    pass: Pass,
     source: &Source<E>,
     tiles: Range<usize>,
     to: Place,
@@ -149,12 +175,17 @@ unsafe fn bring_gradients<E: Cell, S: Simd>(
     scratch: &mut [f32],
 ) {
     // SAFETY: see above.
-    unsafe { bring_cells::<E, S, Gradients, TILE>(source, tiles, to, at, scratch) };
+    unsafe {
+        match pass {
+            Pass::Same => bring_cells::<E, S, Gradients, _, _>(source, tiles, to, at, scratch),
+            _ => bring_cells::<E, S, strided::Gradients, _, _>(source, tiles, to, at, scratch),
+        }
+    }
 }
 
 /// Brings tiles to the points, in the cells of the weight gradient.
 #[inline(always)]
-unsafe fn bring_cells<E: Cell, S: Simd, M: Map<N>, const N: usize>(
+unsafe fn bring_cells<E: Cell, S: Simd, M: Map<N, P>, const N: usize, const P: usize>(
     source: &Source<E>,
     tiles: Range<usize>,
     to: Place,
@@ -164,38 +195,42 @@ unsafe fn bring_cells<E: Cell, S: Simd, M: Map<N>, const N: usize>(
     // SAFETY: see above.
     unsafe {
         if has_pairs::<E, S>() {
-            bring_pairs::<E, S, M, N>(source, tiles, to, at, scratch);
+            bring_pairs::<E, S, M, N, P>(source, tiles, to, at, scratch);
         } else {
-            bring::<E, S, M, N>(source, tiles, to, at, scratch);
+            bring::<E, S, M, false, N, P>(source, tiles, to, at, scratch);
         }
     }
 }
 
-/// Brings tiles to the points, one by one.
+/// Brings tiles to the points, one by one; `PAIRS`: whether a cell holds two channels, rounded.
 #[inline(always)]
-unsafe fn bring<E: Cell, S: Simd, M: Map<N>, const N: usize>(
+unsafe fn bring<E: Cell, S: Simd, M: Map<N, P>, const PAIRS: bool, const N: usize, const P: usize>(
     source: &Source<E>,
     tiles: Range<usize>,
     to: Place,
     at: usize,
     scratch: &mut [f32],
 ) {
-    let (copied, n, side, point) = (E::of_scratch(scratch), rolled(N), rolled(WINDOW), to.point);
+    let (copied, n, side, point) = (E::of_scratch(scratch), rolled(N), rolled(P), to.point);
     // SAFETY: the caller has the instructions.
-    let mut halfway = [[unsafe { S::zero() }; N]; WINDOW];
+    let mut halfway = [[unsafe { S::zero() }; N]; P];
     for (i, Walked { tile, ahead }) in source.tiles(tiles) {
         // SAFETY: the caller has the instructions.
-        unsafe { prefetch_tile::<E, S>(source, &ahead) };
+        unsafe { prefetch_tile::<E, S>(source, &ahead, M::FRAME.scale) };
         for block in source.blocks(S::LANES) {
             // SAFETY: squares have all channels of the block in whole vectors; the caller vouches for the place; there are `side` rows.
             unsafe {
-                let square = Square::of::<N>(source, tile, M::BEFORE, &block, copied);
+                let square = Square::of::<N>(source, tile, M::FRAME, &block, copied);
                 for k in block.clone().step_by(S::LANES) {
-                    let mut place = to.of(at + i, k);
-                    transform::columns::<M, S, N, WINDOW>(&square.from(k), n, &mut halfway);
+                    let mut place = to.of(at + i, if PAIRS { k / 2 } else { k });
+                    transform::columns::<M, S, N, P>(&square.from(k), n, &mut halfway);
                     for r in 0..side {
                         for value in M::line(*halfway.get_unchecked(r)) {
-                            value.store_first(place, S::LANES);
+                            if PAIRS {
+                                value.narrow_first(place.cast(), S::LANES);
+                            } else {
+                                value.store_first(place, S::LANES);
+                            }
                             place = place.wrapping_add(point);
                         }
                     }
@@ -207,7 +242,7 @@ unsafe fn bring<E: Cell, S: Simd, M: Map<N>, const N: usize>(
 
 /// Brings tiles to the points, two by two; the last one may be paired with zeros.
 #[inline(always)]
-unsafe fn bring_pairs<E: Cell, S: Simd, M: Map<N>, const N: usize>(
+unsafe fn bring_pairs<E: Cell, S: Simd, M: Map<N, P>, const N: usize, const P: usize>(
     source: &Source<E>,
     tiles: Range<usize>,
     to: Place,
@@ -217,28 +252,28 @@ unsafe fn bring_pairs<E: Cell, S: Simd, M: Map<N>, const N: usize>(
     let half = scratch.len() / 2;
     let (low, high) = scratch.split_at_mut(half);
     let (low, high) = (E::of_scratch(low), E::of_scratch(high));
-    let (n, side, point) = (rolled(N), rolled(WINDOW), to.point);
+    let (n, side, point) = (rolled(N), rolled(P), to.point);
     // SAFETY: the caller has the instructions.
-    let mut halfway = [[[unsafe { S::zero() }; N]; WINDOW]; 2];
+    let mut halfway = [[[unsafe { S::zero() }; N]; P]; 2];
     let mut tiles = source.tiles(tiles);
     while let Some((i, first)) = tiles.next() {
         let second = tiles.next().map(|(_, second)| second);
         for Walked { ahead, .. } in std::iter::once(first).chain(second) {
             // SAFETY: the caller has the instructions.
-            unsafe { prefetch_tile::<E, S>(source, &ahead) };
+            unsafe { prefetch_tile::<E, S>(source, &ahead, M::FRAME.scale) };
         }
         for block in source.blocks(S::LANES) {
             // SAFETY: as above.
             unsafe {
-                let square = Square::of::<N>(source, first.tile, M::BEFORE, &block, low);
+                let square = Square::of::<N>(source, first.tile, M::FRAME, &block, low);
                 let other = match second {
-                    Some(second) => Square::of::<N>(source, second.tile, M::BEFORE, &block, high),
+                    Some(second) => Square::of::<N>(source, second.tile, M::FRAME, &block, high),
                     None => Square::zeros::<N>(&block, high),
                 };
                 for k in block.clone().step_by(S::LANES) {
                     let mut place = to.of(at + i / 2, k);
-                    transform::columns::<M, S, N, WINDOW>(&square.from(k), n, &mut halfway[0]);
-                    transform::columns::<M, S, N, WINDOW>(&other.from(k), n, &mut halfway[1]);
+                    transform::columns::<M, S, N, P>(&square.from(k), n, &mut halfway[0]);
+                    transform::columns::<M, S, N, P>(&other.from(k), n, &mut halfway[1]);
                     for r in 0..side {
                         let low = M::line(*halfway[0].get_unchecked(r));
                         let high = M::line(*halfway[1].get_unchecked(r));

@@ -43,12 +43,12 @@ fn is_narrow(layout: &Layout, n_members: usize) -> bool {
 
 /// Most tiles of a task in a narrow layer.
 fn task_tiles(layout: &Layout) -> usize {
-    most_tiles(layout.per_cell * TASK_POINTS, layout.cin + layout.cout, TASK_TILES)
+    most_tiles(layout.per_cell * TASK_POINTS, layout.pass, layout.cin + layout.cout, TASK_TILES)
 }
 
 /// Most tiles of a round in a wide layer.
 fn round_tiles(layout: &Layout) -> usize {
-    most_tiles(layout.per_cell * ROUND_POINTS, layout.cin + layout.cout, (ROUND_TASK, usize::MAX))
+    most_tiles(layout.per_cell * ROUND_POINTS, layout.pass, layout.cin + layout.cout, (ROUND_TASK, usize::MAX))
 }
 
 /// Whether there are blocks enough for all threads.

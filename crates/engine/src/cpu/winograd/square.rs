@@ -5,15 +5,18 @@
 //! first-level cache.
 
 use super::grid::{Grid, Tile};
-use super::transform::{Columns, TILE, WINDOW};
+use super::strided;
+use super::transform::{Columns, TILE};
 use crate::cpu::ahead::LINE;
 use crate::cpu::cell::Cell;
 use crate::cpu::simd::Simd;
 use std::ops::Range;
 
-/// A batch of feature maps.
+/// A batch of feature maps, and the tiles over it, or over what it is strided to.
 pub(super) struct Source<'a, E> {
     pub grid: Grid,
+    /// Rows and columns of a map.
+    pub size: (usize, usize),
     pub channels: usize,
     pub x: &'a [E],
 }
@@ -22,10 +25,17 @@ pub(super) struct Source<'a, E> {
 const BLOCK: usize = 64;
 
 /// Floats of scratch for copied tiles.
-pub(super) const SCRATCH: usize = 2 * WINDOW * WINDOW * COPIED;
+pub(super) const SCRATCH: usize = 2 * strided::WINDOW * strided::WINDOW * COPIED;
 
 /// From one pixel of a copied square to the next: a cache line more keeps their channels from falling into the same cache sets.
 const COPIED: usize = BLOCK + LINE;
+
+/// Where a tile's square begins: `before` rows and columns before the tile, which is `scale` pixels a side for each of the grid's.
+#[derive(Clone, Copy)]
+pub(super) struct Frame {
+    pub before: usize,
+    pub scale: usize,
+}
 
 /// A tile, and the one whose pixels are to be asked for.
 #[derive(Clone, Copy)]
@@ -65,18 +75,19 @@ impl<E: Cell> Square<E> {
     pub fn of<const N: usize>(
         source: &Source<E>,
         tile: Tile,
-        before: usize,
+        Frame { before, scale }: Frame,
         block: &Range<usize>,
         copied: &mut [E],
     ) -> Self {
-        let Source { grid, channels: c, x } = source;
-        let image = &x[tile.image * grid.h * grid.w * c..][..grid.h * grid.w * c];
+        let &Source { size: (h, w), channels: c, x, .. } = source;
+        let image = &x[tile.image * h * w * c..][..h * w * c];
+        let (row, col) = (scale * tile.row, scale * tile.col);
         let is_inside = |at: usize, size: usize| at >= before && at + N - before <= size;
-        if is_inside(tile.row, grid.h) && is_inside(tile.col, grid.w) && block.end <= *c {
-            let start = image[((tile.row - before) * grid.w + tile.col - before) * c..].as_ptr();
-            return Self { start, row: grid.w * c, pixel: *c };
+        if is_inside(row, h) && is_inside(col, w) && block.end <= c {
+            let start = image[((row - before) * w + col - before) * c..].as_ptr();
+            return Self { start, row: w * c, pixel: c };
         }
-        copy_square::<E, N>(source, image, (tile.row, tile.col), before, block, copied);
+        copy_square::<E, N>(source, image, (row, col), before, block, copied);
         Self::copied::<N>(block, copied)
     }
 
@@ -127,16 +138,16 @@ fn copy_square<E: Cell, const N: usize>(
     block: &Range<usize>,
     to: &mut [E],
 ) {
-    let (grid, c) = (source.grid, source.channels);
+    let ((h, w), c) = (source.size, source.channels);
     let (n, first) = (block.end.min(c) - block.start, before.saturating_sub(left));
     // Pixels of a row that lie in the image.
-    let inside = (grid.w + before - left).min(N) - first;
+    let inside = (w + before - left).min(N) - first;
     for (r, line) in to[..N * N * COPIED].chunks_exact_mut(N * COPIED).enumerate() {
-        if top + r < before || top + r >= grid.h + before {
+        if top + r < before || top + r >= h + before {
             line.fill(E::default());
             continue;
         }
-        let from = &image[((top + r - before) * grid.w + left + first - before) * c..][..inside * c];
+        let from = &image[((top + r - before) * w + left + first - before) * c..][..inside * c];
         let (ahead, line) = line.split_at_mut(first * COPIED);
         let (line, behind) = line.split_at_mut(inside * COPIED);
         ahead.fill(E::default());
@@ -153,11 +164,11 @@ fn copy_square<E: Cell, const N: usize>(
 /// # Safety
 /// As [`Simd`].
 #[inline(always)]
-pub(super) unsafe fn prefetch_tile<E: Cell, S: Simd>(source: &Source<E>, tile: &Tile) {
-    let (Source { grid, channels: c, x }, per_line) = (source, LINE * size_of::<f32>() / size_of::<E>());
-    for row in tile.row..=tile.row + TILE {
-        let start = ((tile.image * grid.h + row) * grid.w + tile.col) * c;
-        for at in (0..TILE * c).step_by(per_line) {
+pub(super) unsafe fn prefetch_tile<E: Cell, S: Simd>(source: &Source<E>, tile: &Tile, scale: usize) {
+    let (&Source { size: (h, w), channels: c, x, .. }, per_line) = (source, LINE * size_of::<f32>() / size_of::<E>());
+    for row in scale * tile.row..=scale * (tile.row + TILE) {
+        let start = ((tile.image * h + row) * w + scale * tile.col) * c;
+        for at in (0..scale * TILE * c).step_by(per_line) {
             // SAFETY: handed through; what lies outside the map is asked for in vain.
             unsafe { S::prefetch(x.as_ptr().wrapping_add(start + at).cast()) };
         }

@@ -4,11 +4,13 @@
 //! product at every point, and the tiles of the results. A tile's points lie together, channels side by side, so that each map
 //! reads and writes whole cache lines of one stretch of memory.
 
+use super::Pass;
 use super::grid::{Grid, Tile};
 use super::points::{self, Place};
 use super::product::{Left, Out, Right, multiply};
 use super::square::{self, Source};
-use super::transform::{self, Columns, Line, Outputs, POINTS, TILE, WINDOW, rolled};
+use super::strided::{self, WideOutputs};
+use super::transform::{self, Columns, Line, Outputs, POINTS, TILE, rolled, weight};
 use crate::cpu::ahead::LINE;
 use crate::cpu::cell::Cell;
 use crate::cpu::simd::{Level, Simd, kernel};
@@ -24,12 +26,15 @@ const ALIKE: usize = 256;
 /// What the tasks of a pass read and write.
 pub(super) struct Job<'a, E> {
     pub level: Level,
+    pub pass: Pass,
     pub grid: Grid,
+    /// Rows and columns of the source's maps and of the destination's.
+    pub sizes: [(usize, usize); 2],
     /// Source and destination channels.
     pub channels: (usize, usize),
     /// Source channels in a cell of the products: see [`points::has_pairs`].
     pub per_cell: usize,
-    /// Packed weights: per panel `[point, cell of source channels, panel]`.
+    /// Packed weights: per panel `[point of weights, cell of source channels, panel]`.
     pub packed: &'a [f32],
     /// Source images.
     pub x: &'a [E],
@@ -55,14 +60,15 @@ fn point_len(channels: usize) -> usize {
 }
 
 /// Floats of a tile's points of `channels`.
-fn tile_len(channels: usize) -> usize {
-    POINTS * point_len(channels) + GAP
+fn tile_len(n_points: usize, channels: usize) -> usize {
+    n_points * point_len(channels) + GAP
 }
 
 /// Floats of scratch that a task of `n_tiles` needs at most, panels and vectors being at most as wide as said.
-pub(super) fn scratch_len(n_tiles: usize, source: usize, panel: usize, lanes: usize) -> usize {
+pub(super) fn scratch_len(pass: Pass, n_tiles: usize, source: usize, panel: usize, lanes: usize) -> usize {
+    let tile = |channels| tile_len(pass.products(), channels);
     // Whole groups of rows are multiplied.
-    n_tiles.next_multiple_of(lanes) * (tile_len(source.next_multiple_of(lanes)) + tile_len(panel)) + square::SCRATCH
+    n_tiles.next_multiple_of(lanes) * (tile(source.next_multiple_of(lanes)) + tile(panel)) + square::SCRATCH
 }
 
 kernel! {
@@ -76,21 +82,37 @@ kernel! {
 
 #[inline(always)]
 unsafe fn correlate_task<E: Cell, S: Simd>(job: &Job<E>, task: &Task, scratch: &mut [f32]) {
+    // SAFETY: the caller's promises.
+    unsafe {
+        match job.pass {
+            Pass::Same => correlate_tiles::<E, S, Outputs, _, _>(job, task, scratch),
+            Pass::Down => correlate_tiles::<E, S, strided::Outputs, _, _>(job, task, scratch),
+            Pass::Up => correlate_tiles::<E, S, WideOutputs, _, _>(job, task, scratch),
+        }
+    }
+}
+
+/// A task whose tiles have `P` × `P` products, and `T` × `T` results by the map `L`.
+#[inline(always)]
+unsafe fn correlate_tiles<E: Cell, S: Simd, L: Line<P, T>, const P: usize, const T: usize>(
+    job: &Job<E>,
+    task: &Task,
+    scratch: &mut [f32],
+) {
     let (source, channels) = job.channels;
     let (n_tiles, padded) = (task.tiles.len(), source.next_multiple_of(S::LANES) / job.per_cell);
     assert!(job.per_cell == 1 || points::has_pairs::<E, S>());
-    let windows_len = n_tiles.next_multiple_of(S::GROUP) * tile_len(padded);
-    let (windows, rest) = scratch.split_at_mut(windows_len);
-    let (products, rest) = rest.split_at_mut(n_tiles.next_multiple_of(S::GROUP) * tile_len(S::PANEL));
-    let (start, width) = (windows.as_mut_ptr(), tile_len(padded));
-    let place = Place { start, n_cells: n_tiles, width, block: width, point: point_len(padded) };
-    let maps = Source { grid: job.grid, channels: source, x: job.x };
+    let (n_rows, width) = (n_tiles.next_multiple_of(S::GROUP), tile_len(P * P, padded));
+    let (windows, rest) = scratch.split_at_mut(n_rows * width);
+    let (products, rest) = rest.split_at_mut(n_rows * tile_len(P * P, S::PANEL));
+    let place = Place { start: windows.as_mut_ptr(), n_cells: n_tiles, width, block: width, point: point_len(padded) };
+    let maps = Source { grid: job.grid, size: job.sizes[0], channels: source, x: job.x };
     // SAFETY: the caller's promise; windows have room for all channels of all tiles.
     unsafe {
         if job.per_cell == 1 {
-            points::windows(job.level, &maps, task.tiles.clone(), place, rest);
+            points::windows(job.level, job.pass, &maps, task.tiles.clone(), place, rest);
         } else {
-            points::windows_of_pairs(job.level, &maps, task.tiles.clone(), place, rest);
+            points::windows_of_pairs(job.level, job.pass, &maps, task.tiles.clone(), place, rest);
         }
     }
     for panel in task.panels.clone() {
@@ -99,37 +121,38 @@ unsafe fn correlate_task<E: Cell, S: Simd>(job: &Job<E>, task: &Task, scratch: &
         // SAFETY: the caller's promises.
         unsafe {
             if (channels - at).min(S::PANEL) <= S::LANES {
-                correlate_panel::<E, S, 1>(job, task, windows, weights, products, at);
+                multiply_panel::<E, S, 1, P>(job, n_tiles, windows, weights, products);
+                write_panel::<E, S, L, 1, P, T>(job, task, products, at);
             } else {
-                correlate_panel::<E, S, 2>(job, task, windows, weights, products, at);
+                multiply_panel::<E, S, 2, P>(job, n_tiles, windows, weights, products);
+                write_panel::<E, S, L, 2, P, T>(job, task, products, at);
             }
         }
     }
 }
 
-/// All tiles of a task for the channels of a panel, `V` vectors wide.
+/// The products of all tiles of a task for the channels of a panel, `V` vectors wide.
 #[inline(always)]
-unsafe fn correlate_panel<E: Cell, S: Simd, const V: usize>(
+unsafe fn multiply_panel<E: Cell, S: Simd, const V: usize, const P: usize>(
     job: &Job<E>,
-    task: &Task,
+    n_tiles: usize,
     windows: &[f32],
     weights: &[f32],
     products: &mut [f32],
-    at: usize,
 ) {
     let source = job.channels.0;
-    let (n_tiles, width, cells) = (task.tiles.len(), V * S::LANES, source.div_ceil(job.per_cell));
+    let (width, cells) = (V * S::LANES, source.div_ceil(job.per_cell));
     let padded = source.next_multiple_of(S::LANES) / job.per_cell;
-    let (from_tile, to_tile) = (tile_len(padded), tile_len(width));
+    let (from_tile, to_tile) = (tile_len(P * P, padded), tile_len(P * P, width));
     assert!(weights.len() >= POINTS * cells * width);
-    for point in 0..POINTS {
+    for point in 0..P * P {
         for first in (0..n_tiles).step_by(S::PIXELS) {
             let rows = S::PIXELS.min(n_tiles - first);
             // SAFETY: windows and products hold whole groups of tiles, which the caller asserted; weights by the assertion.
             unsafe {
                 let start = windows.as_ptr().add(first * from_tile + point * point_len(padded));
                 let left = Left { start, row: from_tile, step: 1 };
-                let right = Right { start: weights.as_ptr().add(point * cells * width), step: width };
+                let right = Right { start: weights.as_ptr().add(weight(P, point) * cells * width), step: width };
                 let start = products.as_mut_ptr().add(first * to_tile + point * width);
                 let out = Out { start, row: to_tile, adds: false };
                 if job.per_cell == 1 {
@@ -140,31 +163,34 @@ unsafe fn correlate_panel<E: Cell, S: Simd, const V: usize>(
             }
         }
     }
-    // SAFETY: the caller's promises.
-    unsafe { write_panel::<E, S, V>(job, task, products, at) };
 }
 
 /// The tiles of a task's products for the channels of a panel from `at` on.
 #[inline(always)]
-unsafe fn write_panel<E: Cell, S: Simd, const V: usize>(job: &Job<E>, task: &Task, products: &[f32], at: usize) {
+unsafe fn write_panel<E: Cell, S: Simd, L: Line<P, T>, const V: usize, const P: usize, const T: usize>(
+    job: &Job<E>,
+    task: &Task,
+    products: &[f32],
+    at: usize,
+) {
     let (n_tiles, channels, width) = (task.tiles.len(), job.channels.1, V * S::LANES);
-    let to_tile = tile_len(width);
+    let to_tile = tile_len(P * P, width);
     // SAFETY: the caller has the instructions.
-    let (mut sums, mut halfway) = unsafe { ([[S::zero(); 2]; V], [[S::zero(); WINDOW]; TILE]) };
-    let sides = (rolled(WINDOW), rolled(TILE));
+    let (mut sums, mut halfway) = unsafe { ([[S::zero(); 2]; V], [[S::zero(); P]; T]) };
+    let sides = (rolled(P), rolled(T));
     for (i, tile) in job.grid.tiles(task.tiles.start).take(n_tiles).enumerate() {
-        let is_whole = tile.is_whole(&job.grid);
+        let pixels = Pixels::<T>::of(&tile, job.sizes[1]);
         for (v, sums) in sums.iter_mut().enumerate() {
             let k = v * S::LANES;
             let n = (channels - at - k).min(S::LANES);
             let start = products[i * to_tile + k..].as_ptr();
             // SAFETY: the caller's promises; a tile's products hold a vector at every point.
             unsafe {
-                transform::columns::<Outputs, S, _, _>(&Products { start, point: width }, sides.0, &mut halfway);
-                if is_whole && n == S::LANES {
-                    write_whole::<E, S>(job, &tile, &halfway, sides.1, at + k, sums);
+                transform::columns::<L, S, _, _>(&Products { start, point: width }, sides.0, &mut halfway);
+                if pixels.is_whole() && n == S::LANES {
+                    write_whole::<E, S, L, P, T>(job, &pixels, &halfway, sides.1, at + k, sums);
                 } else {
-                    write_part::<E, S>(job, &tile, &halfway, (at + k, n), sums);
+                    write_part::<E, S, L, P, T>(job, &pixels, &halfway, (at + k, n), sums);
                 }
             }
         }
@@ -188,37 +214,58 @@ struct Products {
     point: usize,
 }
 
-impl<S: Simd> Columns<S, WINDOW> for Products {
+impl<S: Simd, const P: usize> Columns<S, P> for Products {
     #[inline(always)]
-    unsafe fn column(&self, c: usize) -> [S; WINDOW] {
+    unsafe fn column(&self, c: usize) -> [S; P] {
         // SAFETY: the caller has the instructions, and the products.
         unsafe {
-            let mut column = [S::zero(); WINDOW];
+            let mut column = [S::zero(); P];
             for (r, value) in column.iter_mut().enumerate() {
-                *value = S::load(self.start.add((r * WINDOW + c) * self.point));
+                *value = S::load(self.start.add((r * P + c) * self.point));
             }
             column
         }
     }
 }
 
-/// Writes a vector of channels of a tile's outputs, of which the columns are done, and adds them to the sums. `n_rows` is `TILE`, [`rolled`].
+/// The pixels of a tile's results, `T` × `T` at most: the number of the first one in the batch, rows and columns that lie in the image, and pixels
+/// from one row to the next.
+struct Pixels<const T: usize> {
+    first: usize,
+    rows: usize,
+    cols: usize,
+    row: usize,
+}
+
+impl<const T: usize> Pixels<T> {
+    #[inline(always)]
+    fn of(tile: &Tile, (h, w): (usize, usize)) -> Self {
+        let (row, col) = (tile.row * (T / TILE), tile.col * (T / TILE));
+        Self { first: (tile.image * h + row) * w + col, rows: T.min(h - row), cols: T.min(w - col), row: w }
+    }
+
+    fn is_whole(&self) -> bool {
+        (self.rows, self.cols) == (T, T)
+    }
+}
+
+/// Writes a vector of channels of a tile's results, of which the columns are done, and adds them to the sums. `n_rows` is `T`, [`rolled`].
 #[inline(always)]
-unsafe fn write_whole<E: Cell, S: Simd>(
+unsafe fn write_whole<E: Cell, S: Simd, L: Line<P, T>, const P: usize, const T: usize>(
     job: &Job<E>,
-    tile: &Tile,
-    halfway: &[[S; WINDOW]; TILE],
+    pixels: &Pixels<T>,
+    halfway: &[[S; P]; T],
     n_rows: usize,
     channel: usize,
     sums: &mut [S; 2],
 ) {
-    let (w, c) = (job.grid.w, job.channels.1);
+    let c = job.channels.1;
     // SAFETY: the caller vouches for the tile's pixels.
     unsafe {
-        let to = job.y.add(((tile.image * job.grid.h + tile.row) * w + tile.col) * c + channel);
+        let to = job.y.add(pixels.first * c + channel);
         for r in 0..n_rows {
-            for (col, value) in Outputs::line(*halfway.get_unchecked(r)).into_iter().enumerate() {
-                write_pixel(value, to.add((r * w + col) * c), S::LANES, job.write, sums);
+            for (col, value) in L::line(*halfway.get_unchecked(r)).into_iter().enumerate() {
+                write_pixel(value, to.add((r * pixels.row + col) * c), S::LANES, job.write, sums);
             }
         }
     }
@@ -226,21 +273,20 @@ unsafe fn write_whole<E: Cell, S: Simd>(
 
 /// The same for `n` channels of the pixels that lie in the image.
 #[inline(always)]
-unsafe fn write_part<E: Cell, S: Simd>(
+unsafe fn write_part<E: Cell, S: Simd, L: Line<P, T>, const P: usize, const T: usize>(
     job: &Job<E>,
-    tile: &Tile,
-    halfway: &[[S; WINDOW]; TILE],
+    pixels: &Pixels<T>,
+    halfway: &[[S; P]; T],
     (channel, n): (usize, usize),
     sums: &mut [S; 2],
 ) {
-    let (w, c) = (job.grid.w, job.channels.1);
-    let (rows, cols) = tile.size(&job.grid);
+    let c = job.channels.1;
     // SAFETY: the caller vouches for the tile's pixels.
     unsafe {
-        let to = job.y.add(((tile.image * job.grid.h + tile.row) * w + tile.col) * c + channel);
-        for (r, &row) in halfway.iter().enumerate().take(rows) {
-            for (col, value) in Outputs::line(row).into_iter().enumerate().take(cols) {
-                write_pixel(value, to.add((r * w + col) * c), n, job.write, sums);
+        let to = job.y.add(pixels.first * c + channel);
+        for (r, &row) in halfway.iter().enumerate().take(pixels.rows) {
+            for (col, value) in L::line(row).into_iter().enumerate().take(pixels.cols) {
+                write_pixel(value, to.add((r * pixels.row + col) * c), n, job.write, sums);
             }
         }
     }

@@ -1,4 +1,4 @@
-//! The four linear maps of F(4 × 4, 3 × 3), on vectors of channels.
+//! The linear maps of F(4 × 4, 3 × 3), on vectors of channels.
 //!
 //! A correlation with three taps is a product of polynomials, known once it is known at enough points: a window of six inputs
 //! gives four outputs from products at 0, ±1/√2, ±√2 and infinity, 6 in place of 12. In two dimensions a 6 × 6 window gives
@@ -21,19 +21,26 @@ use std::f32::consts::{FRAC_1_SQRT_2, SQRT_2};
 pub(super) const TILE: usize = 4;
 pub(super) const WINDOW: usize = 6;
 pub(super) const TAPS: usize = 3;
-/// Products of a tile, pair of input and output channel.
-pub(super) const POINTS: usize = WINDOW * WINDOW;
+/// Points of weights along a side, and all of them: the same number with stride 2 ([`strided`](super::strided)).
+pub(super) const SIDE: usize = 6;
+pub(super) const POINTS: usize = SIDE * SIDE;
+
+/// The point of the weights that product `p` of a tile is made with, of `side` products along a side: each another one, but that those behind
+/// the last point share it.
+pub(super) fn weight(side: usize, p: usize) -> usize {
+    (p / side).min(SIDE - 1) * SIDE + (p % side).min(SIDE - 1)
+}
 
 /// A constant in all lanes.
 #[inline(always)]
-unsafe fn all<S: Simd>(value: f32) -> S {
+pub(super) unsafe fn all<S: Simd>(value: f32) -> S {
     // SAFETY: the caller has the instructions, here and in all functions below.
     unsafe { S::splat(&raw const value) }
 }
 
 /// `a·x + b·y`.
 #[inline(always)]
-unsafe fn mix<S: Simd>(a: f32, x: S, b: f32, y: S) -> S {
+pub(super) unsafe fn mix<S: Simd>(a: f32, x: S, b: f32, y: S) -> S {
     // SAFETY: see above.
     unsafe { S::zero().fma(all(a), x).fma(all(b), y) }
 }
@@ -70,9 +77,9 @@ impl Line<WINDOW, WINDOW> for Window {
 /// `G`, of a filter's weights.
 pub(super) struct Weights;
 
-impl Line<TAPS, WINDOW> for Weights {
+impl Line<TAPS, SIDE> for Weights {
     #[inline(always)]
-    unsafe fn line<S: Simd>(g: [S; TAPS]) -> [S; WINDOW] {
+    unsafe fn line<S: Simd>(g: [S; TAPS]) -> [S; SIDE] {
         // SAFETY: see above.
         unsafe {
             let even = mix(-2.0 / 3.0, g[0], -1.0 / 3.0, g[2]);
@@ -128,9 +135,9 @@ impl Line<TILE, WINDOW> for Gradients {
 /// `Gᵀ`, of a filter's sums of products.
 pub(super) struct Taps;
 
-impl Line<WINDOW, TAPS> for Taps {
+impl Line<SIDE, TAPS> for Taps {
     #[inline(always)]
-    unsafe fn line<S: Simd>(u: [S; WINDOW]) -> [S; TAPS] {
+    unsafe fn line<S: Simd>(u: [S; SIDE]) -> [S; TAPS] {
         // SAFETY: see above.
         unsafe {
             let (even, odd) = (u[1].add(u[2]), u[1].sub(u[2]));
@@ -207,32 +214,37 @@ pub(super) unsafe fn square<L: Line<FROM, TO>, S: Simd, const FROM: usize, const
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::cpu::simd::Portable;
+pub(super) mod testing {
+    use crate::cpu::simd::{Portable, Simd};
 
-    fn numbers<const N: usize>(seed: usize) -> [[f32; N]; N] {
+    pub fn numbers<const N: usize>(seed: usize) -> [[f32; N]; N] {
         std::array::from_fn(|r| {
             std::array::from_fn(|c| ((seed + 31 * r + 17 * c) * 2_654_435_761 % 1009) as f32 / 504.5 - 1.0)
         })
     }
 
-    fn vectors<const N: usize>(square: [[f32; N]; N]) -> [[Portable; N]; N] {
+    pub fn vectors<const N: usize>(square: [[f32; N]; N]) -> [[Portable; N]; N] {
         // SAFETY: every machine has `Portable`.
         square.map(|row| row.map(|v| unsafe { Portable::splat(&raw const v) }))
     }
 
-    fn first(vector: Portable) -> f32 {
+    pub fn first(vector: Portable) -> f32 {
         let mut value = 0.0;
         // SAFETY: one float is stored.
         unsafe { vector.store_first(&raw mut value, 1) };
         value
     }
 
-    fn products(a: [[Portable; WINDOW]; WINDOW], b: [[Portable; WINDOW]; WINDOW]) -> [[Portable; WINDOW]; WINDOW] {
+    pub fn products<const N: usize>(a: [[Portable; N]; N], b: [[Portable; N]; N]) -> [[Portable; N]; N] {
         // SAFETY: every machine has `Portable`.
         std::array::from_fn(|r| std::array::from_fn(|c| unsafe { Portable::zero().fma(a[r][c], b[r][c]) }))
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::{first, numbers, products, vectors};
+    use super::*;
 
     #[test]
     fn products_at_points_give_the_correlation() {
