@@ -272,6 +272,7 @@ fn convolutions_of_real_networks_agree() {
         (3, 16, 7, 2, 56),
         // So wide that threads share the weight gradient by blocks.
         (300, 200, 3, 1, 5),
+        (200, 300, 3, 2, 7),
         // So deep, too, that a share's inputs are gathered in one round where all inputs take several.
         (252, 1056, 1, 1, 14),
     ];

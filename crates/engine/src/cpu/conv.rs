@@ -53,9 +53,8 @@ impl Algorithm {
             Level::Avx512Bf16 if E::PER_CELL == 2 => (0.5, 0.5),
             _ => (1.0, 1.0),
         };
-        let saves = |product: f64| {
-            shape.input.c.min(shape.cout) >= NARROWEST && winograd::cost(shape) * product < 0.8 * direct
-        };
+        let saves =
+            |product: f64| shape.input.c.min(shape.cout) >= NARROWEST && winograd::cost(shape) * product < 0.8 * direct;
         match self {
             _ if !winograd::can(shape) => (false, false),
             Self::Auto => (saves(1.0), saves(pairs)),
@@ -148,4 +147,63 @@ pub struct Context<'a> {
     pub level: Level,
     pub scratch: &'a mut [Buffer<f32>],
     pub partial: &'a mut [f32],
+}
+
+#[cfg(test)]
+pub(super) mod testing {
+    use super::{Context, Convolution};
+    use crate::buffer::Buffer;
+    use crate::cpu::simd::Level;
+    use crate::cpu::team::Team;
+    use crate::element::{Bf16, Element};
+    use crate::host::slack;
+    use crate::types::{ConvShape, ConvUse, Dims, Write};
+
+    /// Small whole numbers, exact in every sum.
+    fn numbers(len: usize, seed: usize) -> Vec<f32> {
+        (0..len).map(|i| ((i * 2_654_435_761 + seed * 40_503) % 1009 % 7) as f32 - 3.0).collect()
+    }
+
+    /// Forward with its sums, backward-data set and added, and the masked weight gradient of a convolution.
+    pub fn passes(conv: &mut dyn Convolution<Bf16>, shape: ConvShape, n: usize, level: Level) -> [Vec<f32>; 4] {
+        let (team, used, mut held) = (Team::new(2).unwrap(), ConvUse::Train, 0);
+        let scratch = &mut [(); 2].map(|()| Buffer::zeroed(conv.scratch_len(used), "scratch", &mut held).unwrap());
+        let partial = &mut vec![0.0; conv.partial_len(n, 2, used)];
+        let mut ctx = Context { team: &team, level, scratch, partial };
+        let map = |dims: Dims, seed: usize| -> Vec<Bf16> {
+            numbers(n * dims.len() + slack(dims), seed).into_iter().map(Bf16::of).collect()
+        };
+        let mask: Vec<u8> = numbers(shape.n_weights(), 9).iter().map(|&v| u8::from(v > 0.0)).collect();
+        conv.pack(&team, level, &numbers(shape.n_weights(), 1), Some(&mask));
+        let (x, dy) = (map(shape.input, 2), map(shape.output(), 3));
+        let (mut y, mut dx) = (map(shape.output(), 4), map(shape.input, 5));
+        let (mut sums, mut dw) = (vec![0.0; 2 * shape.cout], numbers(shape.n_weights(), 6));
+        conv.forward(&mut ctx, n, &x, &mut y, Some(&mut sums));
+        conv.backward_data(&mut ctx, n, &dy, &mut dx, Write::Set);
+        conv.backward_data(&mut ctx, n, &dy, &mut dx, Write::Add);
+        conv.backward_weight(&mut ctx, n, &x, &dy, &mut dw, Some(&mask));
+        let floats = |map: &[Bf16], dims: Dims| map[..n * dims.len()].iter().map(|v| v.get()).collect();
+        [floats(&y, shape.output()), floats(&dx, shape.input), sums, dw]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::passes;
+    use super::*;
+    use crate::element::Bf16;
+    use crate::types::Dims;
+
+    #[test]
+    fn a_mixed_convolution_is_direct_forward_and_at_points_backward() {
+        let (level, used, held) = (Level::detect(), ConvUse::Train, &mut 0);
+        let shape = ConvShape { input: Dims { h: 9, w: 12, c: 34 }, cout: 70, kernel: 3, stride: 2, pad: 1 };
+        let mut direct = DirectConv::new::<Bf16>(shape, used, level, held).unwrap();
+        let mut points = WinogradConv::new::<Bf16>(shape, used, true, level, held).unwrap();
+        let forward = DirectConv::new::<Bf16>(shape, ConvUse::Forward, level, held).unwrap();
+        let backward = WinogradConv::new::<Bf16>(shape, used, false, level, held).unwrap();
+        let [y, _, sums, _] = passes(&mut direct, shape, 3, level);
+        let [_, dx, _, dw] = passes(&mut points, shape, 3, level);
+        assert!(passes(&mut Mixed { forward, backward }, shape, 3, level) == [y, dx, sums, dw]);
+    }
 }

@@ -1,6 +1,6 @@
 //! The fast engine for CPUs, in f32 and bf16.
 //!
-//! [`HostEngine`] holds the buffers, a [`team::Team`] of threads and planned convolutions, and cuts every operation into
+//! [`HostEngine`] holds the buffers, a `team::Team` of threads and planned convolutions, and cuts every operation into
 //! chunks. `conv` plans convolutions: `direct` ones over the geometry in `sweep`, whose kernels are `correlate` and `gradient` on
 //! vectors, which ask for memory `ahead`, and `amx` on tiles; and `winograd`. `elementwise` is all that moves memory, `dense` the matrix
 //! products.

@@ -164,7 +164,13 @@ impl WinogradConv {
     /// How the weight gradient's numbers lie.
     fn gradient_layout(&self) -> gradient::Layout {
         let (cin, cout) = self.channels();
-        gradient::Layout { pass: Pass::of(&self.shape).0, cin, cout, lanes: self.layout.narrow, per_cell: self.per_cell }
+        gradient::Layout {
+            pass: Pass::of(&self.shape).0,
+            cin,
+            cout,
+            lanes: self.layout.narrow,
+            per_cell: self.per_cell,
+        }
     }
 
     fn forward_weights(&self) -> Weights<'_> {

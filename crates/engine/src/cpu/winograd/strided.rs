@@ -156,19 +156,15 @@ impl Line<SIDE, TAPS> for Taps {
         unsafe {
             let (even, odd) = (u[0].add(u[1]), u[0].sub(u[1]));
             let (even_far, odd_far) = (u[2].add(u[3]), u[2].sub(u[3]));
-            [
-                mix(-0.5, odd, 1.0 / 6.0, odd_far),
-                u[5],
-                u[4].fma(all(-0.25), even).fma(all(0.25), even_far),
-            ]
+            [mix(-0.5, odd, 1.0 / 6.0, odd_far), u[5], u[4].fma(all(-0.25), even).fma(all(0.25), even_far)]
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::transform::{square, weight};
     use super::super::transform::testing::{first, numbers, products, vectors};
+    use super::super::transform::{square, weight};
     use super::*;
     use crate::cpu::simd::Portable;
 
@@ -203,9 +199,8 @@ mod tests {
         for (r, c) in (0..WIDE).flat_map(|r| (0..WIDE).map(move |c| (r, c))) {
             // Input `r` was tap `a` of output `o` where r = 2·o + a - 1.
             let meets = |at: usize, tap: usize| (at + 1).checked_sub(tap).filter(|o| o % 2 == 0).map(|o| o / 2);
-            let expected: f32 = (0..9)
-                .filter_map(|t| Some(dy[meets(r, t / 3)?][meets(c, t % 3)?] * w[t / 3][t % 3]))
-                .sum();
+            let expected: f32 =
+                (0..9).filter_map(|t| Some(dy[meets(r, t / 3)?][meets(c, t % 3)?] * w[t / 3][t % 3])).sum();
             assert!((first(dx[r][c]) - expected).abs() < 1e-5, "({r}, {c}): {} for {expected}", first(dx[r][c]));
         }
     }
