@@ -163,7 +163,7 @@ pub(crate) unsafe fn weight_gradient<E: Cell>(
                     let a = A { starts, row: 2 * plan.turned_row, runs, steps, skip: 0 };
                     let c = C { start: dw.as_mut_ptr(), row: 4 * PANEL, right: ROWS, down: ROWS * PANEL };
                     // SAFETY: both sides hold all positions of the piece by the assertions; `dw` is 32 × 32 floats.
-                    unsafe { tiles.multiply(&a, &b, &c, true) };
+                    unsafe { tiles.multiply(&a, &b, &c, true, || ()) };
                 }
             }
         }

@@ -1,5 +1,6 @@
 //! Convolution kernels for bf16 on AMX tiles.
 
+mod finish;
 pub(crate) mod gradient;
 pub(crate) mod sweep;
 pub(crate) mod tiles;
@@ -69,6 +70,8 @@ mod tests {
             (64, 40, 1, 1, 3, 3, 1),
             (64, 160, 3, 2, 32, 32, 1),
             (160, 288, 3, 1, 4, 4, 9),
+            (32, 64, 3, 2, 6, 56, 1),
+            (64, 40, 3, 2, 10, 6, 4),
         ];
         for (cin, cout, kernel, stride, h, w, n) in shapes {
             let shape = ConvShape { input: Dims { h, w, c: cin }, cout, kernel, stride, pad: kernel / 2 };

@@ -5,14 +5,17 @@
 //! empty; there each task first gathers its windows, one behind the other. 1×1 windows are the pixels themselves.
 //!
 //! A block is two tiles of pixels × two of channels. Narrow layers take all panels of weights for a block, whose windows then
-//! stay in the nearest cache; wide ones take all blocks for a panel, which then stays.
+//! stay in the nearest cache; wide ones take all blocks for a panel, which then stays. A block's sums become pixels (`finish.rs`)
+//! only while the next block's tiles are multiplied: if they followed their own, they would wait for the last product, fill the
+//! processor's scheduler and keep it from the next.
 
 use super::super::cell::Cell;
 use super::super::correlate::Job;
-use super::super::simd::{Avx512Bf16, Simd};
 use super::super::sweep::{Sweep, Task, TaskShape, View};
+use super::finish::Destination;
 use super::tiles::{A, B, BLOCK, C, DEPTH, PANEL, ROWS, Tiles};
 use crate::types::Write;
+use std::arch::x86_64::{_mm512_maskz_loadu_epi16, _mm512_setzero_si512, _mm512_storeu_si512};
 
 /// Most bytes of a task's gathered windows, most of its pixels, and most cells of its source.
 const TASK_BYTES: usize = 768 << 10;
@@ -72,75 +75,100 @@ fn view_len(sweep: &Sweep) -> usize {
     sweep.scratch_len(tasks(sweep)).next_multiple_of(16)
 }
 
+/// How a task's pixels lie, in numbers: lines of `cols` pixels, images of `rows` lines, and the steps from one to the next.
+pub(super) struct Lattice {
+    pub cols: usize,
+    pub rows: usize,
+    pub pixel: usize,
+    pub row: usize,
+    pub image: usize,
+}
+
+impl Lattice {
+    pub fn offset(&self, image: usize, row: usize, col: usize) -> usize {
+        image * self.image + row * self.row + col * self.pixel
+    }
+}
+
+/// Quotient and remainder. Most quotients here are zero, which takes no division.
+pub(super) fn divide(number: usize, by: usize) -> (usize, usize) {
+    if number < by { (0, number) } else { (number / by, number % by) }
+}
+
 /// Sixteen windows: where the first one begins, its pixel in the task, and which of them count.
 #[derive(Clone, Copy)]
-struct Tile {
+pub(super) struct Tile {
     a: *const u16,
-    pixel: usize,
-    skip: usize,
-    n: usize,
+    pub pixel: usize,
+    pub skip: usize,
+    pub n: usize,
+}
+
+/// A block of sums: two tiles of pixels, the second of which may not exist, for a panel of channels.
+#[derive(Clone, Copy)]
+struct Block {
+    tiles: [Tile; 2],
+    has_second: bool,
+    panel: usize,
 }
 
 /// A task's source as tiles see it.
 struct Windows<'a, E> {
-    sweep: &'a Sweep,
-    task: &'a Task,
-    view: &'a View<'a, E>,
-    reading: Reading,
-    gathered: *const u16,
-    n_pixels: usize,
+    data: &'a [E],
+    pixels: Lattice,
+    tiles_per_line: usize,
+    n_tiles: usize,
+    /// How tiles lie in memory, without where they begin.
+    strides: A,
 }
 
-impl<E: Cell> Windows<'_, E> {
-    fn tiles_per_line(&self) -> usize {
-        self.sweep.grid.1.div_ceil(ROWS)
+impl<'a, E: Cell> Windows<'a, E> {
+    fn of(sweep: &Sweep, task: &Task, view: &View<'a, E>, gathered: &'a [E], reading: Reading) -> Self {
+        let (pixel, run) = (sweep.stride * sweep.channels(), sweep.kernel.1 * sweep.channels());
+        let n_pixels = task.n_images * task.n_rows * sweep.grid.1;
+        let one_line = |pixel| Lattice { cols: n_pixels, rows: 1, pixel, row: 0, image: 0 };
+        let in_place = A {
+            starts: [std::ptr::null(); 2],
+            row: 2 * pixel,
+            runs: sweep.kernel.0,
+            steps: run / DEPTH,
+            skip: 2 * (view.row as isize - run as isize),
+        };
+        let (data, pixels, strides) = match reading {
+            Reading::Lines => {
+                let (cols, rows, row) = (sweep.grid.1, task.n_rows, sweep.stride * view.row);
+                (view.data, Lattice { cols, rows, pixel, row, image: view.image }, in_place)
+            }
+            Reading::Pixels => (view.data, one_line(pixel), in_place),
+            Reading::Gathered => {
+                let (values, row) = window(sweep);
+                let strides = A { row: 2 * row, runs: 1, steps: values.div_ceil(DEPTH), skip: 0, ..in_place };
+                (gathered, one_line(row), strides)
+            }
+        };
+        let tiles_per_line = pixels.cols.div_ceil(ROWS);
+        Self { data, tiles_per_line, n_tiles: n_pixels / pixels.cols * tiles_per_line, pixels, strides }
     }
 
-    fn n_tiles(&self) -> usize {
-        match self.reading {
-            Reading::Lines => self.task.n_images * self.task.n_rows * self.tiles_per_line(),
-            Reading::Pixels | Reading::Gathered => self.n_pixels.div_ceil(ROWS),
-        }
+    fn n_blocks(&self) -> usize {
+        self.n_tiles.div_ceil(2)
+    }
+
+    fn block(&self, index: usize, panel: usize) -> Block {
+        let (first, has_second) = (self.tile(2 * index), 2 * index + 1 < self.n_tiles);
+        // What does not exist reads where the first does.
+        Block { tiles: [first, if has_second { self.tile(2 * index + 1) } else { first }], has_second, panel }
     }
 
     fn tile(&self, index: usize) -> Tile {
-        let (sweep, view) = (self.sweep, self.view);
-        let pixel = sweep.stride * sweep.channels();
-        // The 16 windows from `first` on of `len`, or from further left where that is too far.
-        let from = |first: usize, len: usize| {
-            let start = if len >= ROWS { first.min(len - ROWS) } else { 0 };
-            (start, first - start, ROWS.min(len - start))
-        };
-        match self.reading {
-            Reading::Lines => {
-                let (line, tile) = (index / self.tiles_per_line(), index % self.tiles_per_line());
-                let (start, skip, n) = from(tile * ROWS, sweep.grid.1);
-                let (image, row) = (line / self.task.n_rows, line % self.task.n_rows);
-                let at = image * view.image + row * sweep.stride * view.row + start * pixel;
-                Tile { a: view.data[at..].as_ptr().cast(), pixel: line * sweep.grid.1 + start, skip, n }
-            }
-            Reading::Pixels => {
-                let (start, skip, n) = from(index * ROWS, self.n_pixels);
-                Tile { a: view.data[start * pixel..].as_ptr().cast(), pixel: start, skip, n }
-            }
-            Reading::Gathered => {
-                let start = index * ROWS;
-                let a = self.gathered.wrapping_add(start * window(sweep).1);
-                Tile { a, pixel: start, skip: 0, n: ROWS.min(self.n_pixels - start) }
-            }
-        }
-    }
-
-    /// How tiles lie in memory, without where they begin.
-    fn strides(&self) -> A {
-        let (sweep, run) = (self.sweep, self.sweep.kernel.1 * self.sweep.channels());
-        let starts = [std::ptr::null(); 2];
-        if self.reading == Reading::Gathered {
-            let (values, row) = window(sweep);
-            return A { starts, row: 2 * row, runs: 1, steps: values.div_ceil(DEPTH), skip: 0 };
-        }
-        let skip = 2 * (self.view.row as isize - run as isize);
-        A { starts, row: 2 * sweep.stride * sweep.channels(), runs: sweep.kernel.0, steps: run / DEPTH, skip }
+        let (cols, (line, tile)) = (self.pixels.cols, divide(index, self.tiles_per_line));
+        // The 16 windows from `first` on of the line, or from further left where that is too far.
+        let first = tile * ROWS;
+        let start = if cols >= ROWS { first.min(cols - ROWS) } else { 0 };
+        let (image, row) = divide(line, self.pixels.rows);
+        let at = self.pixels.offset(image, row, start);
+        let pixel = line * cols + start;
+        Tile { a: self.data[at..].as_ptr().cast(), pixel, skip: first - start, n: ROWS.min(cols - start) }
     }
 }
 
@@ -153,107 +181,84 @@ pub(crate) unsafe fn correlate<E: Cell>(job: &Job<E>, index: usize, scratch: &mu
     assert_eq!(size_of::<E>(), 2);
     let sweep = job.sweep;
     let task = sweep.task(job.tasks, job.n, index);
-    let n_pixels = task.n_images * task.n_rows * sweep.grid.1;
     let (block, scratch) = scratch.split_at_mut(BLOCK);
     let (copied, gathered) = scratch.split_at_mut(view_len(sweep));
-    let view = sweep.source(&task, job.x, E::of_scratch(copied));
+    let (view, gathered) = (sweep.source(&task, job.x, E::of_scratch(copied)), E::of_scratch(gathered));
     let reading = match reading(sweep) {
-        Reading::Pixels if n_pixels < ROWS => Reading::Gathered,
+        Reading::Pixels if task.n_images * task.n_rows * sweep.grid.1 < ROWS => Reading::Gathered,
         reading => reading,
     };
     if reading == Reading::Gathered {
-        gather(sweep, &task, &view, E::of_scratch(gathered));
+        // SAFETY: the caller's promise.
+        unsafe { gather(sweep, &task, &view, gathered) };
     }
     if let Some(sums) = sums.as_deref_mut() {
+        assert!(job.write == Write::Set, "sums are those of what is written");
+        assert_eq!(sums.len(), 2 * sweep.dst.c);
         sums.fill(0.0);
     }
-    let windows = Windows { sweep, task: &task, view: &view, reading, gathered: gathered.as_ptr().cast(), n_pixels };
-    let (n_blocks, strides, tiles) = (windows.n_tiles().div_ceil(2), windows.strides(), Tiles::configure());
-    let n_panels = sweep.dst.c.div_ceil(PANEL);
+    let (windows, destination) = (Windows::of(sweep, &task, &view, gathered, reading), Destination::of(job, &task));
+    let (tiles, sums_of_block) = (Tiles::configure(), block.as_mut_ptr());
+    let (n_blocks, n_panels) = (windows.n_blocks(), sweep.dst.c.div_ceil(PANEL));
     let panel_len = job.packed.len() / n_panels;
-    let mut run = |panel: usize, pair: usize| {
-        let first = windows.tile(2 * pair);
-        let second = (2 * pair + 1 < windows.n_tiles()).then(|| windows.tile(2 * pair + 1));
-        let a = A { starts: [first.a, second.map_or(first.a, |tile| tile.a)], ..strides };
-        let b = B { start: job.packed[panel * panel_len..][..panel_len].as_ptr().cast(), skip: 0 };
-        let c = C { start: block.as_mut_ptr(), row: 64, right: ROWS * ROWS, down: 2 * ROWS * ROWS };
-        // SAFETY: tiles lie in the view, in its slack or in the gathered windows; a panel has a row of cells for each
-        // step; `block` holds four tiles; the pixels are this task's.
-        unsafe {
-            tiles.multiply(&a, &b, &c, false);
-            finish(job, &task, first, &block[..BLOCK / 2], panel * PANEL, sums.as_deref_mut());
-            if let Some(second) = second {
-                finish(job, &task, second, &block[BLOCK / 2..], panel * PANEL, sums.as_deref_mut());
-            }
+    let mut finish = |block: Block| {
+        for (i, tile) in block.tiles.iter().enumerate().take(1 + usize::from(block.has_second)) {
+            let (from, at) = (sums_of_block.wrapping_add(i * BLOCK / 2), block.panel * PANEL);
+            // SAFETY: these are the sums of two of four tiles; the pixels are this task's; see the assertions.
+            unsafe { destination.finish(tile, from, at, sums.as_deref_mut()) };
         }
     };
-    if size_of_val(job.packed) <= NARROW {
-        (0..n_blocks).for_each(|block| (0..n_panels).for_each(|panel| run(panel, block)));
-    } else {
-        (0..n_panels).for_each(|panel| (0..n_blocks).for_each(|block| run(panel, block)));
+    let panels_first = size_of_val(job.packed) <= NARROW;
+    let (outer, inner) = if panels_first { (n_blocks, n_panels) } else { (n_panels, n_blocks) };
+    // The block that is still to be finished.
+    let mut before: Option<Block> = None;
+    for i in 0..outer {
+        for j in 0..inner {
+            let block = if panels_first { windows.block(i, j) } else { windows.block(j, i) };
+            let a = A { starts: block.tiles.map(|tile| tile.a), ..windows.strides };
+            let b = B { start: job.packed[block.panel * panel_len..][..panel_len].as_ptr().cast(), skip: 0 };
+            let c = C { start: sums_of_block, row: 64, right: ROWS * ROWS, down: 2 * ROWS * ROWS };
+            // SAFETY: tiles lie in the view, in its slack or in the gathered windows; a panel has a row of cells for
+            // each step; the sums are those of four tiles.
+            unsafe { tiles.multiply(&a, &b, &c, false, || before.into_iter().for_each(&mut finish)) };
+            before = Some(block);
+        }
     }
+    before.into_iter().for_each(finish);
 }
 
-/// Lays the windows of a task's pixels one behind the other, zeros up to the next.
-fn gather<E: Cell>(sweep: &Sweep, task: &Task, view: &View<E>, out: &mut [E]) {
-    let (run, (values, row)) = (sweep.kernel.1 * sweep.channels(), window(sweep));
+/// Lays the windows of a task's pixels one behind the other, zeros up to the end of their last step.
+///
+/// # Safety
+/// The CPU must have the features; `E` is bf16.
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn gather<E: Cell>(sweep: &Sweep, task: &Task, view: &View<E>, out: &mut [E]) {
+    let (kh, pixel, run) = (sweep.kernel.0, sweep.stride * sweep.channels(), sweep.kernel.1 * sweep.channels());
+    let (values, row) = window(sweep);
+    // A run's whole vectors, and the lanes of one more for what is left: for so few numbers a call takes longer than a copy.
+    let whole = run / DEPTH * DEPTH;
+    let rest = (1 << (run - whole)) - 1;
     let mut windows = out.chunks_exact_mut(row);
     for line in 0..task.n_images * task.n_rows {
         let (image, r) = (line / task.n_rows, line % task.n_rows);
         let first = image * view.image + r * sweep.stride * view.row;
         for col in 0..sweep.grid.1 {
-            let window = windows.next().expect("room for every window");
-            let at = first + col * sweep.stride * sweep.channels();
-            for (a, to) in window[..values].chunks_exact_mut(run).enumerate() {
-                to.copy_from_slice(&view.data[at + a * view.row..][..run]);
-            }
-            window[values..].fill(E::default());
-        }
-    }
-}
-
-/// Rounds a tile's sums into the destination, channels from `at` on, and adds them to the channel sums.
-///
-/// # Safety
-/// As [`correlate`].
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-unsafe fn finish<E: Cell>(job: &Job<E>, task: &Task, tile: Tile, block: &[f32], at: usize, sums: Option<&mut [f32]>) {
-    type S = Avx512Bf16;
-    let sweep = job.sweep;
-    let c = sweep.dst.c;
-    let widths = [ROWS.min(c - at), ROWS.min((c - at).saturating_sub(ROWS))];
-    let (mut line, mut col) = ((tile.pixel + tile.skip) / sweep.grid.1, (tile.pixel + tile.skip) % sweep.grid.1);
-    // SAFETY: the pixels lie in the destination by the caller's promise, and their channels `at..c`; sums are `[2, c]`.
-    unsafe {
-        let one = S::splat(&1.0);
-        let (mut sum, mut square) = ([S::zero(); 2], [S::zero(); 2]);
-        for r in tile.skip..tile.n {
-            let (image, row) = (task.image + line / task.n_rows, task.row + line % task.n_rows);
-            let y = sweep.first.0 + row * sweep.step;
-            let x = sweep.first.1 + col * sweep.step;
-            let to = job.y.add(((image * sweep.dst.h + y) * sweep.dst.w + x) * c + at);
-            for half in 0..2 {
-                let mut value = S::load(block.as_ptr().add((half * ROWS + r) * ROWS));
-                sum[half] = sum[half].add(value);
-                square[half] = square[half].fma(value, value);
-                let to = to.wrapping_add(half * ROWS);
-                if job.write == Write::Add {
-                    value = value.fma(E::load_first::<S>(to, widths[half]), one);
+            let from = &view.data[first + col * pixel..][..(kh - 1) * view.row + run];
+            let window = windows.next().expect("room for every window").as_mut_ptr();
+            // SAFETY: `from` holds all runs of the window; from its values on the window has room for a vector, and what a run writes too
+            // far is written again.
+            unsafe {
+                for a in 0..kh {
+                    let (from, to) = (from.as_ptr().add(a * view.row), window.add(a * run));
+                    if whole > 0 {
+                        to.copy_from_nonoverlapping(from, whole);
+                    }
+                    if rest != 0 {
+                        let last = _mm512_maskz_loadu_epi16(rest, from.add(whole).cast());
+                        _mm512_storeu_si512(to.add(whole).cast(), last);
+                    }
                 }
-                E::store_first(value, to, widths[half]);
-            }
-            col += 1;
-            if col == sweep.grid.1 {
-                (line, col) = (line + 1, 0);
-            }
-        }
-        if let Some(sums) = sums {
-            for half in 0..2 {
-                for (values, from) in [(sum[half], at), (square[half], c + at)] {
-                    let to = sums.as_mut_ptr().wrapping_add(from + half * ROWS);
-                    values.add(S::load_first(to, widths[half])).store_first(to, widths[half]);
-                }
+                _mm512_storeu_si512(window.add(values).cast(), _mm512_setzero_si512());
             }
         }
     }

@@ -78,13 +78,16 @@ impl Tiles {
 
     /// `c = a · b`, or `c += a · b`, for 32 rows and 32 columns.
     ///
+    /// Runs `meanwhile` behind the last multiplication and ahead of the stores: what it does need not wait for this block, so a
+    /// processor that looks ahead does it while tiles are multiplied. It may still read what `c` had.
     ///
     /// # Safety
-    /// All addresses must be readable, and those of `c` writable.
+    /// All addresses must be readable, and those of `c` writable. `meanwhile` must not touch tiles.
     #[inline(always)]
-    pub unsafe fn multiply(&self, a: &A, b: &B, c: &C, accumulate: bool) {
+    pub unsafe fn multiply(&self, a: &A, b: &B, c: &C, accumulate: bool, meanwhile: impl FnOnce()) {
         #[cfg(test)]
         if !available() {
+            meanwhile();
             // SAFETY: handed through.
             return unsafe { emulated(a, b, c, accumulate) };
         }
@@ -144,6 +147,7 @@ impl Tiles {
                 line = in(reg) 4 * PANEL,
                 options(nostack)
             );
+            meanwhile();
             std::arch::asm!(
                 "tilestored [{c0} + {row}*1], tmm0",
                 "tilestored [{c1} + {row}*1], tmm1",
