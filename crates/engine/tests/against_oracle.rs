@@ -285,8 +285,10 @@ fn convolutions_of_real_networks_agree() {
 /// Where a layer has fewer blocks of weights than two for each thread, or tasks than threads, they divide the work further.
 #[test]
 fn convolutions_agree_at_many_threads() {
-    let input = Dims { h: 8, w: 8, c: 128 };
-    check_conv_at(&[16], ConvShape { input, cout: 128, kernel: 3, stride: 1, pad: 1 }, 2).unwrap();
+    for stride in [1, 2] {
+        let input = Dims { h: 8 * stride, w: 8 * stride, c: 128 };
+        check_conv_at(&[16], ConvShape { input, cout: 128 * stride, kernel: 3, stride, pad: 1 }, 2).unwrap();
+    }
 }
 
 /// Partial sums are cut by shape, not by thread: the forward pass and batch norm give the same bits at any team size.

@@ -45,7 +45,7 @@ impl Algorithm {
     }
 
     /// Whether the forward pass of a convolution over maps of `E`, and its gradients, are computed by products at points.
-    fn is_winograd<E: Cell>(self, shape: &ConvShape, level: Level) -> (bool, bool) {
+    fn at_points<E: Cell>(self, shape: &ConvShape, level: Level) -> (bool, bool) {
         // What direct products cost, f32's being 1: tiles multiply sixteen times as many, pairs twice. Gradients' products are of pairs at
         // points as well.
         let (direct, pairs) = match level {
@@ -96,7 +96,7 @@ pub(crate) fn plan<E: Cell>(
     algorithm: Algorithm,
     held: &mut usize,
 ) -> Result<Box<dyn Convolution<E>>, EngineError> {
-    Ok(match algorithm.is_winograd::<E>(&shape, level) {
+    Ok(match algorithm.at_points::<E>(&shape, level) {
         (true, true) => Box::new(WinogradConv::new::<E>(shape, used, true, level, held)?),
         (false, true) if used != ConvUse::Forward => Box::new(Mixed {
             forward: DirectConv::new::<E>(shape, ConvUse::Forward, level, held)?,
@@ -164,9 +164,15 @@ pub(super) mod testing {
         (0..len).map(|i| ((i * 2_654_435_761 + seed * 40_503) % 1009 % 7) as f32 - 3.0).collect()
     }
 
-    /// Forward with its sums, backward-data set and added, and the masked weight gradient of a convolution.
-    pub fn passes(conv: &mut dyn Convolution<Bf16>, shape: ConvShape, n: usize, level: Level) -> [Vec<f32>; 4] {
-        let (team, used, mut held) = (Team::new(2).unwrap(), ConvUse::Train, 0);
+    /// Forward with its sums, backward-data set and added if it is used, and the masked weight gradient of a convolution.
+    pub fn passes(
+        conv: &mut dyn Convolution<Bf16>,
+        shape: ConvShape,
+        used: ConvUse,
+        n: usize,
+        level: Level,
+    ) -> [Vec<f32>; 4] {
+        let (team, mut held) = (Team::new(2).unwrap(), 0);
         let scratch = &mut [(); 2].map(|()| Buffer::zeroed(conv.scratch_len(used), "scratch", &mut held).unwrap());
         let partial = &mut vec![0.0; conv.partial_len(n, 2, used)];
         let mut ctx = Context { team: &team, level, scratch, partial };
@@ -179,8 +185,10 @@ pub(super) mod testing {
         let (mut y, mut dx) = (map(shape.output(), 4), map(shape.input, 5));
         let (mut sums, mut dw) = (vec![0.0; 2 * shape.cout], numbers(shape.n_weights(), 6));
         conv.forward(&mut ctx, n, &x, &mut y, Some(&mut sums));
-        conv.backward_data(&mut ctx, n, &dy, &mut dx, Write::Set);
-        conv.backward_data(&mut ctx, n, &dy, &mut dx, Write::Add);
+        if used == ConvUse::Train {
+            conv.backward_data(&mut ctx, n, &dy, &mut dx, Write::Set);
+            conv.backward_data(&mut ctx, n, &dy, &mut dx, Write::Add);
+        }
         conv.backward_weight(&mut ctx, n, &x, &dy, &mut dw, Some(&mask));
         let floats = |map: &[Bf16], dims: Dims| map[..n * dims.len()].iter().map(|v| v.get()).collect();
         [floats(&y, shape.output()), floats(&dx, shape.input), sums, dw]
@@ -196,14 +204,21 @@ mod tests {
 
     #[test]
     fn a_mixed_convolution_is_direct_forward_and_at_points_backward() {
-        let (level, used, held) = (Level::detect(), ConvUse::Train, &mut 0);
-        let shape = ConvShape { input: Dims { h: 9, w: 12, c: 34 }, cout: 70, kernel: 3, stride: 2, pad: 1 };
-        let mut direct = DirectConv::new::<Bf16>(shape, used, level, held).unwrap();
-        let mut points = WinogradConv::new::<Bf16>(shape, used, true, level, held).unwrap();
-        let forward = DirectConv::new::<Bf16>(shape, ConvUse::Forward, level, held).unwrap();
-        let backward = WinogradConv::new::<Bf16>(shape, used, false, level, held).unwrap();
-        let [y, _, sums, _] = passes(&mut direct, shape, 3, level);
-        let [_, dx, _, dw] = passes(&mut points, shape, 3, level);
-        assert!(passes(&mut Mixed { forward, backward }, shape, 3, level) == [y, dx, sums, dw]);
+        let (level, held) = (Level::detect(), &mut 0);
+        let shapes = [
+            (9, 12, 34, 70, 2, ConvUse::Train),
+            (5, 5, 16, 48, 1, ConvUse::Train),
+            (8, 8, 24, 32, 2, ConvUse::ForwardWeight),
+        ];
+        for (h, w, c, cout, stride, used) in shapes {
+            let shape = ConvShape { input: Dims { h, w, c }, cout, kernel: 3, stride, pad: 1 };
+            let mut direct = DirectConv::new::<Bf16>(shape, used, level, held).unwrap();
+            let mut points = WinogradConv::new::<Bf16>(shape, used, true, level, held).unwrap();
+            let forward = DirectConv::new::<Bf16>(shape, ConvUse::Forward, level, held).unwrap();
+            let backward = WinogradConv::new::<Bf16>(shape, used, false, level, held).unwrap();
+            let [y, _, sums, _] = passes(&mut direct, shape, used, 3, level);
+            let [_, dx, _, dw] = passes(&mut points, shape, used, 3, level);
+            assert!(passes(&mut Mixed { forward, backward }, shape, used, 3, level) == [y, dx, sums, dw], "{shape:?}");
+        }
     }
 }

@@ -44,7 +44,7 @@ mod tests {
             let shape = ConvShape { input: Dims { h, w, c: cin }, cout, kernel, stride, pad: kernel / 2 };
             let [expected, got] = [Level::Portable, Level::Amx].map(|level| {
                 let mut conv = DirectConv::new::<Bf16>(shape, ConvUse::Train, level, &mut 0).unwrap();
-                passes(&mut conv, shape, n, level)
+                passes(&mut conv, shape, ConvUse::Train, n, level)
             });
             for (what, (expected, got)) in ["forward", "data", "sums", "weights"].iter().zip(expected.iter().zip(&got))
             {

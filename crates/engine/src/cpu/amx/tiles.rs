@@ -82,7 +82,8 @@ impl Tiles {
     /// processor that looks ahead does it while tiles are multiplied. It may still read what `c` had.
     ///
     /// # Safety
-    /// All addresses must be readable, and those of `c` writable. `meanwhile` must not touch tiles.
+    /// All addresses must be readable, and those of `c` writable. `meanwhile` must not touch tiles, nor write to
+    /// any of the three.
     #[inline(always)]
     pub unsafe fn multiply(&self, a: &A, b: &B, c: &C, accumulate: bool, meanwhile: impl FnOnce()) {
         #[cfg(test)]

@@ -13,7 +13,7 @@ use super::points::{self, Place};
 use super::product::{Left, Out, Right, multiply};
 use super::square::Source;
 use super::strided;
-use super::transform::{self, POINTS, SIDE, TAPS, Taps, weight};
+use super::transform::{self, POINTS, SIDE, TAPS, Taps, products_with};
 use crate::cpu::cell::Cell;
 use crate::cpu::simd::{Level, MAX_LANES, Simd, kernel};
 use std::ops::Range;
@@ -178,8 +178,9 @@ unsafe fn sum_point<E: Cell, S: Simd>(
     assert!(out.len() == block.point() && block.height.is_multiple_of(S::GROUP));
     assert_eq!(layout.per_cell, if points::has_pairs::<E, S>() { 2 } else { 1 });
     let (x_point, dy_point) = layout.point(n_cells);
-    let products = (0..layout.pass.products()).filter(|&p| weight(side, p) == point);
-    for (product, first) in products.flat_map(|p| (0..n_cells).step_by(DEPTH).map(move |first| (p, first))) {
+    for (product, first) in
+        products_with(side, point).flat_map(|p| (0..n_cells).step_by(DEPTH).map(move |first| (p, first)))
+    {
         let x = product * x_point + block.columns.start * n_cells;
         let dy = layout.pass.products() * x_point + product * dy_point + block.rows.start * n_cells;
         let depth = DEPTH.min(n_cells - first);
@@ -285,7 +286,8 @@ unsafe fn reduce_rows<E: Cell, S: Simd>(
                 }
                 let taps = match layout.pass {
                     Pass::Same => transform::square::<Taps, _, _, _>(points),
-                    _ => transform::square::<strided::Taps, _, _, _>(points),
+                    Pass::Down => transform::square::<strided::Taps, _, _, _>(points),
+                    Pass::Up => unreachable!("a weight gradient is that of a forward pass"),
                 };
                 for (tap, &value) in taps.as_flattened().iter().enumerate() {
                     let at = (row * TAPS * TAPS + tap) * cin + column;

@@ -4,8 +4,8 @@
 //! Feature maps are brought to 36 or 81 points, tile by tile ([`transform`], [`strided`]); at each point a convolution is a matrix product
 //! ([`product`]). [`sweep`] is forward and backward-data, [`gradient`] the weight gradient, which threads divide as in [`shares`].
 //!
-//! The forward pass is in f32 at the points whatever the maps are kept in: with stride 1 that is faster than direct products of bf16 pairs, and
-//! nearer to exact. Gradients of bf16 maps are pairs of bf16 there, too ([`points::has_pairs`] says why).
+//! The forward pass is in f32 at the points whatever the maps are kept in, which is nearer to exact than direct products of bf16 pairs. With
+//! stride 1 it is also faster than those; where it is not, the forward pass is left to them (`conv::Mixed`). Gradients of bf16 maps are pairs of bf16 there, too ([`points::has_pairs`] says why).
 
 mod gradient;
 mod grid;
@@ -38,7 +38,7 @@ const TASK_TILES: (usize, usize) = (32, 96);
 
 /// What a pass of stride 1 or 2 does to maps, which decides its [maps to points](transform).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Pass {
+enum Pass {
     /// Leaves their size as it is: all passes of stride 1.
     Same,
     /// Halves it: the forward pass of stride 2, and its weight gradient.
@@ -58,9 +58,14 @@ impl Pass {
         self.side() * self.side()
     }
 
-    /// The forward pass of a convolution, and its backward-data.
-    fn of(shape: &ConvShape) -> (Self, Self) {
-        if shape.stride == 1 { (Self::Same, Self::Same) } else { (Self::Down, Self::Up) }
+    /// The forward pass of a convolution.
+    fn forward(shape: &ConvShape) -> Self {
+        if shape.stride == 1 { Self::Same } else { Self::Down }
+    }
+
+    /// Its backward-data.
+    fn backward_data(shape: &ConvShape) -> Self {
+        if shape.stride == 1 { Self::Same } else { Self::Up }
     }
 }
 
@@ -84,7 +89,7 @@ pub(crate) fn can(shape: &ConvShape) -> bool {
 /// Multiplications for each of the direct way's, edges included.
 pub(crate) fn cost(shape: &ConvShape) -> f64 {
     let grid = grid(shape);
-    (grid.per_image() * Pass::of(shape).0.products()) as f64 / (grid.h * grid.w * TAPS * TAPS) as f64
+    (grid.per_image() * Pass::forward(shape).products()) as f64 / (grid.h * grid.w * TAPS * TAPS) as f64
 }
 
 /// The tiles of a convolution's outputs.
@@ -165,7 +170,7 @@ impl WinogradConv {
     fn gradient_layout(&self) -> gradient::Layout {
         let (cin, cout) = self.channels();
         gradient::Layout {
-            pass: Pass::of(&self.shape).0,
+            pass: Pass::forward(&self.shape),
             cin,
             cout,
             lanes: self.layout.narrow,
@@ -174,13 +179,13 @@ impl WinogradConv {
     }
 
     fn forward_weights(&self) -> Weights<'_> {
-        let (pass, packed) = (Pass::of(&self.shape).0, &self.forward);
+        let (pass, packed) = (Pass::forward(&self.shape), &self.forward);
         Weights { pass, sizes: self.sizes(), channels: self.channels(), per_cell: 1, packed }
     }
 
     fn backward_weights(&self) -> Weights<'_> {
         let ([input, output], (cin, cout)) = (self.sizes(), self.channels());
-        let (pass, packed) = (Pass::of(&self.shape).1, &self.backward);
+        let (pass, packed) = (Pass::backward_data(&self.shape), &self.backward);
         Weights { pass, sizes: [output, input], channels: (cout, cin), per_cell: self.per_cell, packed }
     }
 
@@ -247,7 +252,7 @@ impl<E: Cell> Convolution<E> for WinogradConv {
 
     fn partial_len(&self, max_batch: usize, n_members: usize, used: ConvUse) -> usize {
         let (cin, cout) = self.channels();
-        let sums = self.tasks(max_batch, Pass::of(&self.shape).0, cin).n * 2 * cout;
+        let sums = self.tasks(max_batch, Pass::forward(&self.shape), cin).n * 2 * cout;
         if used == ConvUse::Forward {
             return sums;
         }
@@ -257,13 +262,13 @@ impl<E: Cell> Convolution<E> for WinogradConv {
     fn pack(&mut self, team: &Team, level: Level, weights: &[f32], mask: Option<&[u8]>) {
         let (cin, cout) = self.channels();
         let masters = Masters { weights, mask, n_taps: TAPS * TAPS, cin };
-        let (layout, is_strided) = (self.layout, self.shape.stride == 2);
+        let (layout, pass) = (self.layout, Pass::forward(&self.shape));
         let panels = |packed: &mut [f32], source: usize, channels: usize, per_cell: usize, is_forward: bool| {
             team.for_parts(packed, POINTS * source.div_ceil(per_cell) * layout.panel, |index, out| {
                 let first = index * layout.panel;
                 let width = layout.width(channels - first);
                 let n = width.min(channels - first);
-                let panel = pack::Panel { masters, is_strided, cout, first, n, width, per_cell };
+                let panel = pack::Panel { masters, pass, cout, first, n, width, per_cell };
                 // SAFETY: `level` is at most what the engine detected.
                 unsafe {
                     if is_forward {

@@ -1,5 +1,6 @@
 //! Brings master weights to the points: per panel of destination channels `[point, source channel, panel]`.
 
+use super::Pass;
 use super::strided;
 use super::transform::{self, POINTS, SIDE, TAPS, Weights};
 use crate::cpu::cell::Cell;
@@ -12,8 +13,8 @@ const RUN: usize = 16;
 /// One panel: destination channels `first..first + n`, `width` with the zeros behind.
 pub(super) struct Panel<'a> {
     pub masters: Masters<'a>,
-    /// Whether the convolution has stride 2.
-    pub is_strided: bool,
+    /// The convolution's forward pass, whose points its backward-data has, too.
+    pub pass: Pass,
     pub cout: usize,
     pub first: usize,
     pub n: usize,
@@ -128,15 +129,15 @@ const STAGED: usize = 4;
 struct Stage {
     points: [[f32; STAGED * MAX_WIDTH]; POINTS],
     width: usize,
-    is_strided: bool,
+    pass: Pass,
     n: usize,
 }
 
 impl Stage {
     #[inline(always)]
     fn new(panel: &Panel) -> Self {
-        let Panel { width, is_strided, .. } = *panel;
-        Self { points: [[0.0; STAGED * MAX_WIDTH]; POINTS], width, is_strided, n: 0 }
+        let Panel { width, pass, .. } = *panel;
+        Self { points: [[0.0; STAGED * MAX_WIDTH]; POINTS], width, pass, n: 0 }
     }
 
     /// Adds a row: filters, or pairs of them, side by side.
@@ -155,10 +156,9 @@ impl Stage {
                     for (tap, w) in w.as_flattened_mut().iter_mut().enumerate() {
                         *w = S::load(filters.start.add(tap * filters.tap + v));
                     }
-                    *points = if self.is_strided {
-                        transform::square::<strided::Weights, _, _, _>(w)
-                    } else {
-                        transform::square::<Weights, _, _, _>(w)
+                    *points = match self.pass {
+                        Pass::Same => transform::square::<Weights, _, _, _>(w),
+                        Pass::Down | Pass::Up => transform::square::<strided::Weights, _, _, _>(w),
                     };
                 }
                 let at = self.n * self.width + v;

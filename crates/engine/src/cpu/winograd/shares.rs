@@ -132,7 +132,8 @@ fn by_blocks<E: Cell>(ctx: &mut Context, job: &Job<E>, n_tiles: usize, dw: &mut 
         } else {
             let sums = Shards::new(sums);
             ctx.team.for_chunks(layout.n_blocks() * POINTS, |chunk, _| {
-                let (block, point) = (layout.block(chunk / POINTS), chunk % POINTS);
+                // The last points may have most products.
+                let (block, point) = (layout.block(chunk / POINTS), POINTS - 1 - chunk % POINTS);
                 // SAFETY: blocks' sums at points do not overlap, and each runs once; all tiles were brought to the points; `level` as
                 // above.
                 unsafe {

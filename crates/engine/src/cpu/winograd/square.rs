@@ -159,14 +159,15 @@ fn copy_square<E: Cell, const N: usize>(
     }
 }
 
-/// Asks for the pixels of a tile, those that its window has not in common with the row of tiles above it.
+/// Asks for the pixels of a tile's square of `N` × `N`, those that it has not in common with the row of tiles above it.
 ///
 /// # Safety
 /// As [`Simd`].
 #[inline(always)]
-pub(super) unsafe fn prefetch_tile<E: Cell, S: Simd>(source: &Source<E>, tile: &Tile, scale: usize) {
+pub(super) unsafe fn prefetch_tile<E: Cell, S: Simd, const N: usize>(source: &Source<E>, tile: &Tile, frame: Frame) {
+    let Frame { before, scale } = frame;
     let (&Source { size: (h, w), channels: c, x, .. }, per_line) = (source, LINE * size_of::<f32>() / size_of::<E>());
-    for row in scale * tile.row..=scale * (tile.row + TILE) {
+    for row in scale * tile.row..scale * tile.row + N - before {
         let start = ((tile.image * h + row) * w + scale * tile.col) * c;
         for at in (0..scale * TILE * c).step_by(per_line) {
             // SAFETY: handed through; what lies outside the map is asked for in vain.

@@ -7,11 +7,11 @@
 //!
 //! Backward-data mirrors it: five of the outputs' gradients give those of eight inputs, four of them by two taps and four by the middle one.
 //!
-//! The four products by the middle tap share one weight, so weights have six points along a side here, too: [`weight`](super::transform::weight).
+//! The four products by the middle tap share one weight, so weights have six points along a side here, too: [`weight_point`](super::transform::weight_point).
 //!
-//! The points decide how rounding grows: at these, gradients by products of bf16 are off by less than with stride 1.
+//! The points decide how rounding grows: at these, gradients by products of bf16 are off by half as much as with stride 1.
 //!
-//! Source: the maps follow from the points as in [`transform`](super::transform); to take a strided convolution apart by phases is common.
+//! Source: the maps follow from the points as in [`transform`](super::transform); the phases are those of a polyphase filter.
 
 use super::transform::{Line, SIDE, TAPS, TILE, all, mix};
 use crate::cpu::simd::Simd;
@@ -84,7 +84,8 @@ impl Line<NARROW, PRODUCTS> for NarrowWindow {
     }
 }
 
-/// Of a filter's weights, as they are for the forward pass, turned round for backward-data.
+/// Of a filter's weights, as they are for the forward pass, turned round for backward-data: the outer taps' values at a point, divided by its
+/// distances from the other points, ∓2 at ±1/2 and ±6 at ±3/2; and the middle tap.
 pub(super) struct Weights;
 
 impl Line<TAPS, SIDE> for Weights {
@@ -164,13 +165,23 @@ impl Line<SIDE, TAPS> for Taps {
 #[cfg(test)]
 mod tests {
     use super::super::transform::testing::{first, numbers, products, vectors};
-    use super::super::transform::{square, weight};
+    use super::super::transform::{POINTS, products_with, square, weight_point};
     use super::*;
     use crate::cpu::simd::Portable;
 
     /// A weight for each product.
     fn spread(w: [[Portable; SIDE]; SIDE]) -> [[Portable; PRODUCTS]; PRODUCTS] {
-        std::array::from_fn(|r| std::array::from_fn(|c| w.as_flattened()[weight(PRODUCTS, r * PRODUCTS + c)]))
+        std::array::from_fn(|r| std::array::from_fn(|c| w.as_flattened()[weight_point(PRODUCTS, r * PRODUCTS + c)]))
+    }
+
+    #[test]
+    fn products_and_points_of_weights_belong_to_one_another() {
+        for side in [SIDE, PRODUCTS] {
+            let mut all: Vec<usize> = (0..POINTS).flat_map(|point| products_with(side, point)).collect();
+            assert!((0..POINTS).all(|point| products_with(side, point).all(|p| weight_point(side, p) == point)));
+            all.sort_unstable();
+            assert_eq!(all, (0..side * side).collect::<Vec<_>>());
+        }
     }
 
     #[test]
@@ -213,7 +224,7 @@ mod tests {
             let all = products(square::<Gradients, _, _, _>(vectors(dy)), square::<Window, _, _, _>(vectors(x)));
             let mut sums = [[Portable::zero(); SIDE]; SIDE];
             for (p, &product) in all.as_flattened().iter().enumerate() {
-                let sum = &mut sums.as_flattened_mut()[weight(PRODUCTS, p)];
+                let sum = &mut sums.as_flattened_mut()[weight_point(PRODUCTS, p)];
                 *sum = sum.add(product);
             }
             square::<Taps, _, _, _>(sums)

@@ -10,7 +10,7 @@ use super::points::{self, Place};
 use super::product::{Left, Out, Right, multiply};
 use super::square::{self, Source};
 use super::strided::{self, WideOutputs};
-use super::transform::{self, Columns, Line, Outputs, POINTS, TILE, rolled, weight};
+use super::transform::{self, Columns, Line, Outputs, POINTS, TILE, rolled, weight_point};
 use crate::cpu::ahead::LINE;
 use crate::cpu::cell::Cell;
 use crate::cpu::simd::{Level, Simd, kernel};
@@ -145,15 +145,16 @@ unsafe fn multiply_panel<E: Cell, S: Simd, const V: usize, const P: usize>(
     let padded = source.next_multiple_of(S::LANES) / job.per_cell;
     let (from_tile, to_tile) = (tile_len(P * P, padded), tile_len(P * P, width));
     assert!(weights.len() >= POINTS * cells * width);
-    for point in 0..P * P {
+    for product in 0..P * P {
         for first in (0..n_tiles).step_by(S::PIXELS) {
             let rows = S::PIXELS.min(n_tiles - first);
             // SAFETY: windows and products hold whole groups of tiles, which the caller asserted; weights by the assertion.
             unsafe {
-                let start = windows.as_ptr().add(first * from_tile + point * point_len(padded));
+                let start = windows.as_ptr().add(first * from_tile + product * point_len(padded));
                 let left = Left { start, row: from_tile, step: 1 };
-                let right = Right { start: weights.as_ptr().add(weight(P, point) * cells * width), step: width };
-                let start = products.as_mut_ptr().add(first * to_tile + point * width);
+                let right =
+                    Right { start: weights.as_ptr().add(weight_point(P, product) * cells * width), step: width };
+                let start = products.as_mut_ptr().add(first * to_tile + product * width);
                 let out = Out { start, row: to_tile, adds: false };
                 if job.per_cell == 1 {
                     multiply::<f32, S, V>(rows, cells, left, right, out);

@@ -27,8 +27,14 @@ pub(super) const POINTS: usize = SIDE * SIDE;
 
 /// The point of the weights that product `p` of a tile is made with, of `side` products along a side: each another one, but that those behind
 /// the last point share it.
-pub(super) fn weight(side: usize, p: usize) -> usize {
+pub(super) fn weight_point(side: usize, p: usize) -> usize {
     (p / side).min(SIDE - 1) * SIDE + (p % side).min(SIDE - 1)
+}
+
+/// The products of a tile that are made with a point of the weights.
+pub(super) fn products_with(side: usize, point: usize) -> impl Iterator<Item = usize> {
+    let along = move |at: usize| at..if at == SIDE - 1 { side } else { at + 1 };
+    along(point / SIDE).flat_map(move |row| along(point % SIDE).map(move |col| row * side + col))
 }
 
 /// A constant in all lanes.
@@ -165,7 +171,7 @@ impl<S: Simd, const N: usize> Columns<S, N> for [[S; N]; N] {
     }
 }
 
-/// `n`, of which the compiler knows nothing. The 36 vectors of a square are more than there are registers: a loop over lines that stays a
+/// `n`, of which the compiler knows nothing. The 36 or 81 vectors of a square are more than there are registers: a loop over lines that stays a
 /// loop keeps those of one line there, and its constants; laid out in full, the lines would be mixed, and registers spilled and refilled all the time.
 #[inline(always)]
 pub(super) fn rolled(n: usize) -> usize {
