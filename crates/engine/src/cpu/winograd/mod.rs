@@ -5,7 +5,8 @@
 //! ([`product`]). [`sweep`] is forward and backward-data, [`gradient`] the weight gradient, which threads divide as in [`shares`].
 //!
 //! The forward pass is in f32 at the points whatever the maps are kept in, which is nearer to exact than direct products of bf16 pairs. With
-//! stride 1 it is also faster than those; where it is not, the forward pass is left to them (`conv::Mixed`). Gradients of bf16 maps are pairs of bf16 there, too ([`points::has_pairs`] says why).
+//! stride 1 it is also faster than those; where it is not, the forward pass is left to them (`conv::Mixed`). Gradients of bf16 maps are
+//! pairs of bf16 there, too ([`points::has_pairs`] says why).
 
 mod gradient;
 mod grid;
