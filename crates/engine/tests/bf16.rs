@@ -61,8 +61,8 @@ fn conv_results(engine: Box<dyn Engine>, shape: ConvShape, n: usize) -> Results 
 fn check_conv(shape: ConvShape, n: usize, n_threads: usize) -> Result<(), TestCaseError> {
     let expected = conv_results(Box::new(Oracle::new()), shape, n);
     // What is fastest may be direct one way and at points the other.
-    for (level, algorithm) in levels().flat_map(|level| Algorithm::names().map(move |name| (level, name))) {
-        let algorithm = Algorithm::from_name(algorithm).expect("one of the names");
+    let all = [Algorithm::Direct, Algorithm::Winograd, Algorithm::Auto];
+    for (level, algorithm) in levels().flat_map(|level| all.map(|algorithm| (level, algorithm))) {
         let fast = CpuBf16::new(CpuOptions { n_threads, kernels: Kernels { level: Some(level), algorithm } }).unwrap();
         let got = conv_results(Box::new(fast), shape, n);
         for ((what, relative, expected), (.., got)) in expected.iter().zip(&got) {

@@ -69,7 +69,8 @@ pub struct BenchStepArgs {
     after_help = "The floor of an operation is the longer of its arithmetic at the peak and of its memory traffic at the \
                         bandwidth, with every operand read once and every result written once. What is still in a cache \
                         can be faster, and so can convolutions by products at points: their GFLOP/s count the direct way's \
-                        multiplications, of which those of 3 × 3 need a quarter on vectors, or nine sixteenths with stride 2, in bf16 for the gradients only."
+                        multiplications, of which those of 3 × 3 need a quarter on vectors, or nine sixteenths with \
+                        stride 2, in bf16 for the gradients only."
 )]
 pub struct BenchLayersArgs {
     /// Steps that are timed, after one that is not

@@ -9,7 +9,7 @@
 
 use super::Pass;
 use super::grid::Grid;
-use super::points::{self, Place};
+use super::points::{self, Maps, Place};
 use super::product::{Left, Out, Right, multiply};
 use super::square::Source;
 use super::strided;
@@ -150,9 +150,11 @@ pub(super) unsafe fn to_points<E: Cell>(
     // SAFETY: the caller's promises; the tiles' places are among the points' by the assertion.
     unsafe {
         let to = place(start, job.layout.x_width(), COLUMNS, x_point);
-        points::gradient_windows(level, pass, &source(job.sizes[0], cin, job.x), tiles.clone(), to, at, scratch);
+        let inputs = source(job.sizes[0], cin, job.x);
+        points::gradient_cells(level, pass, Maps::Inputs, &inputs, tiles.clone(), to, at, scratch);
         let to = place(start.add(pass.products() * x_point), job.layout.dy_width(), ROWS, dy_point);
-        points::gradients(level, pass, &source(job.sizes[1], cout, job.dy), tiles, to, at, scratch);
+        let gradients = source(job.sizes[1], cout, job.dy);
+        points::gradient_cells(level, pass, Maps::Gradients, &gradients, tiles, to, at, scratch);
     }
 }
 
@@ -286,8 +288,7 @@ unsafe fn reduce_rows<E: Cell, S: Simd>(
                 }
                 let taps = match layout.pass {
                     Pass::Same => transform::square::<Taps, _, _, _>(points),
-                    Pass::Down => transform::square::<strided::Taps, _, _, _>(points),
-                    Pass::Up => unreachable!("a weight gradient is that of a forward pass"),
+                    Pass::Down | Pass::Up => transform::square::<strided::Taps, _, _, _>(points),
                 };
                 for (tap, &value) in taps.as_flattened().iter().enumerate() {
                     let at = (row * TAPS * TAPS + tap) * cin + column;

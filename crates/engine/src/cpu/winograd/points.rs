@@ -44,40 +44,30 @@ pub(super) const fn has_pairs<E: Cell, S: Simd>() -> bool {
     E::PER_CELL == 2 && S::HAS_PAIRS
 }
 
+/// Which maps are brought to the points of a weight gradient.
+#[derive(Clone, Copy)]
+pub(super) enum Maps {
+    Inputs,
+    Gradients,
+}
+
 kernel! {
-    /// Brings the windows of tiles to the points of a pass; a cell holds one channel.
+    /// Brings the windows of tiles to the points of a pass; a cell holds `per_cell` channels, two of them rounded to bf16.
     ///
     /// # Safety
     /// `to` must have room for all channels, in whole vectors, of the tiles at every point; `level` must be supported by the CPU.
-    pub(super) unsafe fn windows(pass: Pass, source: &Source<E>, tiles: Range<usize>, to: Place,
+    pub(super) unsafe fn windows(pass: Pass, per_cell: usize, source: &Source<E>, tiles: Range<usize>, to: Place,
                                  scratch: &mut [f32]) = bring_windows
 }
 
 kernel! {
-    /// The same, rounded to bf16: a cell holds two channels.
-    ///
-    /// # Safety
-    /// As [`windows`].
-    pub(super) unsafe fn windows_of_pairs(pass: Pass, source: &Source<E>, tiles: Range<usize>, to: Place,
-                                          scratch: &mut [f32]) = bring_windows_of_pairs
-}
-
-kernel! {
-    /// Brings the windows of tiles to the points, as the weight gradient's cells; the first one's place is `at`.
+    /// Brings windows of inputs, or gradients, of tiles to the points, as cells of the weight gradient of a forward pass; the first one's place
+    /// is `at`.
     ///
     /// # Safety
     /// As [`windows`], and no other thread may use those cells.
-    pub(super) unsafe fn gradient_windows(pass: Pass, source: &Source<E>, tiles: Range<usize>, to: Place, at: usize,
-                                          scratch: &mut [f32]) = bring_gradient_windows
-}
-
-kernel! {
-    /// Brings the gradients of tiles to the points, as the weight gradient's cells; the first one's place is `at`.
-    ///
-    /// # Safety
-    /// As [`gradient_windows`].
-    pub(super) unsafe fn gradients(pass: Pass, source: &Source<E>, tiles: Range<usize>, to: Place, at: usize,
-                                   scratch: &mut [f32]) = bring_gradients
+    pub(super) unsafe fn gradient_cells(pass: Pass, maps: Maps, source: &Source<E>, tiles: Range<usize>, to: Place,
+                                        at: usize, scratch: &mut [f32]) = bring_gradient_cells
 }
 
 /// A map of squares of `N` × `N` pixels to `P` × `P` points.
@@ -108,30 +98,7 @@ impl Map<TILE, { strided::PRODUCTS }> for strided::Gradients {
 #[inline(always)]
 unsafe fn bring_windows<E: Cell, S: Simd>(
     pass: Pass,
-    source: &Source<E>,
-    tiles: Range<usize>,
-    to: Place,
-    scratch: &mut [f32],
-) {
-    // SAFETY: see above.
-    unsafe { bring_windows_of::<E, S, false>(pass, source, tiles, to, scratch) };
-}
-
-#[inline(always)]
-unsafe fn bring_windows_of_pairs<E: Cell, S: Simd>(
-    pass: Pass,
-    source: &Source<E>,
-    tiles: Range<usize>,
-    to: Place,
-    scratch: &mut [f32],
-) {
-    // SAFETY: see above.
-    unsafe { bring_windows_of::<E, S, true>(pass, source, tiles, to, scratch) };
-}
-
-#[inline(always)]
-unsafe fn bring_windows_of<E: Cell, S: Simd, const PAIRS: bool>(
-    pass: Pass,
+    per_cell: usize,
     source: &Source<E>,
     tiles: Range<usize>,
     to: Place,
@@ -139,17 +106,21 @@ unsafe fn bring_windows_of<E: Cell, S: Simd, const PAIRS: bool>(
 ) {
     // SAFETY: see above.
     unsafe {
-        match pass {
-            Pass::Same => bring::<E, S, Window, PAIRS, _, _>(source, tiles, to, 0, scratch),
-            Pass::Down => bring::<E, S, strided::Window, PAIRS, _, _>(source, tiles, to, 0, scratch),
-            Pass::Up => bring::<E, S, NarrowWindow, PAIRS, _, _>(source, tiles, to, 0, scratch),
+        match (pass, per_cell) {
+            (Pass::Same, 1) => bring::<E, S, Window, false, _, _>(source, tiles, to, 0, scratch),
+            (Pass::Same, _) => bring::<E, S, Window, true, _, _>(source, tiles, to, 0, scratch),
+            (Pass::Down, 1) => bring::<E, S, strided::Window, false, _, _>(source, tiles, to, 0, scratch),
+            (Pass::Down, _) => unreachable!("a forward pass is in f32 at the points"),
+            (Pass::Up, 1) => bring::<E, S, NarrowWindow, false, _, _>(source, tiles, to, 0, scratch),
+            (Pass::Up, _) => bring::<E, S, NarrowWindow, true, _, _>(source, tiles, to, 0, scratch),
         }
     }
 }
 
 #[inline(always)]
-unsafe fn bring_gradient_windows<E: Cell, S: Simd>(
+unsafe fn bring_gradient_cells<E: Cell, S: Simd>(
     pass: Pass,
+    maps: Maps,
     source: &Source<E>,
     tiles: Range<usize>,
     to: Place,
@@ -158,29 +129,14 @@ unsafe fn bring_gradient_windows<E: Cell, S: Simd>(
 ) {
     // SAFETY: see above.
     unsafe {
-        match pass {
-            Pass::Same => bring_cells::<E, S, Window, _, _>(source, tiles, to, at, scratch),
-            Pass::Down => bring_cells::<E, S, strided::Window, _, _>(source, tiles, to, at, scratch),
-            Pass::Up => unreachable!("a weight gradient is that of a forward pass"),
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn bring_gradients<E: Cell, S: Simd>(
-    pass: Pass,
-    source: &Source<E>,
-    tiles: Range<usize>,
-    to: Place,
-    at: usize,
-    scratch: &mut [f32],
-) {
-    // SAFETY: see above.
-    unsafe {
-        match pass {
-            Pass::Same => bring_cells::<E, S, Gradients, _, _>(source, tiles, to, at, scratch),
-            Pass::Down => bring_cells::<E, S, strided::Gradients, _, _>(source, tiles, to, at, scratch),
-            Pass::Up => unreachable!("a weight gradient is that of a forward pass"),
+        match (pass, maps) {
+            (Pass::Same, Maps::Inputs) => bring_cells::<E, S, Window, _, _>(source, tiles, to, at, scratch),
+            (Pass::Same, Maps::Gradients) => bring_cells::<E, S, Gradients, _, _>(source, tiles, to, at, scratch),
+            (Pass::Down, Maps::Inputs) => bring_cells::<E, S, strided::Window, _, _>(source, tiles, to, at, scratch),
+            (Pass::Down, Maps::Gradients) => {
+                bring_cells::<E, S, strided::Gradients, _, _>(source, tiles, to, at, scratch);
+            }
+            (Pass::Up, _) => unreachable!("a weight gradient is that of a forward pass"),
         }
     }
 }

@@ -13,7 +13,7 @@
 //!
 //! Source: the maps follow from the points as in [`transform`](super::transform); the phases are those of a polyphase filter.
 
-use super::transform::{Line, SIDE, TAPS, TILE, all, mix};
+use super::transform::{Line, Powers, SIDE, TAPS, TILE, all, gradients, mix, outputs};
 use crate::cpu::simd::Simd;
 
 /// Inputs along a side of a tile's window, outputs' gradients along a side of backward-data's, inputs along a side of its results.
@@ -23,39 +23,23 @@ pub(super) const WIDE: usize = 2 * TILE;
 /// Products along a side: five at points, four by the middle tap.
 pub(super) const PRODUCTS: usize = 9;
 
-/// The two points' distances from zero.
-const NEAR: f32 = 0.5;
-const FAR: f32 = 1.5;
+/// The points' distances from zero.
+const NEAR: Powers = [0.5, 0.25, 0.125];
+const FAR: Powers = [1.5, 2.25, 3.375];
 
 /// Five neighbours of one phase at the points: `Bᵀ` of F(4, 2).
 #[inline(always)]
 unsafe fn at_points<S: Simd>(d: [S; 5]) -> [S; 5] {
     // SAFETY: the caller has the instructions, here and in all functions below.
     unsafe {
-        let (even, odd) = (d[2].fma(all(-FAR * FAR), d[0]), d[3].fma(all(-FAR * FAR), d[1]));
-        let (even_far, odd_far) = (d[2].fma(all(-NEAR * NEAR), d[0]), d[3].fma(all(-NEAR * NEAR), d[1]));
+        let (even, odd) = (d[2].fma(all(-FAR[1]), d[0]), d[3].fma(all(-FAR[1]), d[1]));
+        let (even_far, odd_far) = (d[2].fma(all(-NEAR[1]), d[0]), d[3].fma(all(-NEAR[1]), d[1]));
         [
-            odd.fma(all(NEAR), even),
-            odd.fma(all(-NEAR), even),
-            odd_far.fma(all(FAR), even_far),
-            odd_far.fma(all(-FAR), even_far),
-            d[4].fma(all(-NEAR * NEAR - FAR * FAR), d[2]).fma(all(NEAR * NEAR * FAR * FAR), d[0]),
-        ]
-    }
-}
-
-/// Four outputs of the products at the points: `Aᵀ` of F(4, 2).
-#[inline(always)]
-unsafe fn from_points<S: Simd>(m: [S; 5]) -> [S; TILE] {
-    // SAFETY: see above.
-    unsafe {
-        let (even, odd) = (m[0].add(m[1]), m[0].sub(m[1]));
-        let (even_far, odd_far) = (m[2].add(m[3]), m[2].sub(m[3]));
-        [
-            even.add(even_far),
-            mix(NEAR, odd, FAR, odd_far),
-            mix(NEAR * NEAR, even, FAR * FAR, even_far),
-            m[4].fma(all(NEAR * NEAR * NEAR), odd).fma(all(FAR * FAR * FAR), odd_far),
+            odd.fma(all(NEAR[0]), even),
+            odd.fma(all(-NEAR[0]), even),
+            odd_far.fma(all(FAR[0]), even_far),
+            odd_far.fma(all(-FAR[0]), even_far),
+            d[4].fma(all(-NEAR[1] - FAR[1]), d[2]).fma(all(NEAR[1] * FAR[1]), d[0]),
         ]
     }
 }
@@ -113,8 +97,8 @@ impl Line<PRODUCTS, TILE> for Outputs {
     unsafe fn line<S: Simd>(m: [S; PRODUCTS]) -> [S; TILE] {
         // SAFETY: see above.
         unsafe {
-            let y = from_points([m[0], m[1], m[2], m[3], m[4]]);
-            [y[0].add(m[5]), y[1].add(m[6]), y[2].add(m[7]), y[3].add(m[8])]
+            let y = outputs(NEAR, FAR, m[5], [m[0], m[1], m[2], m[3]], m[4]);
+            [y[0], y[1].add(m[6]), y[2].add(m[7]), y[3].add(m[8])]
         }
     }
 }
@@ -126,7 +110,7 @@ impl Line<PRODUCTS, WIDE> for WideOutputs {
     #[inline(always)]
     unsafe fn line<S: Simd>(m: [S; PRODUCTS]) -> [S; WIDE] {
         // SAFETY: see above.
-        let y = unsafe { from_points([m[0], m[1], m[2], m[3], m[4]]) };
+        let y = unsafe { outputs(NEAR, FAR, S::zero(), [m[0], m[1], m[2], m[3]], m[4]) };
         [m[5], y[0], m[6], y[1], m[7], y[2], m[8], y[3]]
     }
 }
@@ -138,12 +122,8 @@ impl Line<TILE, PRODUCTS> for Gradients {
     #[inline(always)]
     unsafe fn line<S: Simd>(d: [S; TILE]) -> [S; PRODUCTS] {
         // SAFETY: see above.
-        unsafe {
-            let (even, odd) = (d[0].fma(all(NEAR * NEAR), d[2]), mix(NEAR, d[1], NEAR * NEAR * NEAR, d[3]));
-            let (even_far, odd_far) = (d[0].fma(all(FAR * FAR), d[2]), mix(FAR, d[1], FAR * FAR * FAR, d[3]));
-            let far = [even_far.add(odd_far), even_far.sub(odd_far)];
-            [even.add(odd), even.sub(odd), far[0], far[1], d[3], d[0], d[1], d[2], d[3]]
-        }
+        let p = unsafe { gradients(NEAR, FAR, d) };
+        [p[0], p[1], p[2], p[3], d[3], d[0], d[1], d[2], d[3]]
     }
 }
 

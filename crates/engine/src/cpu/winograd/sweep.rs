@@ -108,13 +108,7 @@ unsafe fn correlate_tiles<E: Cell, S: Simd, L: Line<P, T>, const P: usize, const
     let place = Place { start: windows.as_mut_ptr(), n_cells: n_tiles, width, block: width, point: point_len(padded) };
     let maps = Source { grid: job.grid, size: job.sizes[0], channels: source, x: job.x };
     // SAFETY: the caller's promise; windows have room for all channels of all tiles.
-    unsafe {
-        if job.per_cell == 1 {
-            points::windows(job.level, job.pass, &maps, task.tiles.clone(), place, rest);
-        } else {
-            points::windows_of_pairs(job.level, job.pass, &maps, task.tiles.clone(), place, rest);
-        }
-    }
+    unsafe { points::windows(job.level, job.pass, job.per_cell, &maps, task.tiles.clone(), place, rest) };
     for panel in task.panels.clone() {
         let at = panel * S::PANEL;
         let weights = &job.packed[at * POINTS * source.div_ceil(job.per_cell)..];

@@ -103,6 +103,38 @@ impl Line<TAPS, SIDE> for Weights {
     }
 }
 
+/// A number and its square and cube: what polynomials take of a point.
+pub(super) type Powers = [f32; 3];
+const NEAR: Powers = [FRAC_1_SQRT_2, 0.5, 0.5 * FRAC_1_SQRT_2];
+const FAR: Powers = [SQRT_2, 2.0, 2.0 * SQRT_2];
+
+/// Four outputs of the products `m` at ±near and ±far, on top of what the first and the last have besides.
+#[inline(always)]
+pub(super) unsafe fn outputs<S: Simd>(near: Powers, far: Powers, first: S, m: [S; 4], last: S) -> [S; TILE] {
+    // SAFETY: see above.
+    unsafe {
+        let (even, odd) = (m[0].add(m[1]), m[0].sub(m[1]));
+        let (even_far, odd_far) = (m[2].add(m[3]), m[2].sub(m[3]));
+        [
+            first.add(even).add(even_far),
+            mix(near[0], odd, far[0], odd_far),
+            mix(near[1], even, far[1], even_far),
+            last.fma(all(near[2]), odd).fma(all(far[2]), odd_far),
+        ]
+    }
+}
+
+/// The gradients of four outputs at ±near and ±far: what [`outputs`] is transposed.
+#[inline(always)]
+pub(super) unsafe fn gradients<S: Simd>(near: Powers, far: Powers, d: [S; TILE]) -> [S; 4] {
+    // SAFETY: see above.
+    unsafe {
+        let (even, odd) = (d[0].fma(all(near[1]), d[2]), mix(near[0], d[1], near[2], d[3]));
+        let (even_far, odd_far) = (d[0].fma(all(far[1]), d[2]), mix(far[0], d[1], far[2], d[3]));
+        [even.add(odd), even.sub(odd), even_far.add(odd_far), even_far.sub(odd_far)]
+    }
+}
+
 /// `Aᵀ`, of a tile's products.
 pub(super) struct Outputs;
 
@@ -110,16 +142,7 @@ impl Line<WINDOW, TILE> for Outputs {
     #[inline(always)]
     unsafe fn line<S: Simd>(m: [S; WINDOW]) -> [S; TILE] {
         // SAFETY: see above.
-        unsafe {
-            let (even, odd) = (m[1].add(m[2]), m[1].sub(m[2]));
-            let (even_far, odd_far) = (m[3].add(m[4]), m[3].sub(m[4]));
-            [
-                m[0].add(even).add(even_far),
-                mix(FRAC_1_SQRT_2, odd, SQRT_2, odd_far),
-                mix(0.5, even, 2.0, even_far),
-                m[5].fma(all(0.5 * FRAC_1_SQRT_2), odd).fma(all(2.0 * SQRT_2), odd_far),
-            ]
-        }
+        unsafe { outputs(NEAR, FAR, m[0], [m[1], m[2], m[3], m[4]], m[5]) }
     }
 }
 
@@ -130,11 +153,8 @@ impl Line<TILE, WINDOW> for Gradients {
     #[inline(always)]
     unsafe fn line<S: Simd>(d: [S; TILE]) -> [S; WINDOW] {
         // SAFETY: see above.
-        unsafe {
-            let (even, odd) = (d[0].fma(all(0.5), d[2]), mix(FRAC_1_SQRT_2, d[1], 0.5 * FRAC_1_SQRT_2, d[3]));
-            let (even_far, odd_far) = (d[0].fma(all(2.0), d[2]), mix(SQRT_2, d[1], 2.0 * SQRT_2, d[3]));
-            [d[0], even.add(odd), even.sub(odd), even_far.add(odd_far), even_far.sub(odd_far), d[3]]
-        }
+        let p = unsafe { gradients(NEAR, FAR, d) };
+        [d[0], p[0], p[1], p[2], p[3], d[3]]
     }
 }
 
