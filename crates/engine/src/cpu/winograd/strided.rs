@@ -97,8 +97,8 @@ impl Line<PRODUCTS, TILE> for Outputs {
     unsafe fn line<S: Simd>(m: [S; PRODUCTS]) -> [S; TILE] {
         // SAFETY: see above.
         unsafe {
-            let y = outputs(NEAR, FAR, m[5], [m[0], m[1], m[2], m[3]], m[4]);
-            [y[0], y[1].add(m[6]), y[2].add(m[7]), y[3].add(m[8])]
+            let y = outputs(NEAR, FAR, S::zero(), [m[0], m[1], m[2], m[3]], m[4]);
+            [y[0].add(m[5]), y[1].add(m[6]), y[2].add(m[7]), y[3].add(m[8])]
         }
     }
 }
