@@ -118,7 +118,8 @@ mod tests {
     #[test]
     fn buffers_are_zero_aligned_and_counted() {
         let mut held = 0;
-        for len in [1, 15, 1000, HUGE / 4, HUGE + 3] {
+        let large = if cfg!(miri) { [1; 2] } else { [HUGE / 4, HUGE + 3] };
+        for len in [1, 15, 1000].into_iter().chain(large) {
             let before = held;
             let mut buffer = Buffer::<f32>::zeroed(len, "a test", &mut held).unwrap();
             assert_eq!((buffer.len(), held - before), (len, 4 * len));

@@ -16,7 +16,7 @@ pub mod peak;
 mod scalar;
 pub mod types;
 
-pub use cpu::{Algorithm, Cpu, CpuBf16, CpuOptions, Kernels, Level};
+pub use cpu::{Algorithm, CpuOptions, Kernels, Level, bf16_engine, f32_engine};
 pub use engine::{Engine, Memory, NormApply, NormBackward, NormEval, NormTrain, NtXent, WeightGrad};
 pub use oracle::Oracle;
 pub use peak::{Peaks, Rates};

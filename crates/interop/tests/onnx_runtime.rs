@@ -3,7 +3,7 @@
 
 use rten_tensor::prelude::*;
 use rten_tensor::{NdTensor, Tensor as OtherTensor};
-use sdclr_engine::{Cpu, CpuOptions, Engine, Kernels, Rows};
+use sdclr_engine::{CpuOptions, Engine, Kernels, Rows, f32_engine};
 use sdclr_interop::{Branch as ExportBranch, ExportOptions, export_onnx};
 use sdclr_nn::graph::ValueId;
 use sdclr_nn::model::torch_shape;
@@ -67,7 +67,7 @@ impl Ours {
     /// Loads the tensors, masks half of the weights, and puts the mask among the tensors.
     fn new(network: Network, tensors: &mut BTreeMap<String, Tensor>) -> Self {
         let options = CpuOptions { n_threads: 1, kernels: Kernels::default() };
-        let mut engine: Box<dyn Engine> = Box::new(Cpu::new(options).expect("an engine"));
+        let mut engine: Box<dyn Engine> = f32_engine(options).expect("an engine");
         let mut model = Model::new(&mut *engine, network).expect("memory");
         let plain = |tensor: &Tensor| {
             let data = tensor.as_f32().expect("floats").to_vec();

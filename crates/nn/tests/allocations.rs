@@ -2,7 +2,7 @@
 //!
 //! Linear layers and NT-Xent are left out: the GEMM library that they call allocates its packing buffers.
 
-use sdclr_engine::{Cpu, CpuOptions, Engine, Rows};
+use sdclr_engine::{CpuOptions, Engine, Rows, f32_engine};
 use sdclr_nn::*;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use std::alloc::System;
@@ -19,7 +19,7 @@ fn a_steady_backbone_step_allocates_nothing() {
     for (model_name, small_stem) in models {
         let model = model_name.into();
         let spec = NetworkSpec { model, image_size: SIZE, small_stem, base_width: 16, dual_bn: true, head };
-        let e: &mut dyn Engine = &mut Cpu::new(CpuOptions::threads(2)).unwrap();
+        let e: &mut dyn Engine = &mut *f32_engine(CpuOptions::threads(2)).unwrap();
         let mut model = Model::new(e, spec.build().unwrap()).unwrap();
         model.init(e, 1);
         model.update_mask(e, 0.5, 0.0, 1, 0).unwrap();

@@ -32,7 +32,7 @@ struct State {
 
 /// Parameters, gradients, running statistics and first moments after a number of steps.
 fn train(network: &Network, fixed: Fixed, kind: OptimizerKind, n_steps: usize) -> State {
-    let e: &mut dyn Engine = &mut Cpu::new(CpuOptions::threads(2)).unwrap();
+    let e: &mut dyn Engine = &mut *f32_engine(CpuOptions::threads(2)).unwrap();
     let mut model = Model::new(e, network.clone()).unwrap();
     model.init(e, 3);
     let spec = PassSpec { max_batch: N, branch: Branch::Dense, mode: Mode::Train, until: network.output };
@@ -115,7 +115,7 @@ fn gradients_of_the_rest_are_those_of_a_network_that_trains_whole() {
 #[test]
 fn frozen_norms_feed_the_rest_what_evaluation_would() {
     let network = network("resnet18");
-    let e: &mut dyn Engine = &mut Cpu::new(CpuOptions::threads(1)).unwrap();
+    let e: &mut dyn Engine = &mut *f32_engine(CpuOptions::threads(1)).unwrap();
     let mut model = Model::new(e, network.clone()).unwrap();
     model.init(e, 3);
     // Everything but the classifier is fixed: its input must be the evaluated feature.

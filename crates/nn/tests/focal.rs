@@ -2,7 +2,7 @@
 //!
 //! Ten training steps against PyTorch are in `crates/sdclr/tests/parity`.
 
-use sdclr_engine::{Act, Cpu, CpuOptions, Dims, Engine, Oracle, Role, Rows};
+use sdclr_engine::{Act, CpuOptions, Dims, Engine, Oracle, Role, Rows, f32_engine};
 use sdclr_nn::loss::View;
 use sdclr_nn::{ContrastiveLoss, Single, rng};
 use std::slice::from_ref;
@@ -10,7 +10,7 @@ use std::slice::from_ref;
 type MakeEngine = fn() -> Box<dyn Engine>;
 
 const ENGINES: [(&str, MakeEngine); 2] =
-    [("oracle", || Box::new(Oracle::new())), ("cpu", || Box::new(Cpu::new(CpuOptions::threads(2)).unwrap()))];
+    [("oracle", || Box::new(Oracle::new())), ("cpu", || f32_engine(CpuOptions::threads(2)).unwrap())];
 
 /// Loss, each image's loss, and the gradient of the embeddings `[2n, dim]`, whose rows are interleaved views.
 fn evaluate(make: MakeEngine, z: &[f32], dim: usize, temperature: f32, gamma: f32) -> (f32, Vec<f32>, Vec<f32>) {

@@ -10,7 +10,7 @@ use sdclr_nn::*;
 type MakeEngine = fn() -> Box<dyn Engine>;
 
 const ENGINES: [(&str, MakeEngine); 2] =
-    [("oracle", || Box::new(Oracle::new())), ("cpu", || Box::new(Cpu::new(CpuOptions::threads(2)).unwrap()))];
+    [("oracle", || Box::new(Oracle::new())), ("cpu", || f32_engine(CpuOptions::threads(2)).unwrap())];
 
 const N: usize = 4;
 

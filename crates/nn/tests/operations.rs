@@ -10,7 +10,7 @@ use std::slice::from_ref;
 
 type MakeEngine = fn() -> Box<dyn Engine>;
 
-const ENGINES: [MakeEngine; 2] = [|| Box::new(Oracle::new()), || Box::new(Cpu::new(CpuOptions::threads(2)).unwrap())];
+const ENGINES: [MakeEngine; 2] = [|| Box::new(Oracle::new()), || f32_engine(CpuOptions::threads(2)).unwrap()];
 
 struct Fixture {
     json: serde_json::Value,

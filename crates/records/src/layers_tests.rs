@@ -236,5 +236,10 @@ fn what_was_typed_and_has_no_effect_is_named() {
             "--prune-schedule has no effect with --method simclr",
         ],
     );
+    check(
+        "[train]\nepochs = 3\n[prune]\nschedule = \"linear\"\nramp_epochs = 4",
+        &["--prune-ramp-epochs 4 is more than --epochs 3: the prune rate will not reach 0.9"],
+    );
+    check("[train]\nepochs = 3\n[prune]\nschedule = \"linear\"\nramp_epochs = 3", &[]);
     check("[schedule]\nkind = \"constant\"\nmin_lr = 0.0", &["--min-lr has no effect with --schedule constant"]);
 }

@@ -6,7 +6,7 @@
 use safetensors::tensor::{Dtype, TensorView, serialize};
 use sdclr::{Learner, LearnerSpec, backend};
 use sdclr_data::{Dataset, Loader, LoaderSpec, OpenOptions, Order, Shard};
-use sdclr_engine::{Cpu, CpuBf16, CpuOptions, Engine};
+use sdclr_engine::{CpuOptions, Engine, bf16_engine, f32_engine};
 use sdclr_nn::{Model, Single, Tensor};
 use sdclr_records::RunConfig;
 use sdclr_records::layers::{Layer, resolve};
@@ -32,9 +32,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let moments: Vec<u64> = moments.iter().map(|step| step.parse()).collect::<Result<_, _>>()?;
 
     let options = CpuOptions::threads(2);
-    let mut trained = learner(Box::new(Cpu::new(options)?), &config)?;
-    let mut exact = learner(Box::new(Cpu::new(options)?), &config)?;
-    let mut rounded = learner(Box::new(CpuBf16::new(options)?), &config)?;
+    let mut trained = learner(f32_engine(options)?, &config)?;
+    let mut exact = learner(f32_engine(options)?, &config)?;
+    let mut rounded = learner(bf16_engine(options)?, &config)?;
     trained.model.init(&mut *trained.engine, config.seed);
     let dataset = Dataset::open(Path::new(images), &OpenOptions::default())?;
     let n_batches = dataset.len() / config.train.batch_size;

@@ -1,7 +1,7 @@
 //! From configs to what runs them: engines, networks, optimizers, schedules.
 
 use crate::error::Error;
-use sdclr_engine::{Cpu, CpuBf16, CpuOptions, Engine, Kernels, Level};
+use sdclr_engine::{CpuOptions, Engine, Kernels, Level, bf16_engine, f32_engine};
 use sdclr_nn::{Decay, Head, Network, NetworkSpec, OptimizerKind, PruneSchedule, Ramp, Schedule, TemperatureSchedule};
 use sdclr_records::config::{ModelConfig, OptimizerConfig, RunConfig};
 use sdclr_records::names::{
@@ -69,8 +69,8 @@ impl Machine {
         }
         let options = CpuOptions { n_threads: self.n_threads(), kernels: self.kernels };
         match self.numbers() {
-            Precision::Bf16 => Ok(Box::new(CpuBf16::new(options)?)),
-            Precision::Auto | Precision::F32 => Ok(Box::new(Cpu::new(options)?)),
+            Precision::Bf16 => Ok(bf16_engine(options)?),
+            Precision::Auto | Precision::F32 => Ok(f32_engine(options)?),
         }
     }
 }

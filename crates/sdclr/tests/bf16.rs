@@ -4,7 +4,7 @@
 
 use sdclr::{Learner, LearnerSpec};
 use sdclr_data::{Dataset, Loader, LoaderSpec, OpenOptions, Order, Shard};
-use sdclr_engine::{Cpu, CpuBf16, CpuOptions, Engine};
+use sdclr_engine::{CpuOptions, Engine, bf16_engine, f32_engine};
 use sdclr_nn::{Head, NetworkSpec, OptimizerKind, Single, Tensor};
 use sdclr_records::augment::Augmentation;
 use sdclr_records::names::Method;
@@ -75,7 +75,7 @@ fn cosine(a: &[f32], b: &[f32]) -> f64 {
 
 fn check(model: &str, small_stem: bool) {
     let options = CpuOptions::threads(2);
-    let mut reference = learner(Box::new(Cpu::new(options).unwrap()), model, small_stem);
+    let mut reference = learner(f32_engine(options).unwrap(), model, small_stem);
     reference.model.init(&mut *reference.engine, 1);
     reference.update_mask(0.5, 0.0, 1, 0).unwrap();
     let batches = batches();
@@ -84,7 +84,7 @@ fn check(model: &str, small_stem: bool) {
         reference.step(views, N, 0.5 * (step + 1) as f64 / TRAINED_STEPS as f64).unwrap();
     }
 
-    let mut l = learner(Box::new(CpuBf16::new(options).unwrap()), model, small_stem);
+    let mut l = learner(bf16_engine(options).unwrap(), model, small_stem);
     let weights = reference.model.export(&mut *reference.engine, reference.model.params()).unwrap();
     l.model.import(&mut *l.engine, l.model.params(), &weights).unwrap();
     l.model.set_masks(&mut *l.engine, &reference.model.masks()).unwrap();

@@ -1,14 +1,14 @@
 //! A weight that is not a number shows in the loss at once, and the step says so instead of training on.
 
 use sdclr::{Error, Learner, LearnerSpec};
-use sdclr_engine::{Cpu, CpuOptions, Engine, Oracle};
+use sdclr_engine::{CpuOptions, Engine, Oracle, f32_engine};
 use sdclr_nn::{Head, NetworkSpec, OptimizerKind, Single};
 use sdclr_records::names::Method;
 
 #[test]
 fn one_broken_weight_is_a_non_finite_loss_in_every_method_and_engine() {
     let engines: [fn() -> Box<dyn Engine>; 2] =
-        [|| Box::new(Oracle::new()), || Box::new(Cpu::new(CpuOptions::threads(2)).unwrap())];
+        [|| Box::new(Oracle::new()), || f32_engine(CpuOptions::threads(2)).unwrap()];
     for make in engines {
         for method in [Method::SimClr, Method::SdClr] {
             let head = Head::Projection { layers: 2, dim: 8 };

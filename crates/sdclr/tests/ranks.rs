@@ -3,7 +3,7 @@
 use sdclr::boost::Boost;
 use sdclr::learner::shares;
 use sdclr::{Learner, LearnerSpec};
-use sdclr_engine::{Cpu, CpuOptions, Engine, Oracle};
+use sdclr_engine::{CpuOptions, Engine, Oracle, f32_engine};
 use sdclr_nn::{Collective, Head, Network, NetworkSpec, OptimizerKind, Single, ThreadRank, rng};
 use sdclr_records::names::Method;
 use sdclr_records::options::BoostConfig;
@@ -66,7 +66,7 @@ fn difference(a: &[f32], b: &[f32]) -> f32 {
 /// Ten steps: another order of f32 sums is all that differs, and grows by less than a hundredfold.
 #[test]
 fn two_and_four_ranks_train_as_one_process() {
-    let cpu = || -> Box<dyn Engine> { Box::new(Cpu::new(CpuOptions::threads(1)).unwrap()) };
+    let cpu = || -> Box<dyn Engine> { f32_engine(CpuOptions::threads(1)).unwrap() };
     for method in [Method::SimClr, Method::SdClr] {
         let one = train(method, cpu(), Box::new(Single), 12);
         for n_ranks in [2, 4] {
@@ -98,7 +98,7 @@ fn ranks_agree_on_weighted_losses_and_on_what_is_remembered() {
             temperature: 0.5,
             optimizer: OptimizerKind::Sgd { momentum: 0.9, weight_decay: 1e-4 },
         };
-        let cpu = Box::new(Cpu::new(CpuOptions::threads(1)).unwrap());
+        let cpu = f32_engine(CpuOptions::threads(1)).unwrap();
         let mut l = Learner::new(cpu, ranks, network(Method::SdClr), &spec).unwrap().with_focal_gamma(2.0);
         l.model.init(&mut *l.engine, 1);
         l.update_mask(0.5, 0.0, 0, 0).unwrap();
@@ -147,7 +147,7 @@ fn ranks_agree_on_weighted_losses_and_on_what_is_remembered() {
 
 #[test]
 fn fast_engine_trains_as_the_oracle() {
-    let cpu = Box::new(Cpu::new(CpuOptions::threads(3)).unwrap());
+    let cpu = f32_engine(CpuOptions::threads(3)).unwrap();
     let fast = train(Method::SdClr, cpu, Box::new(Single), 6);
     let slow = train(Method::SdClr, Box::new(Oracle::new()), Box::new(Single), 6);
     assert!(difference(&fast.0, &slow.0) < 1e-4, "{:?} and {:?}", fast.0, slow.0);

@@ -121,7 +121,8 @@ impl Job<'_> {
     fn pretrain(&self, task: &Task<'_>) -> anyhow::Result<Option<StopSignal>> {
         let dataset = reproduce::open(self.plan.training_images(task.split, task.arm))?;
         let config = self.plan.run_config(task.split, task.arm)?;
-        self.context.note(&format!("split {}, {}: {} epochs", task.split, task.arm.title, config.train.epochs));
+        let epochs = reproduce::epochs(config.train.epochs);
+        self.context.note(&format!("split {}, {}: {epochs}", task.split, task.arm.title));
         system::check_disk(&config, &task.run)?;
         let existing = if RunDir::open(&task.run).is_ok() { Existing::Resume } else { Existing::Refuse };
         let claim = RunDir::claim(&task.run, existing, &config)?;
@@ -237,8 +238,8 @@ impl Job<'_> {
                 Ok((run, Subject { config, weights }))
             }
             State::Partly { epoch } => {
-                let text =
-                    format!("{}: trained for {epoch} epochs only; go on without --only first", task.run.display());
+                let (run, epochs) = (task.run.display(), reproduce::epochs(epoch));
+                let text = format!("{run}: trained for {epochs} only; go on without --only first");
                 Err(UsageError(text).into())
             }
             State::Todo => Err(UsageError(format!("{}: not trained yet; leave --only out", task.run.display())).into()),

@@ -14,9 +14,6 @@ pub trait Cell: Element {
     /// Numbers in a cell.
     const PER_CELL: usize;
 
-    /// The cell of these numbers, as the float of the same bits; where one number fills a cell, of the first.
-    fn cell(values: [f32; 2]) -> f32;
-
     /// Scratch floats as numbers.
     fn of_scratch(scratch: &mut [f32]) -> &mut [Self];
 
@@ -36,9 +33,6 @@ pub trait Cell: Element {
 impl Cell for f32 {
     const PER_CELL: usize = 1;
 
-    fn cell(values: [f32; 2]) -> f32 {
-        values[0]
-    }
     fn of_scratch(scratch: &mut [f32]) -> &mut [f32] {
         scratch
     }
@@ -67,10 +61,6 @@ impl Cell for f32 {
 impl Cell for Bf16 {
     const PER_CELL: usize = 2;
 
-    fn cell(values: [f32; 2]) -> f32 {
-        let [low, high] = values.map(|v| u32::from(Self::of(v).0));
-        f32::from_bits(low | high << 16)
-    }
     fn of_scratch(scratch: &mut [f32]) -> &mut [Bf16] {
         // SAFETY: twice as many numbers of half the size and alignment; any bits are valid.
         unsafe { std::slice::from_raw_parts_mut(scratch.as_mut_ptr().cast(), 2 * scratch.len()) }

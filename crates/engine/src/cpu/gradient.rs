@@ -239,7 +239,9 @@ unsafe fn gather_gradients<E: Cell, S: Simd>(
         const { assert!(VECTORS.is_multiple_of(S::VECTORS), "whole panels") };
         if c - start >= VECTORS * S::LANES {
             let from: [usize; VECTORS] = std::array::from_fn(|i| i * S::LANES);
-            let to = from.map(|v| out[place(v)..].as_mut_ptr());
+            assert!(out.len() >= VECTORS * S::LANES * depth, "room for all gradients");
+            let start = out.as_mut_ptr();
+            let to = from.map(|v| start.wrapping_add(place(v)));
             return Stream { from, n: S::LANES, to, step, vectors }.lines(n_lines, w, c, line);
         }
         for v in (0..c - start).step_by(S::LANES) {
@@ -271,7 +273,9 @@ unsafe fn gather_inputs<E: Cell, S: Simd>(
         let (image, row) = (line / task.n_rows, line % task.n_rows);
         view.data[image * view.image + row * sweep.stride * view.row..].as_ptr()
     };
-    let to = std::array::from_fn(|i| out[i * depth * S::LANES..].as_mut_ptr());
+    assert!(out.len() >= TOGETHER * depth * S::LANES, "room for all windows");
+    let start = out.as_mut_ptr();
+    let to = std::array::from_fn(|i| start.wrapping_add(i * depth * S::LANES));
     let (from, n, step) = (offsets, S::LANES, S::LANES);
     let mut stream = Stream::<S, TOGETHER> { from, n, to, step, vectors: PhantomData };
     // SAFETY: the level is the caller's promise; windows lie in the view and its slack; `out` has room for every window.

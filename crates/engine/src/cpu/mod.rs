@@ -68,15 +68,27 @@ impl CpuOptions {
     }
 }
 
-/// The fast f32 engine.
-pub type Cpu = HostEngine<f32>;
+/// The fast f32 engine, without buffers. A level that the CPU does not have is lowered to the best that it has.
+///
+/// It is made here, behind the trait, so that its kernels are compiled in this crate and not in each that makes one.
+///
+/// # Errors
+/// [`EngineError::Device`] if the operating system does not start the threads.
+pub fn f32_engine(options: CpuOptions) -> Result<Box<dyn Engine>, EngineError> {
+    Ok(Box::new(HostEngine::<f32>::new(options)?))
+}
 
 /// The bf16 engine: feature maps in bfloat16; sums of products, statistics, vectors and master weights in f32. Fast where
 /// [`Level::has_bf16`].
-pub type CpuBf16 = HostEngine<Bf16>;
+///
+/// # Errors
+/// As [`f32_engine`].
+pub fn bf16_engine(options: CpuOptions) -> Result<Box<dyn Engine>, EngineError> {
+    Ok(Box::new(HostEngine::<Bf16>::new(options)?))
+}
 
 /// A CPU engine whose feature maps hold `E`.
-pub struct HostEngine<E: Compute> {
+struct HostEngine<E: Compute> {
     store: HostStore<E>,
     team: Team,
     level: Level,
@@ -91,7 +103,7 @@ pub struct HostEngine<E: Compute> {
 memory_from_store!(HostEngine<E>, store, E: Compute);
 
 /// A number that this crate has convolutions for.
-pub trait Compute: MapElement + cell::Cell {
+trait Compute: MapElement + cell::Cell {
     /// Name in logs.
     const NAME: &'static str;
     /// The best level that differs from the ones below it in this precision.
@@ -117,11 +129,7 @@ fn rows_per_chunk(rows: usize, c: usize) -> usize {
 }
 
 impl<E: Compute> HostEngine<E> {
-    /// An engine without buffers. A level that the CPU does not have is lowered to the best that it has.
-    ///
-    /// # Errors
-    /// [`EngineError::Device`] if the operating system does not start the threads.
-    pub fn new(options: CpuOptions) -> Result<Self, EngineError> {
+    fn new(options: CpuOptions) -> Result<Self, EngineError> {
         let n_threads = options.n_threads.max(1);
         let best = Level::detect().min(E::BEST);
         let team = Team::new(n_threads).map_err(|e| EngineError::Device {
@@ -137,12 +145,6 @@ impl<E: Compute> HostEngine<E> {
             scratch: (0..n_threads).map(|_| Buffer::default()).collect(),
             partial: Buffer::default(),
         })
-    }
-
-    /// The instruction set in use.
-    #[must_use]
-    pub fn level(&self) -> Level {
-        self.level
     }
 
     fn grow_partial(&mut self, len: usize) -> Result<(), EngineError> {

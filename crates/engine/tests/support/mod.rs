@@ -3,6 +3,16 @@
 
 use sdclr_engine::*;
 
+/// Random cases of a test: few under Miri, which takes minutes for what the processor does in milliseconds.
+pub const fn cases(n: u32) -> u32 {
+    if cfg!(miri) { 3 } else { n }
+}
+
+/// The most of a size in them.
+pub const fn most(size: usize, in_miri: usize) -> usize {
+    if cfg!(miri) { in_miri } else { size }
+}
+
 /// Numbers in [-1, 1) with `bits` significant bits that depend on `seed` alone (splitmix64).
 pub fn numbers(seed: u64, len: usize, bits: u32) -> Vec<f32> {
     let mut state = seed;

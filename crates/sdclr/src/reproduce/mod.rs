@@ -10,7 +10,7 @@ mod sets;
 mod settings;
 
 pub use sets::{Opener, Places, Sets, SplitSets, check_images, located, open, scaled, sets, tail_counts};
-pub use settings::{SETTINGS_FILE, Settings};
+pub use settings::{SETTINGS_FILE, Settings, epochs};
 
 use crate::checkpoint::Checkpoint;
 use crate::error::Error;

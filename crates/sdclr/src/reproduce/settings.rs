@@ -50,6 +50,12 @@ const OWN_KEYS: &[&str] = &[
     "train.threads",
 ];
 
+/// So many epochs, for people.
+#[must_use]
+pub fn epochs(n: usize) -> String {
+    format!("{n} epoch{}", if n == 1 { "" } else { "s" })
+}
+
 impl Settings {
     /// Checks the scale, and that no assignment is of a key that something else decides.
     ///
@@ -72,8 +78,8 @@ impl Settings {
     #[must_use]
     pub fn departures(&self) -> Vec<String> {
         let mut departures = Vec::new();
-        departures.extend(self.epochs.map(|n| format!("{n} epochs of pre-training")));
-        departures.extend(self.probe_epochs.map(|n| format!("{n} epochs of the linear probe")));
+        departures.extend(self.epochs.map(|n| format!("{} of pre-training", epochs(n))));
+        departures.extend(self.probe_epochs.map(|n| format!("{} of the linear probe", epochs(n))));
         departures.extend(self.seed.map(|seed| format!("seed {seed}")));
         if self.scale != 1.0 {
             departures.push(format!("{} of every class count", self.scale));

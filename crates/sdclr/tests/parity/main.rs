@@ -11,13 +11,13 @@ mod fixture;
 mod options;
 
 use fixture::{Fixture, max_abs, rel_l2};
-use sdclr_engine::{Cpu, CpuOptions, Engine, Oracle};
+use sdclr_engine::{CpuOptions, Engine, Oracle, f32_engine};
 use sdclr_nn::{Batch, Branch, GradPool, Mode, Pass, PassSpec, Single};
 
 type MakeEngine = fn() -> Box<dyn Engine>;
 
 const ENGINES: [(&str, MakeEngine); 2] =
-    [("oracle", || Box::new(Oracle::new())), ("cpu", || Box::new(Cpu::new(CpuOptions::threads(2)).unwrap()))];
+    [("oracle", || Box::new(Oracle::new())), ("cpu", || f32_engine(CpuOptions::threads(2)).unwrap())];
 
 /// How much more an engine rounds than direct sums.
 fn rounding(engine_name: &str) -> f64 {

@@ -17,10 +17,10 @@ pub(crate) const PANEL: usize = 32;
 /// Floats of the four accumulators.
 pub(crate) const BLOCK: usize = 4 * ROWS * ROWS;
 
-/// Whether this process may use AMX with bf16; asks the operating system the first time.
+/// Whether this process may use AMX with bf16; asks the operating system the first time. Miri has no such instructions.
 pub(crate) fn available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
-    *AVAILABLE.get_or_init(|| present() && permitted())
+    *AVAILABLE.get_or_init(|| !cfg!(miri) && present() && permitted())
 }
 
 /// Amx-bf16 and amx-tile (CPUID leaf 7), tile state enabled by the system (XCR0 bits 17 and 18).
