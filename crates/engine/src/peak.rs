@@ -356,6 +356,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[cfg_attr(miri, ignore = "measures speed")]
     fn every_unit_that_the_cpu_has_gets_a_rate_and_samples_only_raise_it() {
         let mut peaks = Peaks::new(2).unwrap();
         let first = peaks.best();

@@ -53,11 +53,13 @@ impl Algorithm {
             Level::Avx512Bf16 if E::PER_CELL == 2 => (0.5, 0.5),
             _ => (1.0, 1.0),
         };
-        let saves =
-            |product: f64| shape.input.c.min(shape.cout) >= NARROWEST && winograd::cost(shape) * product < 0.8 * direct;
+        let saves = |product: f64, narrowest: usize| {
+            shape.input.c.min(shape.cout) >= narrowest && winograd::cost(shape) * product < 0.8 * direct
+        };
         match self {
             _ if !winograd::can(shape) => (false, false),
-            Self::Auto => (saves(1.0), saves(pairs)),
+            // Stride 2 saves half of what stride 1 does, but for gradients, where the direct way is slower.
+            Self::Auto => (saves(1.0, NARROWEST * shape.stride), saves(pairs, NARROWEST)),
             Self::Direct => (false, false),
             Self::Winograd => (true, true),
         }

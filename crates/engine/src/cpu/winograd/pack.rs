@@ -60,7 +60,8 @@ unsafe fn pack_forward<E: Cell, S: Simd>(panel: &Panel, out: &mut [f32]) {
         }
         for first in (0..n).step_by(STAGED) {
             for i in first..n.min(first + STAGED) {
-                let filters = Filters { start: turned[0][i].as_ptr(), tap: RUN * MAX_WIDTH };
+                let lines = turned.as_flattened().as_flattened();
+                let filters = Filters { start: lines[i * MAX_WIDTH..].as_ptr(), tap: RUN * MAX_WIDTH };
                 // SAFETY: the caller's promise; a line is as long as the widest panel.
                 unsafe { stage.add::<S, 1>([filters]) };
             }
@@ -87,7 +88,7 @@ unsafe fn pack_backward<E: Cell, S: Simd>(panel: &Panel, out: &mut [f32]) {
                         _ => turned.as_flattened_mut().fill(0.0),
                     }
                 }
-                let filters = turned.each_ref().map(|turned| Filters { start: turned[0].as_ptr(), tap: MAX_WIDTH });
+                let filters = turned.each_ref().map(|turned| Filters { start: turned.as_flattened().as_ptr(), tap: MAX_WIDTH });
                 match per_cell {
                     1 => stage.add::<S, 1>([filters[0]]),
                     _ => stage.add::<S, 2>(filters),
