@@ -88,7 +88,8 @@ unsafe fn pack_backward<E: Cell, S: Simd>(panel: &Panel, out: &mut [f32]) {
                         _ => turned.as_flattened_mut().fill(0.0),
                     }
                 }
-                let filters = turned.each_ref().map(|turned| Filters { start: turned.as_flattened().as_ptr(), tap: MAX_WIDTH });
+                let filters =
+                    turned.each_ref().map(|turned| Filters { start: turned.as_flattened().as_ptr(), tap: MAX_WIDTH });
                 match per_cell {
                     1 => stage.add::<S, 1>([filters[0]]),
                     _ => stage.add::<S, 2>(filters),
