@@ -58,7 +58,7 @@ impl Algorithm {
         };
         match self {
             _ if !winograd::can(shape) => (false, false),
-            // Stride 2 saves half of what stride 1 does, but for gradients, where the direct way is slower.
+            // Stride 2 saves less than stride 1, but its gradients are also slower the direct way.
             Self::Auto => (saves(1.0, NARROWEST * shape.stride), saves(pairs, NARROWEST)),
             Self::Direct => (false, false),
             Self::Winograd => (true, true),
@@ -66,7 +66,7 @@ impl Algorithm {
     }
 }
 
-/// Channels from which on bringing maps to points and back costs less than it saves.
+/// Channels from which on bringing maps to points and back costs less than it saves; twice as many in the forward pass of stride 2.
 const NARROWEST: usize = 16;
 
 /// A planned convolution over feature maps of `E`: what an engine asks of it.
