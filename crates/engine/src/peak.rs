@@ -179,8 +179,8 @@ fn timed(team: &Team, work: &(dyn Fn(usize, &mut dyn FnMut()) + Sync)) -> f64 {
     times.map_or(f64::INFINITY, |(began, ended)| (ended - began).as_secs_f64().max(1e-9))
 }
 
-/// Copies lines by stores that do not read what they overwrite.
-#[cfg(target_arch = "x86_64")]
+/// Copies lines by stores that do not read what they overwrite, which Miri lacks.
+#[cfg(all(target_arch = "x86_64", not(miri)))]
 fn copy_lines(source: &[Line], target: &mut [Line]) {
     use std::arch::x86_64::{__m128i, _mm_load_si128, _mm_sfence, _mm_stream_si128};
     for (source, target) in source.iter().zip(target) {
@@ -194,7 +194,7 @@ fn copy_lines(source: &[Line], target: &mut [Line]) {
     unsafe { _mm_sfence() };
 }
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(not(all(target_arch = "x86_64", not(miri))))]
 fn copy_lines(source: &[Line], target: &mut [Line]) {
     target.copy_from_slice(source);
 }

@@ -42,7 +42,7 @@ fn check_at(threads: &[usize], what: &str, f: impl Fn(&mut Bench) -> Vec<Vec<f32
 
 fn conv_shape() -> impl Strategy<Value = (ConvShape, usize)> {
     let kernel = prop_oneof![1 => Just(1usize), 2 => Just(3), 1 => Just(7)];
-    (1..most(40, 12), 1..most(50, 20), kernel, 1usize..3, 1..most(20, 7), 1..most(20, 7), 1..most(5, 3)).prop_map(
+    (1..most(40, 10), 1..most(50, 20), kernel, 1usize..3, 1..most(20, 6), 1..most(20, 6), 1..most(5, 3)).prop_map(
         |(cin, cout, kernel, stride, h, w, n)| {
             (ConvShape { input: Dims { h, w, c: cin }, cout, kernel, stride, pad: kernel / 2 }, n)
         },

@@ -79,8 +79,8 @@ fn check_conv(shape: ConvShape, n: usize, n_threads: usize) -> Result<(), TestCa
 
 fn conv_shape() -> impl Strategy<Value = (ConvShape, usize)> {
     let kernel = prop_oneof![1 => Just(1usize), 2 => Just(3), 1 => Just(7)];
-    let channels = || prop_oneof![1..most(80, 20), Just(most(32, 16)), Just(most(64, 16))];
-    (channels(), channels(), kernel, 1usize..3, 1..most(24, 7), 1..most(24, 7), 1..most(6, 3)).prop_map(
+    let channels = || prop_oneof![1..most(80, 10), Just(most(32, 8)), Just(most(64, 17))];
+    (channels(), channels(), kernel, 1usize..3, 1..most(24, 6), 1..most(24, 6), 1..most(6, 3)).prop_map(
         |(cin, cout, kernel, stride, h, w, n)| {
             (ConvShape { input: Dims { h, w, c: cin }, cout, kernel, stride, pad: kernel / 2 }, n)
         },
