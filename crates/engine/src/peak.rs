@@ -210,8 +210,14 @@ fn fma_rounds(_: &Operands, rounds: usize) -> f64 {
         // SAFETY: as above.
         return unsafe { x86::fma_256(rounds) };
     }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: every processor of this kind has NEON.
+    return unsafe { fma::<crate::cpu::simd::Neon, 12>(rounds) };
+    #[cfg(not(target_arch = "aarch64"))]
     // SAFETY: plain arrays need nothing of the CPU.
-    unsafe { fma::<Portable, 6>(rounds) }
+    unsafe {
+        fma::<Portable, 6>(rounds)
+    }
 }
 
 /// `N` chains of multiply-adds.

@@ -10,11 +10,6 @@ use support::{Bench, cases, most};
 /// Exact in bf16.
 const BITS: u32 = 8;
 
-/// The levels that this machine has.
-fn levels() -> impl Iterator<Item = Level> {
-    Level::names().filter_map(Level::from_name).filter(|&level| level <= Level::detect())
-}
-
 /// bf16 keeps 8 bits: a result is off by at most 2⁻⁸ of itself, and sums of products by f32's rounding.
 fn compare(what: &str, got: &[f32], expected: &[f32], relative: f32, of_largest: f32) -> Result<(), TestCaseError> {
     let largest = expected.iter().fold(1e-3f32, |m, v| m.max(v.abs()));
@@ -62,7 +57,7 @@ fn check_conv(shape: ConvShape, n: usize, n_threads: usize) -> Result<(), TestCa
     let expected = conv_results(Box::new(Oracle::new()), shape, n);
     // What is fastest may be direct one way and at points the other.
     let all = [Algorithm::Direct, Algorithm::Winograd, Algorithm::Auto];
-    for (level, algorithm) in levels().flat_map(|level| all.map(|algorithm| (level, algorithm))) {
+    for (level, algorithm) in Level::available().flat_map(|level| all.map(|algorithm| (level, algorithm))) {
         let fast = bf16_engine(CpuOptions { n_threads, kernels: Kernels { level: Some(level), algorithm } }).unwrap();
         let got = conv_results(fast, shape, n);
         for ((what, relative, expected), (.., got)) in expected.iter().zip(&got) {
@@ -148,7 +143,9 @@ fn distances(c: usize, size: usize, stride: usize, level: Level, algorithm: Algo
 #[test]
 #[cfg_attr(miri, ignore = "takes too long")]
 fn only_gradients_by_pairs_at_points_are_off_by_more_than_a_result_s_rounding() {
-    for (level, algorithm) in levels().flat_map(|level| [(level, Algorithm::Direct), (level, Algorithm::Winograd)]) {
+    for (level, algorithm) in
+        Level::available().flat_map(|level| [(level, Algorithm::Direct), (level, Algorithm::Winograd)])
+    {
         let has_pairs = level.has_bf16() && algorithm == Algorithm::Winograd;
         for (c, size, stride, by_pairs) in
             [(64, 32, 1, 0.014), (200, 9, 1, 0.014), (64, 32, 2, 0.008), (200, 9, 2, 0.008)]

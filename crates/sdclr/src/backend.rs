@@ -42,8 +42,7 @@ impl Machine {
     /// The instruction set that the CPU's kernels use.
     #[must_use]
     pub fn level(&self) -> Level {
-        let best = Level::detect();
-        self.kernels.level.map_or(best, |level| level.min(best))
+        Level::within(self.kernels.level)
     }
 
     /// The numbers that feature maps are kept in: f32 or bf16. `auto` stands for bf16 where there are instructions for it.

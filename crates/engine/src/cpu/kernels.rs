@@ -19,7 +19,10 @@ macro_rules! tiles_or {
             $vectors
         }
         #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
-        $vectors
+        {
+            let _ = $layout;
+            $vectors
+        }
     }};
 }
 

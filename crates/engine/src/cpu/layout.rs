@@ -1,6 +1,8 @@
 //! How a level's kernels want packed weights and weight gradients laid out.
 
 use super::cell::Cell;
+#[cfg(target_arch = "aarch64")]
+use super::simd::Neon;
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Avx2, Avx512};
 use super::simd::{Level, Portable, Simd};
@@ -31,6 +33,8 @@ impl Layout {
             Level::Avx2 => Self::vectors::<Avx2>(),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 | Level::Avx512Bf16 | Level::Amx => Self::vectors::<Avx512>(),
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => Self::vectors::<Neon>(),
             _ => Self::vectors::<Portable>(),
         }
     }

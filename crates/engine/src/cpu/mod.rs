@@ -131,7 +131,6 @@ fn rows_per_chunk(rows: usize, c: usize) -> usize {
 impl<E: Compute> HostEngine<E> {
     fn new(options: CpuOptions) -> Result<Self, EngineError> {
         let n_threads = options.n_threads.max(1);
-        let best = Level::detect().min(E::BEST);
         let team = Team::new(n_threads).map_err(|e| EngineError::Device {
             device: "CPU".into(),
             message: format!("cannot start {n_threads} threads ({e}); give fewer with --threads"),
@@ -139,7 +138,7 @@ impl<E: Compute> HostEngine<E> {
         Ok(Self {
             store: HostStore::default(),
             team,
-            level: options.kernels.level.map_or(best, |level| level.min(best)),
+            level: Level::within(options.kernels.level).min(E::BEST),
             algorithm: options.kernels.algorithm,
             convs: Vec::new(),
             scratch: (0..n_threads).map(|_| Buffer::default()).collect(),

@@ -3,20 +3,26 @@
 //! A kernel is written once over [`Simd`], marked `#[inline(always)]`, and instantiated inside a function that enables
 //! the instruction set (`dispatch!`). Everything else is plain loops that the compiler vectorises inside such a function.
 
+#[cfg(target_arch = "aarch64")]
+mod arm;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 use crate::element::Bf16;
+#[cfg(target_arch = "aarch64")]
+pub(crate) use arm::Neon;
 pub(crate) use portable::Portable;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86::{Avx2, Avx512, Avx512Bf16};
 
-/// What a CPU engine's kernels are written for, from what every machine has to the most special.
+/// What a CPU engine's kernels are written for, from what every machine has to the most special of its architecture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     /// No intrinsics: arrays of eight floats that the compiler vectorises for the target's baseline.
     Portable,
+    /// NEON, on 64-bit ARM.
+    Neon,
     /// AVX2 with FMA.
     Avx2,
     /// AVX-512 F, BW, DQ, VL.
@@ -28,7 +34,26 @@ pub enum Level {
 }
 
 impl Level {
-    const ALL: [Self; 5] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16, Self::Amx];
+    /// Those of this architecture.
+    const ALL: &[Self] = if cfg!(target_arch = "x86_64") {
+        &[Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16, Self::Amx]
+    } else if cfg!(target_arch = "aarch64") {
+        &[Self::Portable, Self::Neon]
+    } else {
+        &[Self::Portable]
+    };
+
+    /// Those of this machine, the best first.
+    pub fn available() -> impl Iterator<Item = Self> {
+        let best = Self::detect();
+        Self::ALL.iter().rev().copied().filter(move |&level| level <= best)
+    }
+
+    /// The best level of this machine that is at most `limit`.
+    #[must_use]
+    pub fn within(limit: Option<Self>) -> Self {
+        Self::available().find(|&level| limit.is_none_or(|limit| level <= limit)).unwrap_or(Self::Portable)
+    }
 
     /// The best level of this machine.
     #[must_use]
@@ -58,7 +83,7 @@ impl Level {
                 return Self::Avx2;
             }
         }
-        Self::Portable
+        if cfg!(target_arch = "aarch64") { Self::Neon } else { Self::Portable }
     }
 
     /// Whether bf16 is faster than f32 here: there are instructions for it.
@@ -72,6 +97,7 @@ impl Level {
     pub fn name(self) -> &'static str {
         match self {
             Self::Portable => "portable",
+            Self::Neon => "neon",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
             Self::Avx512Bf16 => "avx512bf16",
@@ -79,15 +105,15 @@ impl Level {
         }
     }
 
-    /// The names of all levels, the best first.
+    /// The names of this architecture's levels, the best first.
     pub fn names() -> impl Iterator<Item = &'static str> {
-        Self::ALL.into_iter().rev().map(Self::name)
+        Self::ALL.iter().rev().map(|level| level.name())
     }
 
-    /// The level called `name`.
+    /// The level of this architecture called `name`.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|level| level.name() == name)
+        Self::ALL.iter().copied().find(|level| level.name() == name)
     }
 }
 
@@ -132,6 +158,7 @@ macro_rules! kernel {
         $(#[$meta])*
         #[allow(clippy::too_many_arguments)]
         $vis unsafe fn $name<E: $crate::cpu::cell::Cell>(level: $crate::cpu::simd::Level, $($arg: $ty),*) {
+            #[allow(unused_imports)] // where there is one level only
             use $crate::cpu::simd::{Level, Portable};
             #[cfg(target_arch = "x86_64")]
             use $crate::cpu::simd::{Avx2, Avx512, Avx512Bf16};
@@ -165,6 +192,9 @@ macro_rules! kernel {
                     Level::Avx512 | Level::Avx512Bf16 | Level::Amx => avx512::<E>($($arg),*),
                     #[cfg(target_arch = "x86_64")]
                     Level::Avx2 => avx2::<E>($($arg),*),
+                    // Its instructions are in every function.
+                    #[cfg(target_arch = "aarch64")]
+                    Level::Neon => $body::<E, $crate::cpu::simd::Neon>($($arg),*),
                     _ => $body::<E, Portable>($($arg),*),
                 }
             }
@@ -185,7 +215,17 @@ fn ask<const NEAR: bool>(line: *const f32) {
         use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
         if NEAR { _mm_prefetch::<_MM_HINT_T0>(line.cast()) } else { _mm_prefetch::<_MM_HINT_T1>(line.cast()) }
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(all(target_arch = "aarch64", not(miri)))]
+    // SAFETY: as above.
+    unsafe {
+        use std::arch::asm;
+        if NEAR {
+            asm!("prfm pldl1keep, [{}]", in(reg) line, options(nostack, readonly, preserves_flags));
+        } else {
+            asm!("prfm pldl2keep, [{}]", in(reg) line, options(nostack, readonly, preserves_flags));
+        }
+    }
+    #[cfg(not(any(target_arch = "x86_64", all(target_arch = "aarch64", not(miri)))))]
     let _ = line;
 }
 
@@ -273,4 +313,86 @@ pub trait Simd: Copy {
     unsafe fn widen_first(from: *const Bf16, n: usize) -> Self;
     /// Rounds as [`Bf16`]'s `Element::of` (subnormal numbers may become zero) and stores the first `n` only.
     unsafe fn narrow_first(self, to: *mut Bf16, n: usize);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::cell::Cell;
+    use crate::element::Element;
+
+    /// Numbers of all kinds: ties between two bf16 and their neighbours, zeros, infinities, not-a-number.
+    fn numbers() -> Vec<f32> {
+        let ties = (0..48u32).map(|i| f32::from_bits(0x3F80_7FFF + i / 3 * 0x1_0000 + i % 3));
+        let signed = ties.enumerate().map(|(i, v)| if i % 2 == 0 { v } else { -v });
+        let special = [0.0, f32::MAX, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, -1.0, 2.5e-20];
+        signed.chain(special).collect()
+    }
+
+    kernel! {
+        /// Compares the trait's methods with what they say, on a vector of `a` and one of `b`.
+        unsafe fn check(level: Level, a: &[f32; MAX_LANES], b: &[f32; MAX_LANES]) = check_methods
+    }
+
+    unsafe fn check_methods<E: Cell, S: Simd>(level: Level, a: &[f32; MAX_LANES], b: &[f32; MAX_LANES]) {
+        let check = |what: &str, vector: S, expected: &dyn Fn(f32, f32) -> f32, n: usize| {
+            let mut got = [0.0; MAX_LANES];
+            // SAFETY: as long as the longest vector.
+            unsafe { vector.store_first(got.as_mut_ptr(), S::LANES) };
+            for i in 0..S::LANES {
+                let expected = if i < n { expected(a[i], b[i]) } else { 0.0 };
+                let is_same = got[i] == expected || got[i].is_nan() && expected.is_nan();
+                assert!(is_same, "{}, {what} of {} and {}: {}, not {expected}", level.name(), a[i], b[i], got[i]);
+            }
+        };
+        let bf16 = |v: f32| Bf16::of(v).get();
+        let zero_unless = |is: bool, v: f32| if is { v } else { 0.0 };
+        let larger = |a: f32, b: f32| if a.is_nan() || b.is_nan() { f32::NAN } else { a.max(b) };
+        let exact = |v: f32| if v.is_finite() { bf16(v) * bf16(v) } else { f32::NAN };
+        // SAFETY: all pointers are to as many numbers as the longest vector has; the caller has the level.
+        unsafe {
+            let (x, y, all) = (S::load(a.as_ptr()), S::load(b.as_ptr()), S::LANES);
+            check("relu", x.relu(), &|a, _| if a.is_nan() { a } else { a.max(0.0) }, all);
+            check("where_positive", x.where_positive(y), &|a, b| zero_unless(b > 0.0, a), all);
+            check("max_or_nan", x.max_or_nan(y), &larger, all);
+            let (same, other) = x.split_by_equal(x, y);
+            check("equal", same, &|a, b| zero_unless(a == b, a), all);
+            check("unequal", other, &|a, b| zero_unless(a != b, a), all);
+            check("add and sub", x.add(y).sub(x.add(S::zero())), &|a, b| a + b - a, all);
+            check("fma", S::splat(&raw const b[0]).fma(x, S::zero()), &|a, _| a * 0.0 + b[0], all);
+            for n in 0..=S::LANES {
+                let mut rounded = [[Bf16(0); MAX_LANES]; 2];
+                x.narrow_first(rounded[0].as_mut_ptr(), n);
+                y.narrow_first(rounded[1].as_mut_ptr(), n);
+                let [low, high] = [rounded[0].as_ptr(), rounded[1].as_ptr()];
+                check("rounded", S::widen_first(low, all), &|a, _| bf16(a), n);
+                check("some widened", S::widen_first(high, n), &|_, b| bf16(b), n);
+                check("some loaded", S::load_first(b.as_ptr(), n), &|_, b| b, n);
+                let mut some = [0.0; MAX_LANES];
+                x.store_first(some.as_mut_ptr(), n);
+                check("some stored", S::load(some.as_ptr()), &|a, _| a, n);
+                let pair = |a, b| f32::from_bits(u32::from(Bf16::of(a).0) | u32::from(Bf16::of(b).0) << 16);
+                check("pairs", S::pairs(low, high, n), &pair, n);
+                if a.iter().chain(b).all(|v| v.abs() < 1e18) {
+                    let pairs = S::pairs(low, high, n);
+                    check("dot_pairs", S::zero().dot_pairs(pairs, pairs), &|a, b| exact(a) + exact(b), n);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn vectors_of_every_level_do_what_they_say() {
+        let numbers = numbers();
+        let at = |first: usize| std::array::from_fn(|i| numbers[(first + i) % numbers.len()]);
+        for level in Level::available() {
+            for first in 0..numbers.len() {
+                // SAFETY: the machine has the level; the vectors are whole.
+                unsafe {
+                    check::<f32>(level, level, &at(first), &at(first + 7));
+                    check::<Bf16>(level, level, &at(first), &at(first));
+                }
+            }
+        }
+    }
 }
