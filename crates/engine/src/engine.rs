@@ -277,6 +277,12 @@ pub trait Engine: Memory + Send {
     /// Gradient of the L2 normalisation: rows `rows` of `z`, `norms`, `dz` to `dx` `[n, d]`.
     fn l2_normalize_backward(&mut self, n: usize, rows: Rows, z: Span, norms: Span, dz: Span, dx: Act);
 
+    /// Makes room for [`Self::nt_xent`] of at most `n_anchors` anchors among `n_views` views.
+    ///
+    /// # Errors
+    /// Out of memory.
+    fn plan_nt_xent(&mut self, n_anchors: usize, n_views: usize) -> Result<(), EngineError>;
+
     /// NT-Xent loss and its gradient, by log-sum-exp in f32 (Chen et al. 2020, eq. 1).
     fn nt_xent(&mut self, loss: NtXent);
 

@@ -409,6 +409,10 @@ impl Engine for Oracle {
         self.store_act(n, dx, Write::Set, &out);
     }
 
+    fn plan_nt_xent(&mut self, _n_anchors: usize, _n_views: usize) -> Result<(), EngineError> {
+        Ok(())
+    }
+
     fn nt_xent(&mut self, l: NtXent) {
         let (d, m) = (l.dim, l.z.len / l.dim);
         let z = self.store.span(l.z).to_vec();

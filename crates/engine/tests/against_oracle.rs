@@ -294,6 +294,25 @@ fn convolutions_agree_at_many_threads() {
     }
 }
 
+/// A rank may have no image of a small last batch. What earlier operations left behind must not count.
+#[test]
+fn no_images_give_no_gradient() {
+    for (c, threads) in [(16, 1), (16, 3), (128, 1), (128, 3)] {
+        for algorithm in [Algorithm::Direct, Algorithm::Winograd] {
+            let kernels = Kernels { level: None, algorithm };
+            let mut b = Bench::new(f32_engine(CpuOptions { n_threads: threads, kernels }).unwrap(), BITS);
+            let shape = ConvShape { input: Dims { h: 8, w: 8, c }, cout: c, kernel: 3, stride: 1, pad: 1 };
+            let conv = b.engine.alloc_conv(shape, 2, ConvUse::Train).unwrap();
+            let (x, dy) = (b.act(2, shape.input), b.act(2, shape.output()));
+            let (dw, other) = (b.span(shape.n_weights()), b.span(shape.n_weights()));
+            let before = b.floats(dw);
+            b.engine.conv_backward_weight(2, conv, WeightGrad { x, dy, dw: other, mask: None });
+            b.engine.conv_backward_weight(0, conv, WeightGrad { x, dy, dw, mask: None });
+            assert!(b.floats(dw) == before, "{c} channels, {threads} threads, {}", algorithm.name());
+        }
+    }
+}
+
 /// Partial sums are cut by shape, not by thread: the forward pass and batch norm give the same bits at any team size.
 #[test]
 fn forward_and_statistics_are_bit_identical_at_any_thread_count() {

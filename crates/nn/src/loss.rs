@@ -35,11 +35,12 @@ pub struct ContrastiveLoss {
 }
 
 impl ContrastiveLoss {
-    /// Room for `max_global` images (2·`max_global` views) of embedding size `dim`.
+    /// Room for batches of `max_global` images (2·`max_global` views), at most `max_own` of them this rank's, with embeddings of size `dim`.
     ///
     /// # Errors
     /// Out of memory.
-    pub fn new(engine: &mut dyn Engine, max_global: usize, dim: usize) -> Result<Self, NnError> {
+    pub fn new(engine: &mut dyn Engine, max_global: usize, max_own: usize, dim: usize) -> Result<Self, NnError> {
+        engine.plan_nt_xent(2 * max_own, 2 * max_global)?;
         let mut floats = |len| -> Result<Span, NnError> {
             let buf = engine.alloc_f32(len)?;
             Ok(engine.whole(buf))

@@ -19,7 +19,7 @@ fn evaluate(make: MakeEngine, z: &[f32], dim: usize, temperature: f32, gamma: f3
     let act = |engine: &mut dyn Engine| -> Act { engine.alloc_act(2 * n, flat, Role::Vector).unwrap() };
     let (embedding, grad) = (act(engine), act(engine));
     engine.write_act(2 * n, embedding, z);
-    let mut loss = ContrastiveLoss::new(engine, n + 1, dim).unwrap();
+    let mut loss = ContrastiveLoss::new(engine, n + 1, n + 1, dim).unwrap();
     loss.focal_gamma = gamma;
     let view = View { embedding, grad, n: 2 * n, rows: Rows::ALL };
     let images = 0..n;

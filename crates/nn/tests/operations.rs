@@ -104,7 +104,7 @@ fn nt_xent_agrees_with_pytorch_and_its_closed_form() {
         for (case, spec) in f.json["cases"].as_object().unwrap() {
             let (n, d) = (number(&spec["n_images"]), number(&spec["embedding_dim"]));
             let e = &mut *make();
-            let mut loss = ContrastiveLoss::new(e, n + 1, d).unwrap();
+            let mut loss = ContrastiveLoss::new(e, n + 1, n + 1, d).unwrap();
             let mut views = Vec::new();
             for (first, key) in ["a", "b"].into_iter().enumerate() {
                 let embedding = act(e, n, flat(d), &f.floats(&format!("{case}.{key}")));

@@ -70,7 +70,7 @@ impl Learner {
         };
         let dense = pass(e, Branch::Dense)?;
         let pruned = if spec.method == Method::SdClr { Some(pass(e, Branch::Pruned)?) } else { None };
-        let loss = ContrastiveLoss::new(e, spec.max_batch, embedding)?;
+        let loss = ContrastiveLoss::new(e, spec.max_batch, own, embedding)?;
         let images = e.alloc_bytes(2 * own * dims.len())?;
         let optimizer = Optimizer::new(e, &model, spec.optimizer)?;
         let (method, temperature) = (spec.method, spec.temperature);

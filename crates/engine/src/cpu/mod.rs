@@ -459,6 +459,10 @@ impl<E: Compute> Engine for HostEngine<E> {
         });
     }
 
+    fn plan_nt_xent(&mut self, n_anchors: usize, n_views: usize) -> Result<(), EngineError> {
+        self.grow_partial(n_anchors * n_views)
+    }
+
     fn nt_xent(&mut self, l: NtXent) {
         let (d, m) = (l.dim, l.z.len / l.dim);
         self.need_partial(l.n_anchors * m);

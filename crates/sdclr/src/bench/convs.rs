@@ -52,8 +52,13 @@ pub fn parse_shape(text: &str) -> Result<ConvShape, String> {
     if stride > 2 {
         return Err(format!("`{text}`: the stride must be 1 or 2"));
     }
-    // Anything larger is a typing error and would overflow what counts its memory.
-    if numbers.iter().any(|&number| number > 1 << 16) || size + 2 * (kernel / 2) < kernel {
+    // Anything larger is a typing error, and would overflow what counts its memory.
+    let is_large = |factors: &[usize]| {
+        let product = factors.iter().try_fold(1usize, |product, &factor| product.checked_mul(factor));
+        product.is_none_or(|product| product > 1 << 32)
+    };
+    let (weights, map) = ([cin, cout, kernel, kernel], [size, size, cin.max(cout)]);
+    if is_large(&weights) || is_large(&map) || size + 2 * (kernel / 2) < kernel {
         return Err(format!("`{text}`: too large"));
     }
     Ok(ConvShape { input: Dims { h: size, w: size, c: cin }, cout, kernel, stride, pad: kernel / 2 })
@@ -132,6 +137,9 @@ mod tests {
             ("a,b,c,d,e", "expected"),
             ("1,1,1,0,1", "at least 1"),
             ("1,1,1,3,8", "stride"),
+            ("1,1,65537,1,65536", "too large"),
+            ("65536,65536,65536,1,65536", "too large"),
+            ("1,1,1,1,18446744073709551615", "too large"),
         ];
         for (text, expected) in cases {
             let problem = parse_shape(text).unwrap_err();

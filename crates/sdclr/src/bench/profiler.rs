@@ -307,6 +307,10 @@ impl Engine for Profiler {
         self.count(Op::L2NormalizeBackward, shape, cost, |e| e.l2_normalize_backward(n, rows, z, norms, dz, dx));
     }
 
+    fn plan_nt_xent(&mut self, n_anchors: usize, n_views: usize) -> Result<(), EngineError> {
+        self.inner.plan_nt_xent(n_anchors, n_views)
+    }
+
     fn nt_xent(&mut self, loss: NtXent) {
         // The logits, and both sides of their gradient; the logits themselves need not leave the caches.
         let flop = 3 * 2 * loss.n_anchors * loss.z.len;

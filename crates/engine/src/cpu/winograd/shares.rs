@@ -30,7 +30,9 @@ pub(super) fn backward_weight<E: Cell>(
     dw: &mut [f32],
     mask: Option<&[u8]>,
 ) {
-    if is_narrow(&job.layout, ctx.team.n_members()) {
+    if n_tiles == 0 {
+        // No sum would be set.
+    } else if is_narrow(&job.layout, ctx.team.n_members()) {
         by_tiles(ctx, job, n_tiles, dw, mask);
     } else {
         by_blocks(ctx, job, n_tiles, dw, mask);
