@@ -4,7 +4,11 @@
 //! interleaved with whatever is to be judged by them, and the best sample counts.
 
 use crate::cpu::Level;
-use crate::cpu::simd::{Portable, Simd};
+#[cfg(target_arch = "aarch64")]
+use crate::cpu::simd::Neon;
+#[cfg(not(target_arch = "aarch64"))]
+use crate::cpu::simd::Portable;
+use crate::cpu::simd::Simd;
 use crate::cpu::team::Team;
 use crate::types::EngineError;
 use std::hint::black_box;
@@ -212,7 +216,7 @@ fn fma_rounds(_: &Operands, rounds: usize) -> f64 {
     }
     #[cfg(target_arch = "aarch64")]
     // SAFETY: every processor of this kind has NEON.
-    return unsafe { fma::<crate::cpu::simd::Neon, 12>(rounds) };
+    return unsafe { fma::<Neon, 12>(rounds) };
     #[cfg(not(target_arch = "aarch64"))]
     // SAFETY: plain arrays need nothing of the CPU.
     unsafe {

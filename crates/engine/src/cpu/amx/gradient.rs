@@ -139,16 +139,13 @@ pub(crate) unsafe fn weight_gradient<E: Cell>(
     let turned = &mut turned[..plan.turned_len(sweep.dst.c)];
     // SAFETY: the caller's promise.
     unsafe { turn(job, &plan, &task, turned) };
-    // Pieces of a task are added up.
-    if write == Write::Set {
-        dw.fill(0.0);
-    }
     let tiles = Tiles::configure();
     let plane_gap = plan.plane_rows * sweep.grid.1;
     for (group, dw) in dw.chunks_exact_mut(kh * blocks.len).enumerate() {
         // SAFETY: the caller's promise.
         unsafe { weave_planes(job, &plan, &task, (first / kh + group) * PANEL, planes) };
-        for (from, plane_from, runs, steps) in plan.pieces(sweep) {
+        for (piece, (from, plane_from, runs, steps)) in plan.pieces(sweep).enumerate() {
+            let adds = piece > 0 || write == Write::Add;
             for (a, dw) in dw.chunks_exact_mut(blocks.len).enumerate() {
                 let (plane, offset) = plan.filter_row(sweep, a);
                 let plane = &planes[plane * plan.plane_len * PANEL..][..plan.plane_len * PANEL];
@@ -163,7 +160,7 @@ pub(crate) unsafe fn weight_gradient<E: Cell>(
                     let a = A { starts, row: 2 * plan.turned_row, runs, steps, skip: 0 };
                     let c = C { start: dw.as_mut_ptr(), row: 4 * PANEL, right: ROWS, down: ROWS * PANEL };
                     // SAFETY: both sides hold all positions of the piece by the assertions; `dw` is 32 × 32 floats.
-                    unsafe { tiles.multiply(&a, &b, &c, true, || ()) };
+                    unsafe { tiles.multiply(&a, &b, &c, adds, || ()) };
                 }
             }
         }

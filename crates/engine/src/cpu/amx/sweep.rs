@@ -7,8 +7,9 @@
 //! A block is two tiles of pixels × two of channels. Narrow layers take all panels of weights for a block, whose windows then
 //! stay in the nearest cache; wide ones take all blocks for a panel, which then stays. A block's sums become pixels (`finish.rs`)
 //! only while the next block's tiles are multiplied: if they followed their own, they would wait for the last product, fill the
-//! processor's scheduler and keep it from the next.
+//! processor's scheduler and keep it from the next. The next task's source is asked for at the same time.
 
+use super::super::ahead::{Ahead, Lines};
 use super::super::cell::Cell;
 use super::super::correlate::Job;
 use super::super::sweep::{Sweep, Task, TaskShape, View};
@@ -17,10 +18,16 @@ use super::tiles::{A, B, BLOCK, C, DEPTH, PANEL, ROWS, Tiles};
 use crate::types::Write;
 use std::arch::x86_64::{_mm512_maskz_loadu_epi16, _mm512_setzero_si512, _mm512_storeu_si512};
 
-/// Most bytes of a task's gathered windows, most of its pixels, and most cells of its source.
-const TASK_BYTES: usize = 768 << 10;
+/// Most bytes of a task's gathered windows: of a second cache of 2 MB, with weights that stay there as well, and with weights that every
+/// task takes from further away.
+const TASK_BYTES: (usize, usize) = (768 << 10, 1408 << 10);
+/// Most pixels of a task, and most cells of its source, which is more if it is not copied.
 const TASK_PIXELS: usize = 384;
-const TASK_SOURCE: usize = 1 << 17;
+const TASK_SOURCE: (usize, usize) = (1 << 17, 1 << 18);
+/// Most bytes of weights that stay in the second cache.
+const STAYING: usize = 1 << 20;
+/// What a task costs beside its blocks, in blocks.
+const TASK_COST: f64 = 0.5;
 /// Most bytes of weights that are taken whole for every block.
 const NARROW: usize = 384 << 10;
 
@@ -55,24 +62,44 @@ fn window(sweep: &Sweep) -> (usize, usize) {
     (values, values.next_multiple_of(DEPTH) + DEPTH)
 }
 
-/// The tasks of a sweep.
+/// The tasks of a sweep: large, but of whole blocks if that takes fewer of them.
 pub(crate) fn tasks(sweep: &Sweep) -> TaskShape {
-    let gathered = (TASK_BYTES / 2 / window(sweep).1).clamp(2 * ROWS, TASK_PIXELS);
-    let pixels = if reading(sweep) == Reading::Gathered { gathered } else { TASK_PIXELS };
-    sweep.task_shape(pixels, TASK_SOURCE)
+    let (reading, (_, window), (rows, cols)) = (reading(sweep), window(sweep), sweep.grid);
+    let stays = 4 * sweep.cells() * sweep.dst.c <= STAYING;
+    let bytes = if stays { TASK_BYTES.0 } else { TASK_BYTES.1 };
+    let gathered = (bytes / 2 / window).clamp(2 * ROWS, TASK_PIXELS);
+    let most = match reading {
+        Reading::Gathered => sweep.task_shape(gathered, TASK_SOURCE.0),
+        Reading::Lines => sweep.task_shape(TASK_PIXELS, TASK_SOURCE.0),
+        Reading::Pixels => sweep.task_shape(TASK_PIXELS, TASK_SOURCE.1),
+    };
+    let blocks = |lines: usize| match reading {
+        Reading::Lines => (lines * cols.div_ceil(ROWS)).div_ceil(2),
+        Reading::Pixels | Reading::Gathered => (lines * cols).div_ceil(2 * ROWS),
+    };
+    // Of an image, in blocks; what is left of it is a task as well.
+    let cost = |&(images, band): &TaskShape| {
+        let rest = if rows % band > 0 { blocks(rows % band) as f64 + TASK_COST } else { 0.0 };
+        ((rows / band) as f64 * (blocks(images * band) as f64 + TASK_COST) + rest) / images as f64
+    };
+    let larger_first = (1..=most.0).rev().flat_map(|images| {
+        let least = if most.1 == rows { rows } else { 1 };
+        (least..=most.1).rev().map(move |band| (images, band))
+    });
+    larger_first.min_by(|a, b| cost(a).total_cmp(&cost(b))).unwrap_or(most)
 }
 
 /// Floats of scratch that a task needs.
 pub(crate) fn scratch_len(sweep: &Sweep) -> usize {
-    let (images, rows) = tasks(sweep);
+    let tasks = tasks(sweep);
     // A task of pixels as they lie is gathered if it does not fill a tile.
-    let windows = if reading(sweep) == Reading::Gathered { images * rows * sweep.grid.1 } else { ROWS };
-    BLOCK + view_len(sweep) + windows.next_multiple_of(2 * ROWS) * window(sweep).1 / 2
+    let windows = if reading(sweep) == Reading::Gathered { tasks.0 * tasks.1 * sweep.grid.1 } else { ROWS };
+    BLOCK + view_len(sweep, tasks) + windows.next_multiple_of(2 * ROWS) * window(sweep).1 / 2
 }
 
 /// Floats of a task's copied source, in whole cache lines.
-fn view_len(sweep: &Sweep) -> usize {
-    sweep.scratch_len(tasks(sweep)).next_multiple_of(16)
+fn view_len(sweep: &Sweep, tasks: TaskShape) -> usize {
+    sweep.scratch_len(tasks).next_multiple_of(16)
 }
 
 /// How a task's pixels lie, in numbers: lines of `cols` pixels, images of `rows` lines, and the steps from one to the next.
@@ -182,7 +209,7 @@ pub(crate) unsafe fn correlate<E: Cell>(job: &Job<E>, index: usize, scratch: &mu
     let sweep = job.sweep;
     let task = sweep.task(job.tasks, job.n, index);
     let (block, scratch) = scratch.split_at_mut(BLOCK);
-    let (copied, gathered) = scratch.split_at_mut(view_len(sweep));
+    let (copied, gathered) = scratch.split_at_mut(view_len(sweep, job.tasks));
     let (view, gathered) = (sweep.source(&task, job.x, E::of_scratch(copied)), E::of_scratch(gathered));
     let reading = match reading(sweep) {
         Reading::Pixels if task.n_images * task.n_rows * sweep.grid.1 < ROWS => Reading::Gathered,
@@ -210,6 +237,9 @@ pub(crate) unsafe fn correlate<E: Cell>(job: &Job<E>, index: usize, scratch: &mu
     };
     let panels_first = size_of_val(job.packed) <= NARROW;
     let (outer, inner) = if panels_first { (n_blocks, n_panels) } else { (n_panels, n_blocks) };
+    let next = sweep.task_after(job.tasks, job.n, index);
+    let mut ahead = Ahead([Lines::of(job.x, sweep.src, sweep.stride, next.as_ref())]);
+    let asked = ahead.left().div_ceil(n_blocks * n_panels);
     // The block that is still to be finished.
     let mut before: Option<Block> = None;
     for i in 0..outer {
@@ -218,9 +248,13 @@ pub(crate) unsafe fn correlate<E: Cell>(job: &Job<E>, index: usize, scratch: &mu
             let a = A { starts: block.tiles.map(|tile| tile.a), ..windows.strides };
             let b = B { start: job.packed[block.panel * panel_len..][..panel_len].as_ptr().cast(), skip: 0 };
             let c = C { start: sums_of_block, row: 64, right: ROWS * ROWS, down: 2 * ROWS * ROWS };
+            let meanwhile = || {
+                ahead.ask_far(asked);
+                before.into_iter().for_each(&mut finish);
+            };
             // SAFETY: tiles lie in the view, in its slack or in the gathered windows; a panel has a row of cells for
             // each step; the sums are those of four tiles.
-            unsafe { tiles.multiply(&a, &b, &c, false, || before.into_iter().for_each(&mut finish)) };
+            unsafe { tiles.multiply(&a, &b, &c, false, meanwhile) };
             before = Some(block);
         }
     }
@@ -261,5 +295,26 @@ unsafe fn gather<E: Cell>(sweep: &Sweep, task: &Task, view: &View<E>, out: &mut 
                 _mm512_storeu_si512(window.add(values).cast(), _mm512_setzero_si512());
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Dims;
+
+    #[test]
+    fn tasks_are_of_whole_blocks_where_that_saves_any() {
+        let tasks = |cin, cout, kernel, size| {
+            let (k, pad) = ((kernel, kernel), (kernel / 2) as isize);
+            let [src, dst] = [cin, cout].map(|c| Dims { h: size, w: size, c });
+            let (grid, first) = ((size, size), (0, 0));
+            tasks(&Sweep { src, dst, grid, first, step: 1, kernel: k, stride: 1, pad: (pad, pad), per_cell: 2 })
+        };
+        assert_eq!(tasks(64, 64, 3, 32), (1, 12));
+        assert_eq!(tasks(512, 512, 3, 4), (8, 4), "128 pixels, not 144");
+        assert_eq!(tasks(512, 512, 3, 7), (3, 7), "147 pixels in 5 blocks");
+        assert_eq!(tasks(2048, 512, 1, 7), (5, 7), "245 pixels in 8 blocks");
+        assert_eq!(tasks(128, 512, 1, 28), (1, 10), "9, 9 and 7 blocks");
     }
 }

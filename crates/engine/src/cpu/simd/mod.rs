@@ -208,7 +208,7 @@ pub(crate) const MAX_LANES: usize = 16;
 
 /// Asks for a cache line, into the nearest cache or the second; any address may be asked for.
 #[inline(always)]
-fn ask<const NEAR: bool>(line: *const f32) {
+pub(crate) fn ask<const NEAR: bool>(line: *const f32) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: reads nothing that the program can see.
     unsafe {
