@@ -53,20 +53,11 @@ pub trait Memory {
     /// A failure of an earlier operation.
     fn read_f32(&mut self, from: Span, values: &mut [f32]) -> Result<(), EngineError>;
 
-    /// Sets every float of a span.
-    fn fill(&mut self, to: Span, value: f32);
-
     /// Copies `values` to the start of a byte buffer.
     ///
     /// # Panics
     /// If the buffer is shorter.
     fn write_bytes(&mut self, to: ByteBuf, values: &[u8]);
-
-    /// Copies bytes from the start of a buffer.
-    ///
-    /// # Errors
-    /// A failure of an earlier operation.
-    fn read_bytes(&mut self, from: ByteBuf, values: &mut [u8]) -> Result<(), EngineError>;
 
     /// Copies the first `n` images of an activation to the host as f32 NHWC.
     ///
@@ -189,6 +180,9 @@ pub struct NtXent {
 pub trait Engine: Memory + Send {
     /// Name for people: device and numeric path.
     fn name(&self) -> String;
+
+    /// Sets every float of a span.
+    fn fill(&mut self, to: Span, value: f32);
 
     /// `y = (images / 255 - mean) / std`; image `i` of `y` is image `rows.at(i)` of the byte buffer `[·, h, w, 3]`.
     fn input_normalize(&mut self, n: usize, images: ByteBuf, rows: Rows, norm: &Normalization, y: Act);

@@ -266,17 +266,8 @@ impl<E: MapElement> Memory for HostStore<E> {
         Ok(())
     }
 
-    fn fill(&mut self, to: Span, value: f32) {
-        self.span_mut(to).fill(value);
-    }
-
     fn write_bytes(&mut self, to: ByteBuf, values: &[u8]) {
         self.bytes[to.0][..values.len()].copy_from_slice(values);
-    }
-
-    fn read_bytes(&mut self, from: ByteBuf, values: &mut [u8]) -> Result<(), EngineError> {
-        values.copy_from_slice(&self.bytes[from.0][..values.len()]);
-        Ok(())
     }
 
     fn read_act(&mut self, n: usize, from: Act, values: &mut [f32]) -> Result<(), EngineError> {
@@ -329,14 +320,8 @@ macro_rules! memory_from_store {
             fn read_f32(&mut self, from: Span, values: &mut [f32]) -> Result<(), EngineError> {
                 self.$store.read_f32(from, values)
             }
-            fn fill(&mut self, to: Span, value: f32) {
-                self.$store.fill(to, value);
-            }
             fn write_bytes(&mut self, to: ByteBuf, values: &[u8]) {
                 self.$store.write_bytes(to, values);
-            }
-            fn read_bytes(&mut self, from: ByteBuf, values: &mut [u8]) -> Result<(), EngineError> {
-                self.$store.read_bytes(from, values)
             }
             fn read_act(&mut self, n: usize, from: Act, values: &mut [f32]) -> Result<(), EngineError> {
                 self.$store.read_act(n, from, values)

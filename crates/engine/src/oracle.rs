@@ -130,6 +130,10 @@ impl Engine for Oracle {
         "oracle (naive, host)".into()
     }
 
+    fn fill(&mut self, to: Span, value: f32) {
+        self.store.span_mut(to).fill(value);
+    }
+
     fn input_normalize(&mut self, n: usize, images: ByteBuf, rows: Rows, norm: &Normalization, y: Act) {
         self.store.with_act(y, |store, y| {
             let (dims, bytes) = (y.dims(), store.byte_buf(images));

@@ -96,7 +96,7 @@ impl<E: Cell> Convolution<E> for DirectConv {
             sums.is_some().then(|| unsafe { partial.part(task * width, width) })
         });
         if let Some(sums) = sums {
-            elementwise::add_partials(&ctx.partial[..n_tasks * width], sums);
+            elementwise::add_partials(ctx.team, ctx.level, &ctx.partial[..n_tasks * width], sums);
         }
     }
 
@@ -142,11 +142,18 @@ impl<E: Cell> Convolution<E> for DirectConv {
         });
         let (slices, depth) = (&ctx.partial[..n_slices * len], sweep.depth());
         let reduce = elementwise::Reduce { slices, blocks, taps: sweep.kernel, cin: sweep.src.c };
-        let panel = self.layout.panel;
-        ctx.team.for_parts(dw, depth * panel, |index, dw| {
-            let width = self.layout.width(dw.len() / depth);
-            let mask = mask.map(|mask| &mask[index * panel * depth..]);
-            kernels::reduce_weights(level, &reduce, index * panel, width, dw, mask);
+        let (n_pieces, panel, dw) = (reduce.n_pieces(), self.layout.panel, Shards::new(dw));
+        ctx.team.for_chunks(self.shape.cout.div_ceil(panel) * n_pieces, |chunk, _| {
+            let at = chunk / n_pieces * panel;
+            let left = self.shape.cout - at;
+            let piece = reduce.piece(chunk % n_pieces, at, self.layout.width(left));
+            let (n, mut sums) = (piece.n, [0.0; elementwise::WIDEST * elementwise::LONGEST]);
+            let sums = &mut sums[..left.min(panel) * n];
+            kernels::reduce_weights(level, &reduce, piece, sums);
+            for (sums, from) in sums.chunks_exact(n).zip((at * depth + piece.first..).step_by(depth)) {
+                // SAFETY: chunks have different channels or weights, and each runs once.
+                elementwise::add_kept(unsafe { dw.part(from, n) }, sums, mask.map(|mask| &mask[from..from + n]));
+            }
         });
     }
 }

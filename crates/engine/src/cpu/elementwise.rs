@@ -5,23 +5,36 @@
 //! in order in f64: the result does not depend on the number of threads.
 
 use super::layout::Blocks;
-use super::simd::dispatch;
+use super::simd::{Level, dispatch};
+use super::team::Team;
 use crate::element::Element;
 use crate::types::{Dims, Write};
 
 /// `sums[i] = Σ partials[·][i]` in f64, in order.
-pub(crate) fn add_partials(partials: &[f32], sums: &mut [f32]) {
-    const RUN: usize = 64;
+pub(crate) fn add_partials(team: &Team, level: Level, partials: &[f32], sums: &mut [f32]) {
     let width = sums.len();
-    for (run, sums) in sums.chunks_mut(RUN).enumerate() {
-        let mut total = [0.0f64; RUN];
-        for part in partials.chunks_exact(width) {
-            for (total, &v) in total.iter_mut().zip(&part[run * RUN..run * RUN + sums.len()]) {
-                *total += f64::from(v);
+    let run = if partials.len() < FEW_PARTIALS { width } else { COLUMNS };
+    team.for_parts(sums, run, |index, sums| add_columns(level, partials, width, index * run, sums));
+}
+
+/// Fewer partial sums are not worth waking other threads for.
+const FEW_PARTIALS: usize = 1 << 14;
+/// Sums that are added up side by side: a cache line.
+const COLUMNS: usize = 16;
+
+dispatch! {
+    /// The sums of columns `at..` of partial sums that are `width` wide.
+    fn add_columns(partials: &[f32], width: usize, at: usize, sums: &mut [f32]) {
+        for (run, sums) in sums.chunks_mut(COLUMNS).enumerate() {
+            let mut total = [0.0f64; COLUMNS];
+            for part in partials.chunks_exact(width) {
+                for (total, &v) in total.iter_mut().zip(&part[at + run * COLUMNS..][..sums.len()]) {
+                    *total += f64::from(v);
+                }
             }
-        }
-        for (sum, total) in sums.iter_mut().zip(total) {
-            *sum = total as f32;
+            for (sum, total) in sums.iter_mut().zip(total) {
+                *sum = total as f32;
+            }
         }
     }
 }
@@ -35,47 +48,84 @@ pub(crate) struct Reduce<'a> {
     pub cin: usize,
 }
 
+/// Weights `first..first + n` of the output channels from `at` on, whose panel is `width` wide.
+#[derive(Clone, Copy)]
+pub(crate) struct Piece {
+    pub at: usize,
+    pub width: usize,
+    pub first: usize,
+    pub n: usize,
+}
+
+/// Most weights of a piece, of one output channel.
+pub(crate) const LONGEST: usize = 64;
+/// No level has wider panels.
+pub(crate) const WIDEST: usize = 32;
+
+impl Reduce<'_> {
+    /// An output channel's weights are rows, which are cut to pieces: how many rows, and weights of a row and of a piece. On tiles a row
+    /// is a filter row, on vectors a tap.
+    fn rows(&self) -> (usize, usize, usize) {
+        match self.blocks.layout.on_tiles {
+            true => (self.blocks.rows, self.blocks.row, self.blocks.layout.inputs),
+            false => (self.taps.0 * self.taps.1, self.cin, LONGEST),
+        }
+    }
+
+    /// Pieces of an output channel's weights.
+    pub fn n_pieces(&self) -> usize {
+        let (rows, row, piece) = self.rows();
+        rows * row.div_ceil(piece)
+    }
+
+    /// Piece `index` of the channels from `at` on.
+    pub fn piece(&self, index: usize, at: usize, width: usize) -> Piece {
+        let (_, row, piece) = self.rows();
+        let (r, along) = (index / row.div_ceil(piece), index % row.div_ceil(piece) * piece);
+        Piece { at, width, first: r * row + along, n: piece.min(row - along) }
+    }
+}
+
 dispatch! {
-    /// Adds all slices of a weight gradient on vectors to the output channels `dw` `[channels, kh, kw, cin]` of the panel at `at`.
-    pub(crate) fn reduce_weights(from: &Reduce, at: usize, width: usize, dw: &mut [f32], mask: Option<&[u8]>) {
-        let (blocks, (kh, kw), cin) = (&from.blocks, from.taps, from.cin);
-        let depth = kh * kw * cin;
-        for (a, b) in (0..kh).flat_map(|a| (0..kw).map(move |b| (a, b))) {
-            for first in (0..cin).step_by(RUN) {
-                // Turned in a small square: the slices have channels beside one another, `dw` inputs.
-                let n = RUN.min(cin - first);
-                let mut square = [[0.0f32; RUN]; WIDEST];
-                for i in 0..n {
-                    let input = b * blocks.row / kw + first + i;
-                    let inputs = blocks.layout.inputs;
-                    let row = blocks.block(a, input) * blocks.len + at * inputs + input % inputs * width;
-                    for slice in from.slices.chunks(blocks.n * blocks.len) {
-                        for (line, v) in square.iter_mut().zip(&slice[row..row + width]) {
-                            line[i] += v;
-                        }
+    /// The sums of all slices of a weight gradient on vectors, of a piece: `[channels, n]`.
+    pub(crate) fn reduce_weights(from: &Reduce, piece: Piece, sums: &mut [f32]) {
+        let Piece { at, width, first, n } = piece;
+        let (blocks, (_, kw), inputs) = (&from.blocks, from.taps, from.blocks.layout.inputs);
+        let (tap, first) = (first / from.cin, first % from.cin);
+        for run in (0..n).step_by(RUN) {
+            // Turned in a small square: the slices have channels beside one another, the sums inputs.
+            let n_run = RUN.min(n - run);
+            let mut square = [[0.0f32; RUN]; WIDEST];
+            for i in 0..n_run {
+                let input = tap % kw * blocks.row / kw + first + run + i;
+                let row = blocks.block(tap / kw, input) * blocks.len + at * inputs + input % inputs * width;
+                for slice in from.slices.chunks(blocks.n * blocks.len) {
+                    for (line, v) in square.iter_mut().zip(&slice[row..row + width]) {
+                        line[i] += v;
                     }
                 }
-                let k = (a * kw + b) * cin + first;
-                for (j, (dw, line)) in dw.chunks_exact_mut(depth).zip(&square).enumerate() {
-                    let dw = &mut dw[k..k + n];
-                    match mask {
-                        None => dw.iter_mut().zip(line).for_each(|(dw, v)| *dw += v),
-                        Some(mask) => {
-                            let mask = &mask[j * depth + k..][..n];
-                            for ((dw, v), &keep) in dw.iter_mut().zip(line).zip(mask) {
-                                *dw += if keep != 0 { *v } else { 0.0 };
-                            }
-                        }
-                    }
-                }
+            }
+            for (sums, line) in sums.chunks_exact_mut(n).zip(&square) {
+                sums[run..run + n_run].copy_from_slice(&line[..n_run]);
             }
         }
     }
 }
 
-/// Inputs and channels of a square in [`reduce_weights`]; no level has wider panels.
+/// Adds what the mask keeps.
+pub(crate) fn add_kept(to: &mut [f32], from: &[f32], mask: Option<&[u8]>) {
+    match mask {
+        None => to.iter_mut().zip(from).for_each(|(to, v)| *to += v),
+        Some(mask) => {
+            for ((to, v), &keep) in to.iter_mut().zip(from).zip(mask) {
+                *to += if keep != 0 { *v } else { 0.0 };
+            }
+        }
+    }
+}
+
+/// Inputs of a square in [`reduce_weights`].
 const RUN: usize = 16;
-const WIDEST: usize = 32;
 
 /// Per-channel constants of batch norm's input gradient: `dx = a·g + b·x + d`.
 ///

@@ -3,7 +3,7 @@
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use super::amx;
 use super::cell::Cell;
-use super::elementwise::{self, Reduce};
+use super::elementwise::{self, Piece, Reduce};
 use super::layout::{Blocks, Layout};
 use super::simd::Level;
 use super::sweep::{Sweep, TaskShape};
@@ -90,18 +90,11 @@ pub(crate) unsafe fn weight_gradient<E: Cell>(
     }
 }
 
-/// Adds all slices of a weight gradient to the output channels `dw` `[channels, kh, kw, cin]` of the panel at `at`.
-pub(crate) fn reduce_weights(
-    level: Level,
-    from: &Reduce,
-    at: usize,
-    width: usize,
-    dw: &mut [f32],
-    mask: Option<&[u8]>,
-) {
+/// The sums of all slices of a weight gradient, of a piece: `[channels, n]`.
+pub(crate) fn reduce_weights(level: Level, from: &Reduce, piece: Piece, sums: &mut [f32]) {
     tiles_or!(
         from.blocks.layout,
-        amx::gradient::reduce_weights(level, from, at, dw, mask),
-        elementwise::reduce_weights(level, from, at, width, dw, mask)
+        amx::gradient::reduce_weights(level, from, piece, sums),
+        elementwise::reduce_weights(level, from, piece, sums)
     );
 }

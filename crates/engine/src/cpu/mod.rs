@@ -123,9 +123,9 @@ impl Compute for Bf16 {
 /// Floats per chunk of a memory-bound loop: large enough to outweigh a wake-up, small enough to balance.
 const CHUNK: usize = 1 << 15;
 
-/// Rows of `c` channels per chunk when a chunk yields partial sums: at most 64 chunks whatever the size.
+/// Rows of `c` channels per chunk when a chunk yields partial sums: at most 256 chunks whatever the size.
 fn rows_per_chunk(rows: usize, c: usize) -> usize {
-    rows.div_ceil(64).max((CHUNK / c / 4).max(1))
+    rows.div_ceil(256).max((CHUNK / c / 4).max(1))
 }
 
 impl<E: Compute> HostEngine<E> {
@@ -186,7 +186,7 @@ impl<E: Compute> HostEngine<E> {
             let at = chunk * per_chunk;
             f(store, at, per_chunk.min(len - at), part);
         });
-        elementwise::add_partials(partial, self.store.span_mut(sums));
+        elementwise::add_partials(team, self.level, partial, self.store.span_mut(sums));
     }
 }
 
@@ -197,6 +197,10 @@ impl<E: Compute> Engine for HostEngine<E> {
             forced => format!(" {}", forced.name()),
         };
         format!("CPU, {}, {}{convolutions}, {} threads", E::NAME, self.level.name(), self.team.n_members())
+    }
+
+    fn fill(&mut self, to: Span, value: f32) {
+        self.team.for_parts(self.store.span_mut(to), CHUNK, |_, part| part.fill(value));
     }
 
     fn input_normalize(&mut self, n: usize, images: ByteBuf, rows: Rows, norm: &Normalization, y: Act) {

@@ -4,6 +4,8 @@
 //! chunks that members take from a shared counter, so a slow or borrowed core does not hold the others up. Which member
 //! runs a chunk never shows in a result: chunks write disjoint outputs, or fill numbered partial sums added in order.
 
+use std::cell::UnsafeCell;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -14,29 +16,78 @@ const SPINS: usize = 4_000;
 /// Most runs of chunks that members begin with.
 const MAX_RUNS: usize = 64;
 
-/// Chunks of a run that were taken, in a cache line of its own.
-#[repr(align(64))]
-struct Taken(AtomicUsize);
+/// A number in cache lines of its own (processors bring lines in pairs): what some wait for is not what others write.
+#[derive(Default)]
+#[repr(align(128))]
+struct Apart(AtomicUsize);
+
+impl Deref for Apart {
+    type Target = AtomicUsize;
+
+    fn deref(&self) -> &AtomicUsize {
+        &self.0
+    }
+}
 
 type Job = *const (dyn Fn(usize) + Sync);
 
+/// What the leader and the helpers share. Who finds the next generation while it looks for it needs no lock.
+#[derive(Default)]
 struct Shared {
-    /// The running job; written by the leader between jobs only.
-    job: Mutex<Option<JobPtr>>,
-    generation: AtomicUsize,
-    pending: AtomicUsize,
+    /// The running job; written by the leader between jobs only, and read by helpers that have seen its generation.
+    job: UnsafeCell<Option<Job>>,
+    generation: Apart,
+    pending: Apart,
+    /// Helpers that sleep, or are about to.
+    sleepers: Apart,
     quit: AtomicBool,
     panicked: AtomicBool,
     /// Whether a job is running: a second one beside it, or inside it, would be a mistake.
     busy: AtomicBool,
+    sleep: Mutex<()>,
     wake: Condvar,
 }
 
-#[derive(Clone, Copy)]
-struct JobPtr(Job);
+// SAFETY: the job is written while no helper runs, and published by the generation; its pointee is `Sync`, and the leader keeps it alive until
+// every member is done with it. Everything else is made to be shared.
+unsafe impl Sync for Shared {}
+// SAFETY: as above.
+unsafe impl Send for Shared {}
 
-// SAFETY: the pointee is `Sync`, and the leader keeps it alive until every member is done with it.
-unsafe impl Send for JobPtr {}
+impl Shared {
+    /// Lets the helpers see what was written before. A helper counts itself among the sleepers before it looks for the last time, and here
+    /// the order is the reverse: one of both sees the other.
+    fn publish(&self) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        if self.sleepers.load(Ordering::SeqCst) > 0 {
+            // Who is about to sleep holds the lock until it does.
+            drop(self.sleep.lock().unwrap_or_else(PoisonError::into_inner));
+            self.wake.notify_all();
+        }
+    }
+
+    /// Waits for a generation after `seen`, and returns it.
+    fn next_generation(&self, seen: usize) -> usize {
+        for _ in 0..SPINS {
+            let generation = self.generation.load(Ordering::Acquire);
+            if generation != seen {
+                return generation;
+            }
+            std::hint::spin_loop();
+        }
+        let mut lock = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
+        self.sleepers.fetch_add(1, Ordering::SeqCst);
+        let generation = loop {
+            let generation = self.generation.load(Ordering::SeqCst);
+            if generation != seen {
+                break generation;
+            }
+            lock = self.wake.wait(lock).unwrap_or_else(PoisonError::into_inner);
+        };
+        self.sleepers.fetch_sub(1, Ordering::Relaxed);
+        generation
+    }
+}
 
 /// The calling thread and `n - 1` helpers.
 pub struct Team {
@@ -50,15 +101,7 @@ impl Team {
     /// # Errors
     /// If the operating system does not start a thread.
     pub fn new(n_threads: usize) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared {
-            job: Mutex::new(None),
-            generation: AtomicUsize::new(0),
-            pending: AtomicUsize::new(0),
-            quit: AtomicBool::new(false),
-            panicked: AtomicBool::new(false),
-            busy: AtomicBool::new(false),
-            wake: Condvar::new(),
-        });
+        let shared = Arc::new(Shared::default());
         // Dropping a team that is not complete ends the helpers that did start.
         let mut team = Self { shared, helpers: Vec::new() };
         for member in 1..n_threads.max(1) {
@@ -89,12 +132,9 @@ impl Team {
         // helper touches the closure after this function has left.
         let job: Job = unsafe { std::mem::transmute(std::ptr::from_ref(work)) };
         shared.pending.store(self.helpers.len(), Ordering::Relaxed);
-        {
-            let mut slot = shared.job.lock().unwrap_or_else(PoisonError::into_inner);
-            *slot = Some(JobPtr(job));
-            shared.generation.fetch_add(1, Ordering::Release);
-            shared.wake.notify_all();
-        }
+        // SAFETY: no helper runs: the last job's `Finish` waited for all of them, and they read the next one after it is published.
+        unsafe { *shared.job.get() = Some(job) };
+        shared.publish();
         let finish = Finish(shared);
         work(0);
         drop(finish);
@@ -110,12 +150,12 @@ impl Team {
             return (0..n_chunks).for_each(|chunk| work(chunk, 0));
         }
         let n_runs = self.n_members().min(MAX_RUNS);
-        let taken = [const { Taken(AtomicUsize::new(0)) }; MAX_RUNS];
+        let taken = [const { Apart(AtomicUsize::new(0)) }; MAX_RUNS];
         self.broadcast(&|member| {
             for run in (0..n_runs).map(|i| (member + i) % n_runs) {
                 let (first, end) = (n_chunks * run / n_runs, n_chunks * (run + 1) / n_runs);
                 loop {
-                    let chunk = first + taken[run].0.fetch_add(1, Ordering::Relaxed);
+                    let chunk = first + taken[run].fetch_add(1, Ordering::Relaxed);
                     if chunk >= end {
                         break;
                     }
@@ -154,11 +194,7 @@ impl Drop for Finish<'_> {
 impl Drop for Team {
     fn drop(&mut self) {
         self.shared.quit.store(true, Ordering::Release);
-        {
-            let _slot = self.shared.job.lock().unwrap_or_else(PoisonError::into_inner);
-            self.shared.generation.fetch_add(1, Ordering::Release);
-            self.shared.wake.notify_all();
-        }
+        self.shared.publish();
         for helper in self.helpers.drain(..) {
             // A helper's panic was reported by `broadcast`; there is nothing to add while the team goes away.
             let _ = helper.join();
@@ -169,23 +205,12 @@ impl Drop for Team {
 fn help(shared: &Shared, member: usize) {
     let mut seen = 0;
     loop {
-        let mut spins = 0;
-        while shared.generation.load(Ordering::Acquire) == seen && spins < SPINS {
-            spins += 1;
-            std::hint::spin_loop();
-        }
-        let job = {
-            let mut slot = shared.job.lock().unwrap_or_else(PoisonError::into_inner);
-            while shared.generation.load(Ordering::Acquire) == seen {
-                slot = shared.wake.wait(slot).unwrap_or_else(PoisonError::into_inner);
-            }
-            *slot
-        };
-        seen = shared.generation.load(Ordering::Acquire);
+        seen = shared.next_generation(seen);
         if shared.quit.load(Ordering::Acquire) {
             return;
         }
-        if let Some(JobPtr(job)) = job {
+        // SAFETY: the leader wrote it before it published this generation, and writes no other before this helper is done.
+        if let Some(job) = unsafe { *shared.job.get() } {
             // SAFETY: the leader keeps the closure alive until `pending` reaches zero, which happens below.
             let work = unsafe { &*job };
             if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(member))).is_err() {

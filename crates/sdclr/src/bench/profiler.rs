@@ -118,17 +118,8 @@ impl Memory for Profiler {
         self.failure()
     }
 
-    fn fill(&mut self, to: Span, value: f32) {
-        self.count(Op::Fill, Shape::Any, (0, FLOAT * to.len), |e| e.fill(to, value));
-    }
-
     fn write_bytes(&mut self, to: ByteBuf, values: &[u8]) {
         self.count(Op::Copy, Shape::Any, (0, 2 * values.len()), |e| e.write_bytes(to, values));
-    }
-
-    fn read_bytes(&mut self, from: ByteBuf, values: &mut [u8]) -> Result<(), EngineError> {
-        self.count(Op::Copy, Shape::Any, (0, 2 * values.len()), |e| e.read_bytes(from, values))?;
-        self.failure()
     }
 
     fn read_act(&mut self, n: usize, from: Act, values: &mut [f32]) -> Result<(), EngineError> {
@@ -151,6 +142,10 @@ impl Memory for Profiler {
 impl Engine for Profiler {
     fn name(&self) -> String {
         self.inner.name()
+    }
+
+    fn fill(&mut self, to: Span, value: f32) {
+        self.count(Op::Fill, Shape::Any, (0, FLOAT * to.len), |e| e.fill(to, value));
     }
 
     fn input_normalize(&mut self, n: usize, images: ByteBuf, rows: Rows, norm: &Normalization, y: Act) {

@@ -10,7 +10,7 @@
 //! come back for the next.
 
 use super::super::cell::Cell;
-use super::super::elementwise::Reduce;
+use super::super::elementwise::{Piece, Reduce};
 use super::super::gradient::{Job, Target};
 use super::super::layout::Blocks;
 use super::super::simd::dispatch;
@@ -336,33 +336,21 @@ unsafe fn inputs<E: Cell>(line: &[E], at: isize, n: usize) -> __m512i {
 }
 
 dispatch! {
-    /// Adds all slices of a weight gradient on tiles to the output channels `dw` `[channels, kh, kw, cin]` from `at` on.
-    pub(crate) fn reduce_weights(from: &Reduce, at: usize, dw: &mut [f32], mask: Option<&[u8]>) {
-        let blocks = &from.blocks;
-        let depth = blocks.rows * blocks.row;
-        for (channel, dw) in dw.chunks_exact_mut(depth).enumerate() {
-            for k in (0..depth).step_by(blocks.row).flat_map(|row| (0..blocks.row).step_by(PANEL).map(move |k| row + k)) {
-                let (a, input) = (k / blocks.row, k % blocks.row);
-                let row = blocks.block(a, input) * blocks.len + (at + channel) * PANEL;
-                let mut sums = [0.0f32; PANEL];
-                for slice in from.slices.chunks(blocks.n * blocks.len) {
-                    let (evens, odds) = slice[row..row + PANEL].split_at(ROWS);
-                    for ((sums, even), odd) in sums.chunks_exact_mut(2).zip(evens).zip(odds) {
-                        sums[0] += even;
-                        sums[1] += odd;
-                    }
-                }
-                let n = PANEL.min(blocks.row - input);
-                let dw = &mut dw[k..k + n];
-                match mask {
-                    None => dw.iter_mut().zip(sums).for_each(|(dw, v)| *dw += v),
-                    Some(mask) => {
-                        for ((dw, v), &keep) in dw.iter_mut().zip(sums).zip(&mask[channel * depth + k..]) {
-                            *dw += if keep != 0 { v } else { 0.0 };
-                        }
-                    }
+    /// The sums of all slices of a weight gradient on tiles, of a piece: `[channels, n]`.
+    pub(crate) fn reduce_weights(from: &Reduce, piece: Piece, sums: &mut [f32]) {
+        let (Piece { at, first, n, .. }, blocks) = (piece, &from.blocks);
+        let block = blocks.block(first / blocks.row, first % blocks.row) * blocks.len;
+        for (channel, sums) in sums.chunks_exact_mut(n).enumerate() {
+            let row = block + (at + channel) * PANEL;
+            let mut total = [0.0f32; PANEL];
+            for slice in from.slices.chunks(blocks.n * blocks.len) {
+                let (evens, odds) = slice[row..row + PANEL].split_at(ROWS);
+                for ((total, even), odd) in total.chunks_exact_mut(2).zip(evens).zip(odds) {
+                    total[0] += even;
+                    total[1] += odd;
                 }
             }
+            sums.copy_from_slice(&total[..n]);
         }
     }
 }

@@ -223,7 +223,7 @@ impl WinogradConv {
             unsafe { sweep::correlate(level, &job, &task, &mut scratch.part(member, 1)[0]) };
         });
         if let Some(sums) = sums {
-            elementwise::add_partials(&ctx.partial[..tasks.n * width], sums);
+            elementwise::add_partials(ctx.team, ctx.level, &ctx.partial[..tasks.n * width], sums);
         }
     }
 }
