@@ -88,7 +88,19 @@ pub fn open_training_images(config: &RunConfig) -> anyhow::Result<Dataset> {
         anyhow::bail!("it is an imported model, whose training images nobody knows");
     }
     let (split, root) = (data.split.clone(), data.root.clone());
-    open_images(&data.source, data.part, split, root)
+    open_part(&data.source, data.part, split, root)
+}
+
+/// [`open_images`] where the part was asked for.
+///
+/// # Errors
+/// As there, and if the test part is asked of what has no parts.
+pub fn open_part(source: &Path, part: Part, split: Option<PathBuf>, root: Option<PathBuf>) -> anyhow::Result<Dataset> {
+    if part == Part::Test && source.exists() && !sdclr_data::source::has_parts(source)? {
+        let text = format!("{}: --part test, but it has no parts; leave --part out for all of it", source.display());
+        return Err(UsageError(text).into());
+    }
+    open_images(source, part, split, root)
 }
 
 /// Opens a data set.

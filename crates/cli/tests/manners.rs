@@ -199,6 +199,12 @@ fn completions_and_manual_know_every_flag() {
     stdout_of(dir.path(), &["man", "--out", "pages"]);
     let page = std::fs::read_to_string(dir.path().join("pages/sdclr-pretrain.1")).expect("written");
     assert!(page.contains("prune\\-rate"));
+    // An option's text follows its name.
+    let mut lines = page.lines().skip_while(|line| *line != ".SH OPTIONS");
+    while lines.by_ref().any(|line| line == ".TP") {
+        let (name, text) = (lines.next().expect("a name"), lines.next().expect("a text"));
+        assert!(!text.is_empty(), "{name} has no text");
+    }
 }
 
 #[test]

@@ -15,7 +15,7 @@ pub use error::RunDirError;
 pub use writer::RunWriter;
 
 use sdclr_records::layers::Layer;
-use sdclr_records::{ProbeResult, RunConfig};
+use sdclr_records::{MetricLine, ProbeResult, RunConfig};
 use std::path::{Path, PathBuf};
 
 /// What a run directory holds beside its checkpoints and results; overwriting deletes nothing else.
@@ -146,6 +146,13 @@ impl RunDir {
         let text = serde_json::to_string_pretty(result).map_err(|e| RunDirError::write(&path, e.into()))?;
         write_atomic(&path, |file| writeln!(file, "{text}")).map_err(|e| RunDirError::write(&path, e))?;
         Ok(path)
+    }
+
+    /// How many epochs the metrics tell of: none without metrics.
+    pub fn n_epochs(&self) -> usize {
+        let text = std::fs::read_to_string(self.metrics_path()).unwrap_or_default();
+        let lines = text.lines().filter_map(|line| serde_json::from_str::<MetricLine>(line).ok());
+        lines.filter(|line| matches!(line, MetricLine::Epoch(_))).count()
     }
 
     /// The file of a stored probe, whether it exists or not.

@@ -30,7 +30,7 @@ pub fn run(args: &EmbedArgs, context: Context) -> anyhow::Result<ExitCode> {
     check_folder(&args.out)?;
     let (run, checkpoint) = config::locate(&args.run)?;
     let subject = Subject { config: run.config()?, weights: Weights::Trained(checkpoint) };
-    let images = config::open_images(&args.data, args.part.parse()?, args.split.clone(), args.data_root.clone())?;
+    let images = config::open_part(&args.data, args.part.parse()?, args.split.clone(), args.data_root.clone())?;
     // Images are seen as a probe sees those that it is tested on.
     let recipe = ProbeConfig::new(Protocol::Knn, subject.config.data.image_size, 0).augment_test;
     let stop = signals::install()?;

@@ -68,7 +68,7 @@ pub fn run(command: EvalCommand, context: Context) -> anyhow::Result<ExitCode> {
     if is_test_only {
         return stored::run(probe_args, protocol, &name, &run, &subject, context);
     }
-    let mut images = open(&probe_args.data, &context)?;
+    let mut images = open(&probe_args.data, true, &context)?;
     if let EvalCommand::FewShot(args) = &command
         && let Some(per_class) = args.per_class
     {
@@ -144,7 +144,8 @@ struct Images {
     data: ProbeData,
 }
 
-fn open(args: &ProbeDataArgs, context: &Context) -> anyhow::Result<Images> {
+/// Opens the images. `learns`: whether those of `--data` are learned from, or only say which classes there are.
+fn open(args: &ProbeDataArgs, learns: bool, context: &Context) -> anyhow::Result<Images> {
     let root = args.data_root.as_deref();
     let (train, train_record) = open_recorded(&args.data, Part::Train, args.split.as_deref(), root)?;
     let has_parts = has_parts(&args.data)?;
@@ -167,9 +168,18 @@ fn open(args: &ProbeDataArgs, context: &Context) -> anyhow::Result<Images> {
     let same_test = !has_parts && same_file(&args.data, test_source);
     for (name, other) in [("tested", same_test.then_some(&test)), ("validated", validation.as_ref())] {
         let n_shared = other.map_or(0, |other| train.n_shared_with(other));
-        if n_shared > 0 {
+        if learns && n_shared > 0 {
             context.warn(&format!("{n_shared} of the images that are learned from are {name} on too"));
         }
+    }
+    if train.class_names().is_some() != test.class_names().is_some() {
+        let (named, other) =
+            if test.class_names().is_some() { ("to test on", &train) } else { ("to learn from", &test) };
+        context.warn(&format!(
+            "classes are matched by number: only the images {named} have names of classes, and not {}; labels that do not \
+             count as those do would give wrong results",
+            other.description()
+        ));
     }
     let n_repeated = test.n_repeated();
     if n_repeated > 0 {

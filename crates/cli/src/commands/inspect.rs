@@ -179,7 +179,7 @@ fn reproduction(path: &Path, settings: &Settings) -> anyhow::Result<Value> {
 }
 
 fn data_set(args: &InspectArgs) -> anyhow::Result<Value> {
-    let dataset = config::open_images(&args.path, args.part.parse()?, args.split.clone(), args.data_root.clone())?;
+    let dataset = config::open_part(&args.path, args.part.parse()?, args.split.clone(), args.data_root.clone())?;
     let found = sdclr_data::inspect(&dataset, if args.all { usize::MAX } else { SAMPLE });
     let range = |range: Option<(u32, u32)>| range.map(|(min, max)| json!({ "min": min, "max": max }));
     let broken = found.broken.iter().take(LISTED).map(|image| json!(format!("{}: {}", image.name, image.reason)));

@@ -27,7 +27,7 @@ pub fn run(args: &PackArgs, context: Context) -> anyhow::Result<ExitCode> {
     }
     refuse_existing(&args.out, args.overwrite)?;
     check_folder(&args.out)?;
-    let images = config::open_images(&args.source, args.part.parse()?, args.split.clone(), args.data_root.clone())?;
+    let images = config::open_part(&args.source, args.part.parse()?, args.split.clone(), args.data_root.clone())?;
     let stop = signals::install_for_packing()?;
     check_disk(&images, &spec, &args.out, &context)?;
     let mut progress = Progress::new(context, "");

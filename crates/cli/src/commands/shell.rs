@@ -3,7 +3,7 @@
 use crate::args::{Cli, CompletionsArgs, ManArgs};
 use crate::context::Context;
 use anyhow::Context as _;
-use clap::CommandFactory;
+use clap::{Command, CommandFactory};
 use std::process::ExitCode;
 
 /// Prints a completion script.
@@ -22,7 +22,7 @@ pub fn completions(args: &CompletionsArgs, context: Context) -> anyhow::Result<E
 /// # Errors
 /// If stdout or the folder cannot be written.
 pub fn man(args: &ManArgs, context: Context) -> anyhow::Result<ExitCode> {
-    let command = Cli::command();
+    let command = for_pages(Cli::command());
     match &args.out {
         Some(folder) => {
             std::fs::create_dir_all(folder)
@@ -36,4 +36,13 @@ pub fn man(args: &ManArgs, context: Context) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The command as its manual pages describe it: an option that `-h` leaves out has its text there, and each page the version.
+fn for_pages(command: Command) -> Command {
+    let command = command.mut_args(|arg| arg.hide_short_help(false)).mut_subcommands(for_pages);
+    if command.get_version().is_some() {
+        return command;
+    }
+    command.version(env!("CARGO_PKG_VERSION")).disable_version_flag(true)
 }

@@ -87,6 +87,15 @@ impl Prepared {
         if job.claim.resumes() && last.is_file() {
             prepared.restore(&last)?;
         } else {
+            // After that many epochs there was one: going on without it would end what the metrics tell of.
+            let n_epochs = if job.claim.resumes() { job.claim.dir().n_epochs() } else { 0 };
+            let every = config.train.checkpoint_every_epochs;
+            if every > 0 && n_epochs > every {
+                let path = last.display();
+                return Err(Error::Unfit(format!(
+                    "{path}: gone, though the run had {n_epochs} epochs; bring it back, or begin anew with --overwrite"
+                )));
+            }
             let Learner { engine, model, .. } = &mut prepared.learner;
             model.init(&mut **engine, config.seed);
             if let Some(path) = &config.model.init_from {

@@ -33,7 +33,7 @@ pub fn run(
         return Err(UsageError(text).into());
     }
     let stored = StoredProbe::load(&path)?;
-    let Images { train, test: images, data, .. } = open(&args.data, &context)?;
+    let Images { train, test: images, data, .. } = open(&args.data, false, &context)?;
     // Groups are of the classes as the classifier numbers them.
     let names = &stored.record.class_names;
     let train = if names.is_empty() { train } else { train.with_class_names(names).unwrap_or(train) };
