@@ -39,7 +39,7 @@ use std::path::PathBuf;
         The settings of pretrain (not --out, --resume and the like) can also be set by an environment variable \
         (SDCLR_EPOCHS=50), a config file (--config) or a preset (--preset); flags win over \
         variables, variables over files, files over presets.\n\n\
-        Exit codes: 0 done, 1 failed, 2 wrong usage, 130 and 143 stopped by Ctrl-C or a kill: \
+        Exit codes: 0 done, 1 failed, 2 wrong usage, 129, 130 and 143 stopped by a closed terminal, Ctrl-C or a kill: \
         after writing a checkpoint, or at once at the second."
 )]
 pub struct Cli {

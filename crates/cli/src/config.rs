@@ -62,6 +62,9 @@ pub fn resolve_run(args: &PretrainArgs, context: &Context) -> anyhow::Result<(Ru
         derived.push(("image-size".to_owned(), natural_image_size(&dataset)?.to_string()));
     }
     let (default, n_images) = (config.train.batch_size, dataset.len());
+    if n_images == 1 {
+        anyhow::bail!("{}: one image is too few: it is contrasted with others", config.data.source.display());
+    }
     if default > n_images && !layers.iter().any(|layer| layer.has("train.batch_size")) {
         let fitting = fitting_batch_size(n_images);
         context.note(&format!("note: --batch-size {fitting}, not {default}: there are only {n_images} images"));
@@ -132,7 +135,7 @@ pub fn locate(path: &Path) -> anyhow::Result<(RunDir, PathBuf)> {
         let absolute = std::path::absolute(path)?;
         let root = absolute.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
         let run = RunDir::open(root)
-            .with_context(|| format!("{}: a checkpoint is used where it lies in its run directory", path.display()))?;
+            .with_context(|| format!("{0}: a checkpoint is used where it lies in its run directory; one that lies elsewhere is imported first: sdclr import {0} --out RUN", path.display()))?;
         return Ok((run, path.to_owned()));
     }
     if !path.exists() {

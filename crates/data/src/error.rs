@@ -42,8 +42,9 @@ pub enum DataError {
     },
     /// So many images are broken that training on the rest would be another experiment.
     #[error(
-        "{broken} of {total} images are broken, more than the allowed share of {limit}; the first is {first}. \
-         Repair or remove them, or raise the limit"
+        "{}; the first is {first}. Repair or remove them, or raise the limit (--max-broken of pretrain and pack; a run's \
+         config.toml says what is allowed of the images that it is used on)",
+        share(*broken, *total, *limit)
     )]
     TooManyBroken {
         /// Images found broken so far.
@@ -66,6 +67,13 @@ pub enum DataError {
         /// The panic's message.
         message: String,
     },
+}
+
+fn share(broken: usize, total: usize, limit: f32) -> String {
+    match broken == total {
+        true => format!("all {total} images are broken"),
+        false => format!("{broken} of {total} images are broken, more than the allowed share of {limit}"),
+    }
 }
 
 impl DataError {

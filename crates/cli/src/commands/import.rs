@@ -27,6 +27,10 @@ const HEAD_DIM: usize = 128;
 /// A file that cannot be imported, files that do not belong together, a folder that does not do.
 pub fn run(args: &ImportArgs, context: Context) -> anyhow::Result<ExitCode> {
     RunDir::check_result_name(&args.probe_name).context("--probe-name")?;
+    if args.checkpoint.is_dir() {
+        let text = format!("{}: a folder; give the file of the weights", args.checkpoint.display());
+        return Err(UsageError(text).into());
+    }
     let is_occupied = std::fs::read_dir(&args.out).is_ok_and(|mut entries| entries.next().is_some());
     if is_occupied && !args.overwrite {
         let text =

@@ -36,6 +36,9 @@ pub fn run(args: &SummaryArgs, context: Context) -> anyhow::Result<ExitCode> {
     if gathered.is_mixed() {
         context.warn("these runs were tested on different images: their mean says little");
     }
+    if gathered.has_networks() {
+        context.warn("these runs are of different networks: their mean says little");
+    }
     if let Some(name) = &args.experiment {
         gathered.experiment = Some(Experiment::named(name)?);
     }
@@ -154,6 +157,13 @@ impl Gathered {
                     a.arm == b.arm && a.result.protocol == b.result.protocol && (on(a) != on(b) || test(a) != test(b))
                 })
             })
+    }
+
+    /// Whether one row would be of different networks.
+    fn has_networks(&self) -> bool {
+        let network = |found: &Found| found.result.weights.as_ref().map(|weights| weights.model.clone());
+        let differ = |a: &Found, b: &Found| a.arm == b.arm && network(a) != network(b);
+        self.experiment.is_none() && self.results.iter().any(|a| self.results.iter().any(|b| differ(a, b)))
     }
 
     /// The table's rows.
