@@ -14,6 +14,7 @@ use super::cell::Cell;
 use super::simd::{Simd, kernel};
 use super::sweep::{Sweep, Task, TaskShape, View};
 use crate::types::Write;
+use std::ops::Range;
 
 pub(super) const MAX_GROUPS: usize = 3;
 pub(super) const MAX_PIXELS: usize = 12;
@@ -47,42 +48,72 @@ pub(crate) struct Job<'a, E> {
     pub write: Write,
 }
 
-// SAFETY: tasks of one job write disjoint pixels of `y`; everything else is read only.
+// SAFETY: shares of one job write disjoint pixels or channels of `y`; everything else is read only.
 unsafe impl<E: Sync> Sync for Job<'_, E> {}
 
-kernel! {
-    /// Runs one task. `sums` `[2, dst.c]`, if given, receives Σ and Σ² of the task's pixels, which are then set, not added to.
+/// What a thread computes at a time: a task's pixels, some panels of channels.
+#[derive(Clone)]
+pub(crate) struct Share {
+    pub task: usize,
+    pub panels: Range<usize>,
+}
+
+/// Where Σ and Σ² of a task's pixels go, `[2, c]`: to the channels of a share.
+#[derive(Clone, Copy)]
+pub(crate) struct Sums {
+    pub start: *mut f32,
+    pub c: usize,
+}
+
+impl Sums {
+    /// Clears some channels, of those that there are.
     ///
     /// # Safety
-    /// `job.y` must point to `job.n` writable destination images; no other thread may run the same task; `level` must be
-    /// supported by the CPU.
-    pub(crate) unsafe fn correlate(job: &Job<E>, task: usize, scratch: &mut [f32], sums: Option<&mut [f32]>) = correlate_task
+    /// They must be writable, and nobody else's.
+    pub unsafe fn clear(self, channels: Range<usize>) {
+        let n = channels.end.min(self.c) - channels.start;
+        for row in [0, self.c] {
+            // SAFETY: the caller's promise.
+            unsafe { self.start.add(row + channels.start).write_bytes(0, n) };
+        }
+    }
+}
+
+kernel! {
+    /// Runs a share. `sums`, if given, receive those of the task's pixels, which are then set, not added to.
+    ///
+    /// # Safety
+    /// `job.y` must point to `job.n` writable destination images; no other thread may run the same panels of a task, whose sums
+    /// must be writable; `level` must be supported by the CPU.
+    pub(crate) unsafe fn correlate(job: &Job<E>, share: &Share, scratch: &mut [f32], sums: Option<Sums>) = correlate_share
 }
 
 #[inline(always)]
-unsafe fn correlate_task<E: Cell, S: Simd>(job: &Job<E>, task: usize, scratch: &mut [f32], sums: Option<&mut [f32]>) {
+unsafe fn correlate_share<E: Cell, S: Simd>(job: &Job<E>, share: &Share, scratch: &mut [f32], sums: Option<Sums>) {
     // SAFETY: the caller's promises.
     unsafe {
         match (sums, job.write) {
             (Some(sums), write) => {
                 assert!(write == Write::Set, "sums are those of what is written");
-                assert_eq!(sums.len(), 2 * job.sweep.dst.c);
-                sums.fill(0.0);
-                correlate_panels::<E, S, true, false>(job, task, scratch, sums);
+                sums.clear(share.panels.start * S::PANEL..share.panels.end * S::PANEL);
+                correlate_panels::<E, S, true, false>(job, share, scratch, sums);
             }
-            (None, Write::Set) => correlate_panels::<E, S, false, false>(job, task, scratch, &mut []),
-            (None, Write::Add) => correlate_panels::<E, S, false, true>(job, task, scratch, &mut []),
+            (None, Write::Set) => correlate_panels::<E, S, false, false>(job, share, scratch, NO_SUMS),
+            (None, Write::Add) => correlate_panels::<E, S, false, true>(job, share, scratch, NO_SUMS),
         }
     }
 }
+
+/// Those of nothing.
+const NO_SUMS: Sums = Sums { start: std::ptr::null_mut(), c: 0 };
 
 /// A task by panels of channels. `SUMS`: whether the channels' sums are wanted; `ADDS`: whether the destination is added to.
 #[inline(always)]
 unsafe fn correlate_panels<E: Cell, S: Simd, const SUMS: bool, const ADDS: bool>(
     job: &Job<E>,
-    task: usize,
+    &Share { task, ref panels }: &Share,
     scratch: &mut [f32],
-    sums: &mut [f32],
+    sums: Sums,
 ) {
     let sweep = job.sweep;
     let next = sweep.task_after(job.tasks, job.n, task);
@@ -90,7 +121,7 @@ unsafe fn correlate_panels<E: Cell, S: Simd, const SUMS: bool, const ADDS: bool>
     let task = sweep.task(job.tasks, job.n, task);
     let view = sweep.source(&task, job.x, E::of_scratch(scratch));
     let c = sweep.dst.c;
-    for at in (0..c).step_by(S::PANEL) {
+    for at in panels.clone().map(|panel| panel * S::PANEL) {
         let panel = Panel { weights: &job.packed[at * sweep.cells()..], at, width: (c - at).min(S::PANEL) };
         // SAFETY: the caller's promises; the panel's channels exist.
         unsafe {
@@ -117,7 +148,7 @@ unsafe fn correlate_panel<E: Cell, S: Simd, const V: usize, const SUMS: bool, co
     task: &Task,
     view: &View<E>,
     panel: &Panel,
-    sums: &mut [f32],
+    sums: Sums,
     ahead: &mut Ahead<1>,
 ) {
     let sweep = job.sweep;
@@ -257,9 +288,9 @@ unsafe fn finish<E: Cell, S: Simd, const V: usize, const WHOLE: bool, const SUMS
     block: &Block<E>,
     step: usize,
     panel: &Panel,
-    sums: &mut [f32],
+    sums: Sums,
 ) {
-    // SAFETY: the caller vouches for the pixels; sums are `[2, c]` and hold the panel's channels.
+    // SAFETY: the caller vouches for the pixels, and for the sums of the panel's channels.
     unsafe {
         let (mut sum, mut square) = ([S::zero(); V], [S::zero(); V]);
         let lanes = |v: usize| if WHOLE { S::LANES } else { (panel.width - v * S::LANES).min(S::LANES) };
@@ -283,9 +314,9 @@ unsafe fn finish<E: Cell, S: Simd, const V: usize, const WHOLE: bool, const SUMS
         }
         if SUMS {
             for v in 0..V {
-                let to = sums.as_mut_ptr().add(panel.at + v * S::LANES);
+                let to = sums.start.add(panel.at + v * S::LANES);
                 sum[v].add(S::load_first(to, lanes(v))).store_first(to, lanes(v));
-                let to = to.add(sums.len() / 2);
+                let to = to.add(sums.c);
                 square[v].add(S::load_first(to, lanes(v))).store_first(to, lanes(v));
             }
         }

@@ -92,8 +92,8 @@ impl<E: Cell> Convolution<E> for DirectConv {
         let (n_tasks, width) = (sweep.n_tasks(kernels::tasks(self.layout, sweep), n), 2 * self.shape.cout);
         let partial = Shards::new(&mut ctx.partial[..if sums.is_some() { n_tasks * width } else { 0 }]);
         run(&self.forward, self.layout, ctx.team, ctx.level, ctx.scratch, n, x, y, Write::Set, |task| {
-            // SAFETY: one part per task, and each task runs once.
-            sums.is_some().then(|| unsafe { partial.part(task * width, width) })
+            let start = partial.as_ptr().wrapping_add(task * width);
+            sums.is_some().then_some(correlate::Sums { start, c: self.shape.cout })
         });
         if let Some(sums) = sums {
             elementwise::add_partials(ctx.team, ctx.level, &ctx.partial[..n_tasks * width], sums);
@@ -177,7 +177,7 @@ fn clear_uncovered<E: Cell>(team: &Team, shape: &ConvShape, covered: usize, n: u
 }
 
 #[allow(clippy::too_many_arguments)]
-fn run<'s, E: Cell>(
+fn run<E: Cell>(
     packed: &PackedSweep,
     layout: Layout,
     team: &Team,
@@ -187,7 +187,7 @@ fn run<'s, E: Cell>(
     x: &[E],
     y: &mut [E],
     write: Write,
-    sums: impl Fn(usize) -> Option<&'s mut [f32]> + Sync,
+    sums: impl Fn(usize) -> Option<correlate::Sums> + Sync,
 ) {
     let sweep = &packed.sweep;
     assert_source(sweep, n, x);
@@ -195,12 +195,17 @@ fn run<'s, E: Cell>(
     let tasks = kernels::tasks(layout, sweep);
     let job = correlate::Job { sweep, tasks, packed: &packed.packed, x, y: Shards::new(y).as_ptr(), n, write };
     let scratch = Shards::new(scratch);
-    team.for_chunks(sweep.n_tasks(tasks, n), |task, member| {
-        // SAFETY: one scratch per member; `y` holds `n` images by the assertion; tasks cover disjoint pixels and each
-        // runs once; `level` is at most what the engine detected.
+    let (n_tasks, n_panels) = (sweep.n_tasks(tasks, n), sweep.dst.c.div_ceil(layout.panel));
+    // Where tasks are few, threads share their panels, too.
+    let splits = (2 * team.n_members()).div_ceil(n_tasks.max(1)).min(n_panels);
+    team.for_chunks(n_tasks * splits, |chunk, member| {
+        let (task, split) = (chunk / splits, chunk % splits);
+        let share = correlate::Share { task, panels: n_panels * split / splits..n_panels * (split + 1) / splits };
+        // SAFETY: one scratch per member; `y` holds `n` images by the assertion, and the partial results all tasks' sums; shares have
+        // different pixels or channels, and each runs once; `level` is at most what the engine detected.
         unsafe {
             let scratch = &mut scratch.part(member, 1)[0];
-            kernels::correlate(level, layout, &job, task, scratch, sums(task));
+            kernels::correlate(level, layout, &job, &share, scratch, sums(task));
         }
     });
 }

@@ -36,7 +36,7 @@ pub(crate) fn scratch_len(layout: Layout, sweep: &Sweep) -> usize {
     tiles_or!(layout, amx::sweep::scratch_len(sweep), sweep.scratch_len(correlate::tasks(sweep)))
 }
 
-/// Runs a task of a sweep; `sums` `[2, dst.c]`, if given, receives Σ and Σ² of its pixels.
+/// Runs a share of a sweep; `sums`, if given, receive Σ and Σ² of its pixels.
 ///
 /// # Safety
 /// As [`correlate::correlate`].
@@ -44,16 +44,16 @@ pub(crate) unsafe fn correlate<E: Cell>(
     level: Level,
     layout: Layout,
     job: &correlate::Job<E>,
-    task: usize,
+    share: &correlate::Share,
     scratch: &mut [f32],
-    sums: Option<&mut [f32]>,
+    sums: Option<correlate::Sums>,
 ) {
     // SAFETY: handed through.
     unsafe {
         tiles_or!(
             layout,
-            amx::sweep::correlate(job, task, scratch, sums),
-            correlate::correlate(level, job, task, scratch, sums)
+            amx::sweep::correlate(job, share, scratch, sums),
+            correlate::correlate(level, job, share, scratch, sums)
         );
     }
 }

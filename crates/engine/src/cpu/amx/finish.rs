@@ -4,7 +4,7 @@
 //! window with those that multiply the next one. A pixel's 32 channels are one store. Pixels are taken in runs that lie
 //! equally far apart in the destination; mostly a tile is one, for where nothing lies between a task's lines, they are one line.
 
-use super::super::correlate::Job;
+use super::super::correlate::{Job, Sums};
 use super::super::sweep::{Sweep, Task};
 use super::sweep::{Lattice, Tile, divide};
 use super::tiles::{PANEL, ROWS};
@@ -42,13 +42,13 @@ impl Destination {
         Self { first: job.y.wrapping_add(at).cast(), pixels, c: dst.c, write: job.write }
     }
 
-    /// Rounds a tile's sums into the destination, channels from `at` on, and adds them to the channel sums `[2, c]`, if given.
+    /// Rounds a tile's sums into the destination, channels from `at` on, and adds them to the channel sums, if given.
     ///
     /// # Safety
     /// The CPU must have the features. The pixels must lie in a writable destination of bf16; `block` holds 16 rows of 16
-    /// columns, then as many of the other 16 columns; sums are those of what is written, and `[2, c]`.
+    /// columns, then as many of the other 16 columns; sums are those of what is written.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    pub unsafe fn finish(&self, tile: &Tile, block: *const f32, at: usize, sums: Option<&mut [f32]>) {
+    pub unsafe fn finish(&self, tile: &Tile, block: *const f32, at: usize, sums: Option<Sums>) {
         let lanes = u32::MAX >> PANEL.saturating_sub(self.c - at);
         // SAFETY: the caller's promises.
         unsafe {
@@ -177,10 +177,9 @@ unsafe fn finish_run<const SUMS: bool, const ADDS: bool>(
 /// Adds a tile's Σ and Σ² to the channel sums `[2, c]`, channels from `at` on.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn add_totals(totals: Totals, sums: &mut [f32], at: usize, lanes: __mmask32) {
-    let c = sums.len() / 2;
+unsafe fn add_totals(totals: Totals, sums: Sums, at: usize, lanes: __mmask32) {
     for (i, total) in totals.into_iter().enumerate() {
-        let to = sums.as_mut_ptr().wrapping_add(i / 2 * c + at + i % 2 * ROWS);
+        let to = sums.start.wrapping_add(i / 2 * sums.c + at + i % 2 * ROWS);
         let lanes = (lanes >> (i % 2 * ROWS)) as u16;
         // SAFETY: the caller vouches for the channels of these lanes; others are not touched.
         unsafe { _mm512_mask_storeu_ps(to, lanes, _mm512_add_ps(total, _mm512_maskz_loadu_ps(lanes, to))) };

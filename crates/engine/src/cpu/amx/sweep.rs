@@ -11,7 +11,7 @@
 
 use super::super::ahead::{Ahead, Lines};
 use super::super::cell::Cell;
-use super::super::correlate::Job;
+use super::super::correlate::{Job, Share, Sums};
 use super::super::sweep::{Sweep, Task, TaskShape, View};
 use super::finish::Destination;
 use super::tiles::{A, B, BLOCK, C, DEPTH, PANEL, ROWS, Tiles};
@@ -199,15 +199,15 @@ impl<'a, E: Cell> Windows<'a, E> {
     }
 }
 
-/// Runs one task; `sums` `[2, dst.c]`, if given, receives Σ and Σ² of its pixels.
+/// Runs a share; `sums`, if given, receive Σ and Σ² of its pixels.
 ///
 /// # Safety
 /// As `correlate::correlate`, on a CPU with AMX; `E` is bf16.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-pub(crate) unsafe fn correlate<E: Cell>(job: &Job<E>, index: usize, scratch: &mut [f32], mut sums: Option<&mut [f32]>) {
+pub(crate) unsafe fn correlate<E: Cell>(job: &Job<E>, share: &Share, scratch: &mut [f32], sums: Option<Sums>) {
     assert_eq!(size_of::<E>(), 2);
     let sweep = job.sweep;
-    let task = sweep.task(job.tasks, job.n, index);
+    let task = sweep.task(job.tasks, job.n, share.task);
     let (block, scratch) = scratch.split_at_mut(BLOCK);
     let (copied, gathered) = scratch.split_at_mut(view_len(sweep, job.tasks));
     let (view, gathered) = (sweep.source(&task, job.x, E::of_scratch(copied)), E::of_scratch(gathered));
@@ -219,32 +219,33 @@ pub(crate) unsafe fn correlate<E: Cell>(job: &Job<E>, index: usize, scratch: &mu
         // SAFETY: the caller's promise.
         unsafe { gather(sweep, &task, &view, gathered) };
     }
-    if let Some(sums) = sums.as_deref_mut() {
+    if let Some(sums) = sums {
         assert!(job.write == Write::Set, "sums are those of what is written");
-        assert_eq!(sums.len(), 2 * sweep.dst.c);
-        sums.fill(0.0);
+        // SAFETY: the caller's promise.
+        unsafe { sums.clear(share.panels.start * PANEL..share.panels.end * PANEL) };
     }
     let (windows, destination) = (Windows::of(sweep, &task, &view, gathered, reading), Destination::of(job, &task));
     let (tiles, sums_of_block) = (Tiles::configure(), block.as_mut_ptr());
-    let (n_blocks, n_panels) = (windows.n_blocks(), sweep.dst.c.div_ceil(PANEL));
-    let panel_len = job.packed.len() / n_panels;
+    let (n_blocks, n_panels) = (windows.n_blocks(), share.panels.len());
+    let panel_len = job.packed.len() / sweep.dst.c.div_ceil(PANEL);
     let mut finish = |block: Block| {
         for (i, tile) in block.tiles.iter().enumerate().take(1 + usize::from(block.has_second)) {
             let (from, at) = (sums_of_block.wrapping_add(i * BLOCK / 2), block.panel * PANEL);
             // SAFETY: these are the sums of two of four tiles; the pixels are this task's; see the assertions.
-            unsafe { destination.finish(tile, from, at, sums.as_deref_mut()) };
+            unsafe { destination.finish(tile, from, at, sums) };
         }
     };
     let panels_first = size_of_val(job.packed) <= NARROW;
     let (outer, inner) = if panels_first { (n_blocks, n_panels) } else { (n_panels, n_blocks) };
-    let next = sweep.task_after(job.tasks, job.n, index);
+    let next = sweep.task_after(job.tasks, job.n, share.task);
     let mut ahead = Ahead([Lines::of(job.x, sweep.src, sweep.stride, next.as_ref())]);
     let asked = ahead.left().div_ceil(n_blocks * n_panels);
     // The block that is still to be finished.
     let mut before: Option<Block> = None;
     for i in 0..outer {
         for j in 0..inner {
-            let block = if panels_first { windows.block(i, j) } else { windows.block(j, i) };
+            let (block, panel) = if panels_first { (i, j) } else { (j, i) };
+            let block = windows.block(block, share.panels.start + panel);
             let a = A { starts: block.tiles.map(|tile| tile.a), ..windows.strides };
             let b = B { start: job.packed[block.panel * panel_len..][..panel_len].as_ptr().cast(), skip: 0 };
             let c = C { start: sums_of_block, row: 64, right: ROWS * ROWS, down: 2 * ROWS * ROWS };
