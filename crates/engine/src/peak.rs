@@ -203,7 +203,7 @@ fn copy_lines(source: &[Line], target: &mut [Line]) {
     target.copy_from_slice(source);
 }
 
-/// Multiply-adds `s = b + s · a` on registers, in the widest vectors there are.
+/// Multiply-adds `s = s + a · b` on registers, in the widest vectors there are.
 fn fma_rounds(_: &Operands, rounds: usize) -> f64 {
     // Accumulators: twice the latency of four at least, and no more than there are registers.
     #[cfg(target_arch = "x86_64")]
@@ -239,7 +239,7 @@ unsafe fn fma<V: Simd, const N: usize>(rounds: usize) -> f64 {
         let mut chains: [V; N] = std::array::from_fn(|i| V::load(begin[i].as_ptr()));
         for _ in 0..rounds {
             for chain in &mut chains {
-                *chain = b.fma(*chain, a);
+                *chain = chain.fma(a, b);
             }
         }
         let mut end = [0.0f32; 16];
