@@ -80,9 +80,16 @@ pub(crate) fn lars(w: &mut [f32], g: &[f32], buf: &mut [f32], q: f32, step: Lars
     }
 }
 
-/// Euclidean norm in double precision.
+/// Euclidean norm in double precision, by sums side by side: one alone would wait for each addition.
+#[inline(always)]
 pub(crate) fn norm(v: &[f32]) -> f64 {
-    v.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt()
+    let mut sums = [0.0f64; 16];
+    for run in v.chunks(sums.len()) {
+        for (sum, &x) in sums.iter_mut().zip(run) {
+            *sum += f64::from(x) * f64::from(x);
+        }
+    }
+    sums.iter().sum::<f64>().sqrt()
 }
 
 /// Adam with bias correction.

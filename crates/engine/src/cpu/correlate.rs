@@ -52,7 +52,6 @@ pub(crate) struct Job<'a, E> {
 unsafe impl<E: Sync> Sync for Job<'_, E> {}
 
 /// What a thread computes at a time: a task's pixels, some panels of channels.
-#[derive(Clone)]
 pub(crate) struct Share {
     pub task: usize,
     pub panels: Range<usize>,
