@@ -154,7 +154,7 @@ impl Checkpoint {
         let text = header.get("__metadata__").and_then(|m| m.get(METADATA_KEY)).and_then(serde_json::Value::as_str);
         let text = text.ok_or_else(|| CheckpointError::NotACheckpoint {
             path: path.to_owned(),
-            reason: "a safetensors file of another program".to_owned(),
+            reason: "a safetensors file, but no checkpoint of this program".to_owned(),
         })?;
         let envelope: Envelope = serde_json::from_str(text).map_err(|e| corrupt(&e.to_string()))?;
         serde_json::from_str(envelope.state.get()).map_err(|e| corrupt(&e.to_string()))
@@ -235,7 +235,7 @@ impl Checkpoint {
         })?;
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| corrupt(e.to_string()))?;
         let metadata = header.metadata().as_ref().and_then(|m| m.get(METADATA_KEY));
-        let text = metadata.ok_or_else(|| foreign("a safetensors file of another program".to_owned()))?;
+        let text = metadata.ok_or_else(|| foreign("a safetensors file, but no checkpoint of this program".to_owned()))?;
         let envelope: Envelope = serde_json::from_str(text).map_err(|e| corrupt(e.to_string()))?;
         if envelope.version != CHECKPOINT_VERSION {
             return Err(CheckpointError::OtherVersion { path: path.to_owned(), found: envelope.version });

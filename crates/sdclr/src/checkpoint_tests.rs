@@ -98,7 +98,7 @@ fn files_of_other_kinds_are_told_apart() {
     let views = [("w", TensorView(&Tensor::f32(&[1], vec![1.0])))].map(|(n, v)| (n, v.0.clone()));
     let bytes = safetensors::serialize(views.iter().map(|(n, t)| (n, TensorView(t))), None).expect("bytes");
     std::fs::write(&path, bytes).expect("writes");
-    assert!(load_error(&path).contains("a safetensors file of another program"));
+    assert!(load_error(&path).contains("a safetensors file, but no checkpoint of this program"));
 }
 
 #[test]
@@ -176,5 +176,5 @@ fn the_state_alone_is_read_without_the_tensors_and_damage_is_named() {
     check(&bytes[..5], "it is cut short");
     check(&bytes[..60], "it is cut short");
     check(&[0xff; 64], "its header is longer than any");
-    check(b"\x02\0\0\0\0\0\0\0{}", "a safetensors file of another program");
+    check(b"\x02\0\0\0\0\0\0\0{}", "a safetensors file, but no checkpoint of this program");
 }
