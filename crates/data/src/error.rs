@@ -71,7 +71,7 @@ pub enum DataError {
 
 fn share(broken: usize, total: usize, limit: f32) -> String {
     match broken == total {
-        true => format!("all {total} images are broken"),
+        true => format!("{broken} of {total} images are broken, which leaves none"),
         false => format!("{broken} of {total} images are broken, more than the allowed share of {limit}"),
     }
 }

@@ -193,7 +193,7 @@ fn broken_images_are_left_out_up_to_the_share_that_is_allowed() {
     }
     let only = source.select(&[0]).unwrap();
     let message = pack_to(&only, &out, PackSpec { max_broken_share: 1.0, ..spec() }).unwrap_err().to_string();
-    assert!(message.contains("1 of 1 images are broken"), "{message}");
+    assert!(message.contains("1 of 1 images are broken, which leaves none"), "{message}");
     let message = pack_to(&source, &folder.path().join("none/x.sdpack"), spec()).unwrap_err().to_string();
     assert!(message.contains("none/x.sdpack: cannot write: No such file"), "{message}");
     assert!(std::fs::read(&out).unwrap() == before, "the file that is there stays");

@@ -235,7 +235,8 @@ impl Checkpoint {
         })?;
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| corrupt(e.to_string()))?;
         let metadata = header.metadata().as_ref().and_then(|m| m.get(METADATA_KEY));
-        let text = metadata.ok_or_else(|| foreign("a safetensors file, but no checkpoint of this program".to_owned()))?;
+        let text =
+            metadata.ok_or_else(|| foreign("a safetensors file, but no checkpoint of this program".to_owned()))?;
         let envelope: Envelope = serde_json::from_str(text).map_err(|e| corrupt(e.to_string()))?;
         if envelope.version != CHECKPOINT_VERSION {
             return Err(CheckpointError::OtherVersion { path: path.to_owned(), found: envelope.version });
