@@ -54,6 +54,7 @@ fn wrong_usage_exits_with_2_and_says_what_to_do() {
         (pretrain(&["--lr", "-1"]), "--lr (optimizer.lr) = -1"),
         (pretrain(&["--batch-size", "1"]), "--batch-size (train.batch_size) = 1"),
         (pretrain(&["--batch-size", "100000"]), "images; give at most that many"),
+        (pretrain(&["--part", "test"]), "--part test, but it has no parts"),
         (pretrain(&["--model", "resnet19"]), "resnet18"),
         (pretrain(&["--device", "gpu"]), "unknown device `gpu`"),
         (pretrain(&["--preset", "cifar10"]), "cifar10-lt"),

@@ -209,6 +209,10 @@ fn resuming_without_a_checkpoint_starts_over() {
     let (_, steps) = sitting(&root, &config, Existing::Resume, None);
     assert_eq!(steps, (1..=16).collect::<Vec<_>>());
     assert_eq!(losses(&root).iter().filter(|(step, ..)| *step == 3).count(), 1, "no line is there twice");
+    // Once there were checkpoints, what the metrics tell of is not begun anew.
+    std::fs::remove_file(RunDir::open(&root).unwrap().checkpoint_path(CheckpointName::Last)).unwrap();
+    let error = refusal(&root, &config, Existing::Resume, images(), None);
+    assert!(error.contains("last.safetensors: gone"), "{error}");
 }
 
 #[test]

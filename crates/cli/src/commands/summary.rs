@@ -161,7 +161,9 @@ impl Gathered {
 
     /// Whether one row would be of different networks.
     fn has_networks(&self) -> bool {
-        let network = |found: &Found| found.result.weights.as_ref().map(|weights| weights.model.clone());
+        fn network(found: &Found) -> Option<&str> {
+            found.result.weights.as_ref().map(|weights| weights.model.as_str())
+        }
         let differ = |a: &Found, b: &Found| a.arm == b.arm && network(a) != network(b);
         self.experiment.is_none() && self.results.iter().any(|a| self.results.iter().any(|b| differ(a, b)))
     }

@@ -1,6 +1,6 @@
 //! NEON vectors, which every 64-bit ARM processor has: eight floats in a pair of registers.
 
-use super::Simd;
+use super::{Simd, some};
 use crate::element::Bf16;
 use std::arch::aarch64::*;
 
@@ -80,15 +80,8 @@ impl Simd for Neon {
     }
     #[inline(always)]
     unsafe fn load_first(from: *const f32, n: usize) -> Self {
-        let mut numbers = [0.0; 8];
         // SAFETY: see above; eight numbers fit a vector.
-        unsafe {
-            if n == 8 {
-                return Self::load(from);
-            }
-            std::ptr::copy_nonoverlapping(from, numbers.as_mut_ptr(), n);
-            Self::load(numbers.as_ptr())
-        }
+        unsafe { if n == 8 { Self::load(from) } else { Self::load(some(from, n).as_ptr()) } }
     }
     #[inline(always)]
     unsafe fn store_first(self, to: *mut f32, n: usize) {
@@ -153,24 +146,21 @@ impl Simd for Neon {
     }
     #[inline(always)]
     unsafe fn pairs(low: *const Bf16, high: *const Bf16, n: usize) -> Self {
-        let (mut a, mut b) = ([Bf16(0); 8], [Bf16(0); 8]);
         // SAFETY: see above; eight numbers fit a vector.
         unsafe {
-            std::ptr::copy_nonoverlapping(low, a.as_mut_ptr(), n);
-            std::ptr::copy_nonoverlapping(high, b.as_mut_ptr(), n);
-            let (low, high) = (vld1q_u16(a.as_ptr().cast()), vld1q_u16(b.as_ptr().cast()));
+            let [low, high] = [some(low, n), some(high, n)].map(|numbers| vld1q_u16(numbers.as_ptr().cast()));
             Self(vreinterpretq_f32_u16(vzip1q_u16(low, high)), vreinterpretq_f32_u16(vzip2q_u16(low, high)))
         }
     }
     #[inline(always)]
     unsafe fn widen_first(from: *const Bf16, n: usize) -> Self {
-        let mut numbers = [Bf16(0); 8];
+        let numbers;
         // SAFETY: see above.
         unsafe {
             let from = if n == 8 {
                 from
             } else {
-                std::ptr::copy_nonoverlapping(from, numbers.as_mut_ptr(), n);
+                numbers = some(from, n);
                 numbers.as_ptr()
             };
             let wide = |at| vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(from.add(at).cast())));

@@ -229,6 +229,18 @@ pub(crate) fn ask<const NEAR: bool>(line: *const f32) {
     let _ = line;
 }
 
+/// The first `n` of eight numbers, zeros behind.
+///
+/// # Safety
+/// They must be readable; `n <= 8`.
+#[inline(always)]
+unsafe fn some<T: Copy + Default>(from: *const T, n: usize) -> [T; 8] {
+    let mut numbers = [T::default(); 8];
+    // SAFETY: the caller's promise.
+    unsafe { std::ptr::copy_nonoverlapping(from, numbers.as_mut_ptr(), n) };
+    numbers
+}
+
 /// A vector of f32 and the register blocking that suits its instruction set.
 ///
 /// A lane can also hold a pair of bf16, the first in its lower half: then it is a *cell* of a bf16 feature map, moved

@@ -1,6 +1,6 @@
 //! AVX2 and AVX-512 vectors. AVX-512 comes twice: with the instruction that multiplies pairs of bf16, and without.
 
-use super::Simd;
+use super::{Simd, some};
 use crate::element::Bf16;
 use std::arch::x86_64::*;
 
@@ -127,28 +127,25 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn pairs(low: *const Bf16, high: *const Bf16, n: usize) -> Self {
-        let (mut a, mut b) = ([Bf16(0); 8], [Bf16(0); 8]);
         // SAFETY: see above; eight numbers fit a vector.
         unsafe {
-            std::ptr::copy_nonoverlapping(low, a.as_mut_ptr(), n);
-            std::ptr::copy_nonoverlapping(high, b.as_mut_ptr(), n);
-            let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(a.as_ptr().cast()));
-            let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(b.as_ptr().cast()));
+            let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(some(low, n).as_ptr().cast()));
+            let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(some(high, n).as_ptr().cast()));
             Self(_mm256_castsi256_ps(_mm256_or_si256(low, _mm256_slli_epi32(high, 16))))
         }
     }
     #[inline(always)]
     unsafe fn widen_first(from: *const Bf16, n: usize) -> Self {
-        let mut numbers = [Bf16(0); 8];
+        let numbers;
         // SAFETY: see above.
         unsafe {
-            let numbers = if n == 8 {
+            let from = if n == 8 {
                 from
             } else {
-                std::ptr::copy_nonoverlapping(from, numbers.as_mut_ptr(), n);
+                numbers = some(from, n);
                 numbers.as_ptr()
             };
-            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(numbers.cast()));
+            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
             Self(_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16)))
         }
     }
