@@ -10,21 +10,22 @@
 use super::Pass;
 use super::grid::Grid;
 use super::points::{self, Maps, Place};
-use super::product::{Left, Out, Right, multiply};
+use super::product::{Adjacent, Left, Out, multiply};
 use super::square::Source;
 use super::strided;
 use super::transform::{self, POINTS, SIDE, TAPS, Taps, products_with};
+use crate::cpu::ahead::LINE;
 use crate::cpu::cell::Cell;
 use crate::cpu::simd::{Level, MAX_LANES, Simd, kernel};
 use std::ops::Range;
 
 /// Floats between points: a cache line keeps them from falling into the same cache sets.
-const GAP: usize = 16;
+const GAP: usize = LINE;
 /// Output and input channels of a block: whole register blocks and panels of every level.
 const ROWS: usize = 48;
 const COLUMNS: usize = 64;
-/// Cells that are summed at a time: a block's numbers of theirs at a point fit the first-level cache.
-const DEPTH: usize = 64;
+/// Floats of a panel of input channels that are summed at a time: with as many cells of the output channels they fit the first-level cache.
+const PANEL: usize = 2048;
 
 /// Maps whose weight gradient is summed.
 pub(super) struct Job<'a, E> {
@@ -36,16 +37,17 @@ pub(super) struct Job<'a, E> {
     pub dy: &'a [E],
 }
 
-/// Where numbers at points lie. Those of tiles, inputs and gradients apart, as `[point, block, tile, channel]`; sums, at points of weights, as
-/// `[block, point, panel, output channel, input channel]`, where a block's output channels are the outer ones.
+/// Where numbers at points lie. Those of tiles as `[point, panel, tile, input channel]` and `[point, block, tile, output channel]`; sums, at
+/// points of weights, as `[block, point, panel, output channel, input channel]`, where a block's output channels are the outer ones.
 #[derive(Clone, Copy)]
 pub(super) struct Layout {
     /// Forward: `Same` or `Down`.
     pub pass: Pass,
-    /// Input and output channels, and floats of a vector.
+    /// Input and output channels, and floats of a vector and of a panel.
     pub cin: usize,
     pub cout: usize,
     pub lanes: usize,
+    pub panel: usize,
     /// Tiles in a cell: see [`points::has_pairs`].
     pub per_cell: usize,
 }
@@ -149,7 +151,7 @@ pub(super) unsafe fn to_points<E: Cell>(
     let source = |size, channels, x| Source { grid: job.grid, size, channels, x };
     // SAFETY: the caller's promises; the tiles' places are among the points' by the assertion.
     unsafe {
-        let to = place(start, job.layout.x_width(), COLUMNS, x_point);
+        let to = place(start, job.layout.x_width(), job.layout.panel, x_point);
         let inputs = source(job.sizes[0], cin, job.x);
         points::gradient_cells(level, pass, Maps::Inputs, &inputs, tiles.clone(), to, at, scratch);
         let to = place(start.add(pass.products() * x_point), job.layout.dy_width(), ROWS, dy_point);
@@ -158,13 +160,47 @@ pub(super) unsafe fn to_points<E: Cell>(
     }
 }
 
+/// Some cells of a block at a product of the pass.
+#[derive(Clone, Copy)]
+struct Part<'a> {
+    block: &'a Block,
+    product: usize,
+    first: usize,
+    depth: usize,
+}
+
+impl Part<'_> {
+    /// The cells' output channels: a row for each cell.
+    fn left(&self, layout: &Layout, points: Points) -> *mut f32 {
+        let (x_point, dy_point) = layout.point(points.n_cells);
+        let at = layout.pass.products() * x_point + self.product * dy_point;
+        points.start.wrapping_add(at + self.block.rows.start * points.n_cells + self.first * self.block.height)
+    }
+
+    /// The cells' input channels of the panel that begins with the block's channel `at`: its place, and floats of a cell's.
+    fn right(&self, layout: &Layout, points: Points, at: usize) -> (*mut f32, usize) {
+        let (columns, width) = (&self.block.columns, self.block.columns.len().saturating_sub(at).min(layout.panel));
+        let channel = self.product * layout.point(points.n_cells).0 + (columns.start + at) * points.n_cells;
+        (points.start.wrapping_add(channel + self.first * width), width)
+    }
+}
+
+/// The parts of a block at a point of weights.
+fn parts<'a>(layout: &Layout, n_cells: usize, block: &'a Block, point: usize) -> impl Iterator<Item = Part<'a>> {
+    let most = PANEL / layout.panel;
+    let part = move |product, first: usize| Part { block, product, first, depth: most.min(n_cells - first) };
+    products_with(layout.pass.side(), point)
+        .flat_map(move |product| (0..n_cells).step_by(most).map(move |first| part(product, first)))
+}
+
 kernel! {
-    /// A block's sums over all tiles at a point of weights, added to `out`, that point's, or put there.
+    /// A block's sums over all tiles at a point of weights, added to `out`, that point's, or put there. `next`: the block and the point whose
+    /// turn comes then, if that is known.
     ///
     /// # Safety
     /// `points` must hold its cells; `level` must be supported by the CPU.
     pub(super) unsafe fn sum_block(layout: &Layout, points: Points, block: &Block, point: usize, out: &mut [f32],
-                                   adds: bool) = sum_point
+                                   adds: bool, next: Option<(&Block, usize)>) = sum_point
 }
 
 #[inline(always)]
@@ -175,27 +211,32 @@ unsafe fn sum_point<E: Cell, S: Simd>(
     point: usize,
     out: &mut [f32],
     mut adds: bool,
+    next: Option<(&Block, usize)>,
 ) {
-    let (n_cells, columns, side) = (points.n_cells, block.columns.len(), layout.pass.side());
-    assert!(out.len() == block.point() && block.height.is_multiple_of(S::GROUP));
+    assert!(out.len() == block.point() && block.height.is_multiple_of(S::GROUP) && layout.panel == S::PANEL);
     assert_eq!(layout.per_cell, if points::has_pairs::<E, S>() { 2 } else { 1 });
-    let (x_point, dy_point) = layout.point(n_cells);
-    for (product, first) in
-        products_with(side, point).flat_map(|p| (0..n_cells).step_by(DEPTH).map(move |first| (p, first)))
-    {
-        let x = product * x_point + block.columns.start * n_cells;
-        let dy = layout.pass.products() * x_point + product * dy_point + block.rows.start * n_cells;
-        let depth = DEPTH.min(n_cells - first);
+    let columns = block.columns.len();
+    let mut after = next.and_then(|(block, point)| parts(layout, points.n_cells, block, point).next());
+    let mut parts = parts(layout, points.n_cells, block, point).peekable();
+    while let Some(part) = parts.next() {
+        let next = parts.peek().copied().or_else(|| after.take());
         for at in (0..columns).step_by(S::PANEL) {
+            let left = Left { start: part.left(layout, points), adjacent: Adjacent::Rows, stride: block.height };
+            let (right, width) = part.right(layout, points, at);
+            // The next cells are asked for behind these cells' products.
+            let asked = next.map_or([Asked::NOTHING; 2], |next| {
+                let (right, width) = next.right(layout, points, at);
+                let left = Asked { start: next.left(layout, points), len: next.depth * next.block.height };
+                [left.share(at / S::PANEL, columns.div_ceil(S::PANEL)), Asked { start: right, len: next.depth * width }]
+            });
+            let panel = Panel { depth: part.depth, rows: block.rows.len(), left, right, asked, adds };
             let out = &mut out[at * block.height..];
             // SAFETY: the points of all tiles are there by the caller's promise; sums hold whole groups of rows, by the assertion.
             unsafe {
-                let left = Left { start: points.start.add(dy + first * block.height), row: 1, step: block.height };
-                let right = Right { start: points.start.add(x + first * columns + at), step: columns };
-                if (columns - at).min(S::PANEL) == S::LANES {
-                    multiply_panel::<E, S, 1>(depth, block.rows.len(), left, right, out, adds);
+                if width == S::LANES {
+                    multiply_panel::<E, S, 1>(&panel, out);
                 } else {
-                    multiply_panel::<E, S, 2>(depth, block.rows.len(), left, right, out, adds);
+                    multiply_panel::<E, S, 2>(&panel, out);
                 }
             }
         }
@@ -203,20 +244,47 @@ unsafe fn sum_point<E: Cell, S: Simd>(
     }
 }
 
-/// Products of all rows with a panel of columns.
-#[inline(always)]
-unsafe fn multiply_panel<E: Cell, S: Simd, const V: usize>(
+/// Floats that will be read soon.
+#[derive(Clone, Copy)]
+struct Asked {
+    start: *const f32,
+    len: usize,
+}
+
+impl Asked {
+    const NOTHING: Self = Self { start: std::ptr::null(), len: 0 };
+
+    /// Part `index` of `n`, in whole lines.
+    fn share(self, index: usize, n: usize) -> Self {
+        let at = |index: usize| self.len * index / n / LINE * LINE;
+        Self { start: self.start.wrapping_add(at(index)), len: at(index + 1) - at(index) }
+    }
+}
+
+/// A product of all rows with a panel of columns.
+struct Panel {
     depth: usize,
     rows: usize,
     left: Left,
-    right: Right,
-    out: &mut [f32],
+    right: *const f32,
+    asked: [Asked; 2],
     adds: bool,
-) {
+}
+
+/// Multiplies a panel of `V` vectors, and asks for what comes next.
+#[inline(always)]
+unsafe fn multiply_panel<E: Cell, S: Simd, const V: usize>(panel: &Panel, out: &mut [f32]) {
+    let &Panel { depth, rows, left, right, asked, adds } = panel;
     let width = V * S::LANES;
     for first in (0..rows).step_by(S::PIXELS) {
-        // SAFETY: the caller vouches for both sides and the sums.
+        // SAFETY: the caller vouches for both sides and the sums; any address may be asked for.
         unsafe {
+            for asked in asked {
+                let asked = asked.share(first / S::PIXELS, rows.div_ceil(S::PIXELS));
+                for line in (0..asked.len).step_by(LINE) {
+                    S::prefetch_far(asked.start.wrapping_add(line));
+                }
+            }
             let left = Left { start: left.start.add(first), ..left };
             let out = Out { start: out.as_mut_ptr().add(first * width), row: width, adds };
             let rows = S::PIXELS.min(rows - first);

@@ -175,6 +175,7 @@ impl WinogradConv {
             cin,
             cout,
             lanes: self.layout.narrow,
+            panel: self.layout.panel,
             per_cell: self.per_cell,
         }
     }

@@ -6,22 +6,36 @@
 
 use crate::cpu::ahead::LINE;
 use crate::cpu::cell::Cell;
-use crate::cpu::correlate::{MAX_GROUPS, MAX_PIXELS};
-use crate::cpu::simd::{MAX_LANES, Simd};
+use crate::cpu::correlate::MAX_PIXELS;
+use crate::cpu::simd::Simd;
 
-/// The left side: floats from one row to the next, and from one step of the depth to the next.
+/// Which numbers of the left side lie next to each other; `stride` floats lie between those of the other kind.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Adjacent {
+    /// Those of a row, a channel of a tile: forward and backward-data.
+    Steps,
+    /// Those of a step, a tile's channels: the weight gradient.
+    Rows,
+}
+
+/// The left side.
 #[derive(Clone, Copy)]
 pub(super) struct Left {
     pub start: *const f32,
-    pub row: usize,
-    pub step: usize,
+    pub adjacent: Adjacent,
+    pub stride: usize,
 }
 
-/// The right side: a row of vectors for each step of the depth, `step` floats apart.
-#[derive(Clone, Copy)]
-pub(super) struct Right {
-    pub start: *const f32,
-    pub step: usize,
+impl Left {
+    /// The number of a row and a step.
+    #[inline(always)]
+    fn at(&self, row: usize, step: usize) -> *const f32 {
+        let (row, step) = match self.adjacent {
+            Adjacent::Steps => (row * self.stride, step),
+            Adjacent::Rows => (row, step * self.stride),
+        };
+        self.start.wrapping_add(row + step)
+    }
 }
 
 /// Where the product goes, or is added: floats from one row to the next.
@@ -32,8 +46,8 @@ pub(super) struct Out {
     pub adds: bool,
 }
 
-/// A product of at most `S::PIXELS` rows and `V` vectors of columns. Rows come in groups of `S::GROUP`: surplus ones are read and
-/// written.
+/// A product of at most `S::PIXELS` rows and `V` vectors of columns; `right` has those vectors for each step of the depth, one step behind the
+/// other. Rows come in groups of `S::GROUP`: surplus ones are read and written.
 ///
 /// # Safety
 /// As [`Simd`]; both sides must be readable and `out` writable for all rows of whole groups.
@@ -42,7 +56,7 @@ pub(super) unsafe fn multiply<C: Cell, S: Simd, const V: usize>(
     rows: usize,
     depth: usize,
     left: Left,
-    right: Right,
+    right: *const f32,
     out: Out,
 ) {
     // SAFETY: handed through.
@@ -55,28 +69,22 @@ pub(super) unsafe fn multiply<C: Cell, S: Simd, const V: usize>(
     }
 }
 
-/// Steps of the depth that lines are asked for ahead of their use.
+/// Steps of the depth that are laid out one after the other: what a loop costs by itself then counts for little, where vectors are short or
+/// another thread runs on the same core.
+const STEPS: usize = 4;
+/// Steps that lines of the right side are asked for ahead of their use.
 const AHEAD: usize = 8;
-
-/// The same where they may come from memory: as many of the longest vectors' steps, of which shorter vectors take four in the same time.
-const fn far_ahead<S: Simd>() -> usize {
-    AHEAD * (MAX_LANES / S::LANES) * (MAX_LANES / S::LANES)
-}
 
 #[inline(always)]
 unsafe fn block<C: Cell, S: Simd, const V: usize, const GROUPS: usize>(
     depth: usize,
-    left: Left,
-    right: Right,
+    mut left: Left,
+    mut right: *const f32,
     out: Out,
 ) {
     // SAFETY: the caller's promise, for `GROUPS` whole groups of rows.
     unsafe {
         let mut acc = [[S::zero(); V]; MAX_PIXELS];
-        let mut base = [left.start; MAX_GROUPS];
-        for (g, base) in base.iter_mut().enumerate().take(GROUPS) {
-            *base = left.start.add(g * S::GROUP * left.row);
-        }
         if out.adds {
             // What is added to comes from far away, and is not needed before the end.
             for r in 0..GROUPS * S::GROUP {
@@ -85,37 +93,50 @@ unsafe fn block<C: Cell, S: Simd, const V: usize, const GROUPS: usize>(
                 }
             }
         }
-        // A product over tiles: what they were brought to is more than caches hold in wide layers.
-        let is_far = left.row == 1;
-        let ahead = if is_far { far_ahead::<S>() } else { AHEAD };
-        let mut from = right.start;
-        for _ in 0..depth {
-            let mut b = [S::zero(); V];
-            for (v, b) in b.iter_mut().enumerate() {
-                *b = S::load(from.add(v * S::LANES));
+        for _ in 0..depth / STEPS {
+            for step in 0..STEPS {
+                one_step::<C, S, V, GROUPS>(&left, right, step, &mut acc);
             }
-            if is_far {
-                S::prefetch(base[0].wrapping_add(ahead * left.step));
-            }
-            for v in (0..V * S::LANES).step_by(LINE) {
-                S::prefetch(from.wrapping_add(ahead * right.step + v));
-            }
-            from = from.add(right.step);
-            for g in 0..GROUPS {
-                for q in 0..S::GROUP {
-                    let a = S::splat(base[g].add(q * left.row));
-                    for v in 0..V {
-                        acc[g * S::GROUP + q][v] = C::dot(acc[g * S::GROUP + q][v], a, b[v]);
-                    }
-                }
-                base[g] = base[g].add(left.step);
-            }
+            left.start = left.at(0, STEPS);
+            right = right.add(STEPS * V * S::LANES);
+        }
+        for step in 0..depth % STEPS {
+            one_step::<C, S, V, GROUPS>(&left, right, step, &mut acc);
         }
         for r in 0..GROUPS * S::GROUP {
             for v in 0..V {
                 let to = out.start.add(r * out.row + v * S::LANES);
                 let value = if out.adds { acc[r][v].add(S::load(to)) } else { acc[r][v] };
                 value.store_first(to, S::LANES);
+            }
+        }
+    }
+}
+
+/// A step of the hot loop, `step` steps behind where both sides begin.
+#[inline(always)]
+unsafe fn one_step<C: Cell, S: Simd, const V: usize, const GROUPS: usize>(
+    left: &Left,
+    right: *const f32,
+    step: usize,
+    acc: &mut [[S; V]; MAX_PIXELS],
+) {
+    // SAFETY: handed through.
+    unsafe {
+        let right = right.add(step * V * S::LANES);
+        let mut b = [S::zero(); V];
+        for (v, b) in b.iter_mut().enumerate() {
+            *b = S::load(right.add(v * S::LANES));
+        }
+        if left.adjacent == Adjacent::Steps {
+            for v in (0..V * S::LANES).step_by(LINE) {
+                S::prefetch(right.wrapping_add(AHEAD * V * S::LANES + v));
+            }
+        }
+        for (r, acc) in acc.iter_mut().enumerate().take(GROUPS * S::GROUP) {
+            let a = S::splat(left.at(r, step));
+            for (acc, b) in acc.iter_mut().zip(b) {
+                *acc = C::dot(*acc, a, b);
             }
         }
     }

@@ -14,7 +14,7 @@ use crate::cpu::team::Shards;
 /// Most floats of all sums of a narrow layer: of one thread, and of all.
 const NARROW: (usize, usize) = (1 << 20, 8 << 20);
 /// Floats of a task's points, about, in a narrow layer; and its tiles, at the least and at the most.
-const TASK_POINTS: usize = 360 << 10;
+const TASK_POINTS: usize = 720 << 10;
 const TASK_TILES: (usize, usize) = (32, 192);
 /// Floats of the points of a round, about, in a wide layer; and tiles that one thread brings there at a time.
 const ROUND_POINTS: usize = 8 << 20;
@@ -88,11 +88,14 @@ fn by_tiles<E: Cell>(ctx: &mut Context, job: &Job<E>, n_tiles: usize, dw: &mut [
             let points = Points { start: points.as_mut_ptr(), n_cells: layout.cells(tiles.len()) };
             // SAFETY: scratch holds the points; `level` is at most what the engine detected.
             unsafe { gradient::to_points(level, job, tiles, points, 0, rest) };
-            for (point, index) in (0..POINTS).flat_map(|p| (0..layout.n_blocks()).map(move |index| (p, index))) {
-                let block = layout.block(index);
+            let n_blocks = layout.n_blocks();
+            for turn in 0..POINTS * n_blocks {
+                let at = |turn: usize| (layout.block(turn % n_blocks), turn / n_blocks);
+                let ((block, point), (next, next_point)) = (at(turn), at(turn + 1));
+                let next = (next_point < POINTS).then_some((&next, next_point));
                 let out = &mut out[layout.start(&block) + point * block.point()..][..block.point()];
                 // SAFETY: as above.
-                unsafe { gradient::sum_block::<E>(level, layout, points, &block, point, out, task > mine.start) };
+                unsafe { gradient::sum_block::<E>(level, layout, points, &block, point, out, task > mine.start, next) };
             }
         }
     });
@@ -124,8 +127,9 @@ fn by_blocks<E: Cell>(ctx: &mut Context, job: &Job<E>, n_tiles: usize, dw: &mut 
                 let block = layout.block(index);
                 let out = &mut scratch[..block.len()];
                 for (point, out) in out.chunks_exact_mut(block.point()).enumerate() {
+                    let next = (point + 1 < POINTS).then_some((&block, point + 1));
                     // SAFETY: all tiles were brought to the points; `level` as above.
-                    unsafe { gradient::sum_block::<E>(level, layout, points, &block, point, out, false) };
+                    unsafe { gradient::sum_block::<E>(level, layout, points, &block, point, out, false, next) };
                 }
                 let sums = Slices { start: out.as_ptr(), step: 0, n: 1 };
                 // SAFETY: as above.
@@ -140,7 +144,7 @@ fn by_blocks<E: Cell>(ctx: &mut Context, job: &Job<E>, n_tiles: usize, dw: &mut 
                 // above.
                 unsafe {
                     let out = sums.part(layout.start(&block) + point * block.point(), block.point());
-                    gradient::sum_block::<E>(level, layout, points, &block, point, out, false);
+                    gradient::sum_block::<E>(level, layout, points, &block, point, out, false, None);
                 }
             });
             reduce(ctx, layout, len, 1, dw, mask);

@@ -7,7 +7,7 @@
 use super::Pass;
 use super::grid::{Grid, Tile};
 use super::points::{self, Place};
-use super::product::{Left, Out, Right, multiply};
+use super::product::{Adjacent, Left, Out, multiply};
 use super::square::{self, Source};
 use super::strided::{self, WideOutputs};
 use super::transform::{self, Columns, Line, Outputs, POINTS, TILE, rolled, weight_point};
@@ -145,9 +145,8 @@ unsafe fn multiply_panel<E: Cell, S: Simd, const V: usize, const P: usize>(
             // SAFETY: windows and products hold whole groups of tiles, which the caller asserted; weights by the assertion.
             unsafe {
                 let start = windows.as_ptr().add(first * from_tile + product * point_len(padded));
-                let left = Left { start, row: from_tile, step: 1 };
-                let right =
-                    Right { start: weights.as_ptr().add(weight_point(P, product) * cells * width), step: width };
+                let left = Left { start, adjacent: Adjacent::Steps, stride: from_tile };
+                let right = weights.as_ptr().add(weight_point(P, product) * cells * width);
                 let start = products.as_mut_ptr().add(first * to_tile + product * width);
                 let out = Out { start, row: to_tile, adds: false };
                 if job.per_cell == 1 {
