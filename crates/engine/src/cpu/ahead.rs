@@ -3,11 +3,35 @@
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use super::simd::ask;
+use super::simd::{MAX_LANES, Simd};
 use super::sweep::Task;
 use crate::types::Dims;
+use std::sync::atomic::{Ordering, compiler_fence};
 
 /// Floats of a cache line.
 pub(super) const LINE: usize = 16;
+
+/// Steps of a hot loop that are laid out one after the other: what a loop costs by itself then counts for little, where vectors are short or
+/// another thread runs on the same core.
+pub(super) const STEPS: usize = 4;
+
+/// Ends a step of those: the compiler may not load a later step's numbers earlier, for which there are no registers.
+#[inline(always)]
+pub(super) fn end_of_step() {
+    compiler_fence(Ordering::SeqCst);
+}
+
+/// Steps of a hot loop to each line that it asks for: a register block of shorter vectors is so many times smaller, and there are so many
+/// times as many of them.
+pub(super) const fn pace<S: Simd>() -> usize {
+    let shorter = MAX_LANES / S::LANES;
+    if shorter * shorter < STEPS { shorter * shorter } else { STEPS }
+}
+
+/// Lines that a hot loop of `n` steps asks for, at that pace in whole rounds of [`STEPS`].
+pub(super) const fn n_asked<S: Simd>(n: usize) -> usize {
+    n / STEPS * (STEPS / pace::<S>())
+}
 
 /// Cache lines of a map: where the next one begins, and how many are left; `start` is an address that is surely mapped.
 pub(super) struct Lines {

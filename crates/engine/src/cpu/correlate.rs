@@ -9,7 +9,7 @@
 //! A task is a band of rows, or several small images, large enough that a weight panel is reused from cache. Its input
 //! is first copied into the member's scratch with the zero padding around it, unless no padding is needed.
 
-use super::ahead::{Ahead, Lines, Run};
+use super::ahead::{self, Ahead, Lines, Run, STEPS};
 use super::cell::Cell;
 use super::simd::{Simd, kernel};
 use super::sweep::{Sweep, Task, TaskShape, View};
@@ -116,7 +116,7 @@ unsafe fn correlate_panels<E: Cell, S: Simd, const SUMS: bool, const ADDS: bool>
 ) {
     let sweep = job.sweep;
     let next = sweep.task_after(job.tasks, job.n, task);
-    let mut ahead = Ahead([Lines::of(job.x, sweep.src, sweep.stride, next.as_ref())]);
+    let mut lines = Ahead([Lines::of(job.x, sweep.src, sweep.stride, next.as_ref())]);
     let task = sweep.task(job.tasks, job.n, task);
     let view = sweep.source(&task, job.x, E::of_scratch(scratch));
     let c = sweep.dst.c;
@@ -125,9 +125,9 @@ unsafe fn correlate_panels<E: Cell, S: Simd, const SUMS: bool, const ADDS: bool>
         // SAFETY: the caller's promises; the panel's channels exist.
         unsafe {
             if panel.width <= S::LANES {
-                correlate_panel::<E, S, 1, SUMS, ADDS>(job, &task, &view, &panel, sums, &mut ahead);
+                correlate_panel::<E, S, 1, SUMS, ADDS>(job, &task, &view, &panel, sums, &mut lines);
             } else {
-                correlate_panel::<E, S, 2, SUMS, ADDS>(job, &task, &view, &panel, sums, &mut ahead);
+                correlate_panel::<E, S, 2, SUMS, ADDS>(job, &task, &view, &panel, sums, &mut lines);
             }
         }
     }
@@ -148,16 +148,17 @@ unsafe fn correlate_panel<E: Cell, S: Simd, const V: usize, const SUMS: bool, co
     view: &View<E>,
     panel: &Panel,
     sums: Sums,
-    ahead: &mut Ahead<1>,
+    lines: &mut Ahead<1>,
 ) {
     let sweep = job.sweep;
     let [pixel, row, run] =
         [sweep.stride * sweep.channels(), view.row, sweep.kernel.1 * sweep.channels()].map(|n| n / E::PER_CELL);
+    let n_asked = sweep.kernel.0 * ahead::n_asked::<S>(run);
     let mut groups = Groups::of::<S>(job, task, view, panel.at);
     while groups.left > 0 {
         let block = groups.next_block::<S>();
         let from = block.from.map(<*const E>::cast::<f32>);
-        let (weights, asked) = (panel.weights.as_ptr(), ahead.take(sweep.cells()));
+        let (weights, asked) = (panel.weights.as_ptr(), lines.take(n_asked));
         // SAFETY: the groups' windows lie in the view (and surplus pixels in the slack behind it), their pixels in the destination; the
         // panel holds a row of `V` vectors for every cell of a window.
         unsafe {
@@ -256,26 +257,51 @@ unsafe fn multiply<E: Cell, S: Simd, const V: usize>(
     unsafe {
         let mut acc = [[S::zero(); V]; MAX_PIXELS];
         for a in 0..kh {
-            for i in a * row..a * row + run {
-                S::prefetch_far(asked);
-                asked = asked.wrapping_add(line);
-                let mut w = [S::zero(); V];
-                for (v, w) in w.iter_mut().enumerate() {
-                    *w = S::load(weights.add(v * S::LANES));
-                }
-                weights = weights.add(V * S::LANES);
-                for g in 0..S::GROUPS {
-                    let from = from[g].add(i);
-                    for q in 0..S::GROUP {
-                        let x = S::splat(from.add(q * pixel));
-                        for v in 0..V {
-                            acc[g * S::GROUP + q][v] = E::dot(acc[g * S::GROUP + q][v], x, w[v]);
-                        }
+            let mut from = from.map(|from| from.wrapping_add(a * row));
+            for _ in 0..run / STEPS {
+                for step in 0..STEPS {
+                    if step % ahead::pace::<S>() == 0 {
+                        S::prefetch_far(asked);
+                        asked = asked.wrapping_add(line);
                     }
+                    one_step::<E, S, V>(from, pixel, weights, step, &mut acc);
+                }
+                from = from.map(|from| from.wrapping_add(STEPS));
+                weights = weights.add(STEPS * V * S::LANES);
+            }
+            for step in 0..run % STEPS {
+                one_step::<E, S, V>(from, pixel, weights, step, &mut acc);
+            }
+            weights = weights.add(run % STEPS * V * S::LANES);
+        }
+        acc
+    }
+}
+
+/// A cell of all pixels' windows, `step` cells behind where they begin.
+#[inline(always)]
+unsafe fn one_step<E: Cell, S: Simd, const V: usize>(
+    from: [*const f32; MAX_GROUPS],
+    pixel: usize,
+    weights: *const f32,
+    step: usize,
+    acc: &mut [[S; V]; MAX_PIXELS],
+) {
+    // SAFETY: handed through.
+    unsafe {
+        let mut w = [S::zero(); V];
+        for (v, w) in w.iter_mut().enumerate() {
+            *w = S::load(weights.add((step * V + v) * S::LANES));
+        }
+        for g in 0..S::GROUPS {
+            for q in 0..S::GROUP {
+                let x = S::splat(from[g].add(step + q * pixel));
+                for v in 0..V {
+                    acc[g * S::GROUP + q][v] = E::dot(acc[g * S::GROUP + q][v], x, w[v]);
                 }
             }
         }
-        acc
+        ahead::end_of_step();
     }
 }
 

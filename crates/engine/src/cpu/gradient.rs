@@ -8,7 +8,7 @@
 //! Threads share the work by images where a gradient is small: each sums a slice of its own. A large one would cost more to
 //! fill and add up than its pixels are worth; there each thread takes some blocks of inputs, over all images.
 
-use super::ahead::{Ahead, LINE, Lines, Run};
+use super::ahead::{self, Ahead, LINE, Lines, Run, STEPS};
 use super::cell::Cell;
 use super::correlate::MAX_PIXELS;
 use super::layout::{Blocks, Layout};
@@ -89,7 +89,7 @@ unsafe fn weight_task<E: Cell, S: Simd>(job: &Job<E>, blocks: &Blocks, task: usi
     let Target { first, dw, write } = to;
     let (sweep, layout) = (job.sweep, blocks.layout);
     let next = sweep.task_after(job.tasks, job.n, task);
-    let mut ahead = Ahead([
+    let mut lines = Ahead([
         Lines::of(job.dy, sweep.dst, 1, next.as_ref()),
         Lines::of(job.x, sweep.src, sweep.stride, next.as_ref()),
     ]);
@@ -100,7 +100,7 @@ unsafe fn weight_task<E: Cell, S: Simd>(job: &Job<E>, blocks: &Blocks, task: usi
     let run = sweep.kernel.1 * sweep.channels();
     let depth = depth_cells(sweep, task.n_images * task.n_rows * sweep.grid.1);
     let (per_row, len, n_blocks) = (blocks.per_row(), blocks.len, dw.len() / blocks.len);
-    let n_gathered = n_gathered(sweep, job.tasks, n_blocks);
+    let (n_gathered, n_asked) = (n_gathered(sweep, job.tasks, n_blocks), ahead::n_asked::<S>(depth));
     let (xs, dy) = aligned(scratch).split_at_mut(n_gathered * depth * MAX_LANES);
     for (group, dw) in dw.chunks_mut(n_gathered * len).enumerate() {
         let first = first + group * n_gathered;
@@ -124,9 +124,9 @@ unsafe fn weight_task<E: Cell, S: Simd>(job: &Job<E>, blocks: &Blocks, task: usi
                     // SAFETY: the level is the caller's promise; all slices hold `depth` entries of their width.
                     unsafe {
                         if width == S::LANES {
-                            weight_block::<E, S, 1>(x, dy, out, write, ahead.take(depth));
+                            weight_block::<E, S, 1>(x, dy, out, write, lines.take(n_asked));
                         } else {
-                            weight_block::<E, S, 2>(x, dy, out, write, ahead.take(depth));
+                            weight_block::<E, S, 2>(x, dy, out, write, lines.take(n_asked));
                         }
                     }
                 }
@@ -314,21 +314,20 @@ unsafe fn weight_block<E: Cell, S: Simd, const V: usize>(
         for sums in out.chunks(LINE) {
             S::prefetch(sums.as_ptr());
         }
-        for _ in 0..x.len() / S::LANES {
-            S::prefetch_far(asked);
-            asked = asked.wrapping_add(line);
-            let mut g = [S::zero(); V];
-            for (v, g) in g.iter_mut().enumerate() {
-                *g = S::load(dy.add(v * S::LANES));
-            }
-            for (r, acc) in acc.iter_mut().enumerate().take(S::PIXELS) {
-                let a = S::splat(from.add(r));
-                for (acc, g) in acc.iter_mut().zip(g) {
-                    *acc = E::dot(*acc, a, g);
+        let depth = x.len() / S::LANES;
+        for _ in 0..depth / STEPS {
+            for step in 0..STEPS {
+                if step % ahead::pace::<S>() == 0 {
+                    S::prefetch_far(asked);
+                    asked = asked.wrapping_add(line);
                 }
+                one_step::<E, S, V>(from, dy, step, &mut acc);
             }
-            from = from.add(S::LANES);
-            dy = dy.add(V * S::LANES);
+            from = from.add(STEPS * S::LANES);
+            dy = dy.add(STEPS * V * S::LANES);
+        }
+        for step in 0..depth % STEPS {
+            one_step::<E, S, V>(from, dy, step, &mut acc);
         }
         // Whole blocks are written straight from registers.
         let rows = out.len() / (V * S::LANES);
@@ -338,6 +337,30 @@ unsafe fn weight_block<E: Cell, S: Simd, const V: usize>(
             (Write::Add, false) => write_rows::<S, V, true>(&acc, rows, out),
             (Write::Set, false) => write_rows::<S, V, false>(&acc, rows, out),
         }
+    }
+}
+
+/// A cell of pixels, `step` cells behind where the streams begin.
+#[inline(always)]
+unsafe fn one_step<E: Cell, S: Simd, const V: usize>(
+    x: *const f32,
+    dy: *const f32,
+    step: usize,
+    acc: &mut [[S; V]; MAX_PIXELS],
+) {
+    // SAFETY: handed through.
+    unsafe {
+        let mut g = [S::zero(); V];
+        for (v, g) in g.iter_mut().enumerate() {
+            *g = S::load(dy.add((step * V + v) * S::LANES));
+        }
+        for (r, acc) in acc.iter_mut().enumerate().take(S::PIXELS) {
+            let a = S::splat(x.add(step * S::LANES + r));
+            for (acc, g) in acc.iter_mut().zip(g) {
+                *acc = E::dot(*acc, a, g);
+            }
+        }
+        ahead::end_of_step();
     }
 }
 

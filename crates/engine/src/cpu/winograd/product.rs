@@ -4,7 +4,7 @@
 //! A register block of rows × vectors of columns stays in registers while the loop runs along the depth: per step it loads one
 //! row of the right side and broadcasts one number of the left side per row.
 
-use crate::cpu::ahead::LINE;
+use crate::cpu::ahead::{LINE, STEPS, end_of_step};
 use crate::cpu::cell::Cell;
 use crate::cpu::correlate::MAX_PIXELS;
 use crate::cpu::simd::Simd;
@@ -69,9 +69,6 @@ pub(super) unsafe fn multiply<C: Cell, S: Simd, const V: usize>(
     }
 }
 
-/// Steps of the depth that are laid out one after the other: what a loop costs by itself then counts for little, where vectors are short or
-/// another thread runs on the same core.
-const STEPS: usize = 4;
 /// Steps that lines of the right side are asked for ahead of their use.
 const AHEAD: usize = 8;
 
@@ -139,5 +136,6 @@ unsafe fn one_step<C: Cell, S: Simd, const V: usize, const GROUPS: usize>(
                 *acc = C::dot(*acc, a, b);
             }
         }
+        end_of_step();
     }
 }
