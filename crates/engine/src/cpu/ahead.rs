@@ -11,26 +11,30 @@ use std::sync::atomic::{Ordering, compiler_fence};
 /// Floats of a cache line.
 pub(super) const LINE: usize = 16;
 
-/// Steps of a hot loop that are laid out one after the other: what a loop costs by itself then counts for little, where vectors are short or
-/// another thread runs on the same core.
-pub(super) const STEPS: usize = 4;
+/// Steps of a hot loop that are laid out one after the other. Where vectors are short, a step's products take so few instructions that the
+/// loop's own count, and the more so while another thread runs on the same core.
+pub(super) const fn steps<S: Simd>() -> usize {
+    if S::LANES < MAX_LANES { 4 } else { 1 }
+}
 
 /// Ends a step of those: the compiler may not load a later step's numbers earlier, for which there are no registers.
 #[inline(always)]
-pub(super) fn end_of_step() {
-    compiler_fence(Ordering::SeqCst);
+pub(super) fn end_of_step<S: Simd>() {
+    if steps::<S>() > 1 {
+        compiler_fence(Ordering::SeqCst);
+    }
 }
 
 /// Steps of a hot loop to each line that it asks for: a register block of shorter vectors is so many times smaller, and there are so many
 /// times as many of them.
 pub(super) const fn pace<S: Simd>() -> usize {
     let shorter = MAX_LANES / S::LANES;
-    if shorter * shorter < STEPS { shorter * shorter } else { STEPS }
+    if shorter * shorter < steps::<S>() { shorter * shorter } else { steps::<S>() }
 }
 
-/// Lines that a hot loop of `n` steps asks for, at that pace in whole rounds of [`STEPS`].
+/// Lines that a hot loop of `n` steps asks for, at that pace, in whole rounds of [`steps`].
 pub(super) const fn n_asked<S: Simd>(n: usize) -> usize {
-    n / STEPS * (STEPS / pace::<S>())
+    n / steps::<S>() * (steps::<S>() / pace::<S>())
 }
 
 /// Cache lines of a map: where the next one begins, and how many are left; `start` is an address that is surely mapped.
