@@ -252,6 +252,11 @@ fn probes_need_a_test_set_with_the_classes_they_learn() {
     let present: Vec<bool> = result.class_accuracy.iter().map(Option::is_some).collect();
     assert_eq!(present, [false, true, true], "bee and cat keep their places");
     assert_eq!(named(&["--data", "parts"]).n_test, 2, "the test part");
+    std::fs::write(dir.path().join("numbers.txt"), "some/bee/0.jpg 1\nsome/cat/0.jpg 2\n").expect("writes");
+    for (data, test, named) in [("train", "numbers.txt", "learn from"), ("numbers.txt", "some", "test on")] {
+        let (_, stderr) = succeed(dir.path(), &["eval", "knn", "run", "--json", "--data", data, "--test", test]);
+        assert!(stderr.contains(&format!("matched by number: only the images to {named} have names")), "{stderr}");
+    }
     std::fs::write(dir.path().join("tail.txt"), "ant/0.jpg\nant/1.jpg\nbee/0.jpg\ncat/0.jpg\n").expect("writes");
     std::fs::write(dir.path().join("even.txt"), "ant/0.jpg\nbee/0.jpg\ncat/0.jpg\n").expect("writes");
     let tail = named(&["--data", "train", "--test", "some", "--tail", "tail.txt"]);
@@ -285,6 +290,21 @@ fn a_result_says_what_it_is_of_and_does_not_replace_another_checkpoint_s() {
         assert!(train.source.ends_with("probe-images-idx3-ubyte.gz") && train.split.expect("a split").is_absolute());
         assert!(result.data.test.is_some() && result.data.tail.is_some());
     }
+}
+
+#[test]
+fn a_mean_over_different_networks_is_warned_of() {
+    let dir = folder();
+    photos(&dir.path().join("photos"), &["cat", "dog"], 12);
+    for (run, model) in [("one", "resnet10"), ("two", "resnet10"), ("other", "resnet18")] {
+        succeed(dir.path(), &changed(&["--epochs", "1", "--model", model], &[]));
+        std::fs::rename(dir.path().join("run"), dir.path().join(run)).expect("renames");
+        succeed(dir.path(), &["eval", "knn", run, "--data", "photos", "--test", "photos", "--quiet"]);
+    }
+    let (_, alike) = succeed(dir.path(), &["summary", "one", "two"]);
+    assert!(!alike.contains("different networks"), "{alike}");
+    let (_, mixed) = succeed(dir.path(), &["summary", "one", "other"]);
+    assert!(mixed.contains("these runs are of different networks"), "{mixed}");
 }
 
 #[test]

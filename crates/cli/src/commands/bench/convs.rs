@@ -2,7 +2,7 @@
 
 use super::against::{Rival, json_lines, positive};
 use super::setup::{Setup, object};
-use super::{Report, number, percent};
+use super::{Report, explained, number, percent};
 use crate::args::BenchConvsArgs;
 use crate::context::Context;
 use crate::exit::UsageError;
@@ -184,6 +184,7 @@ impl Report for ConvsReport {
         }
         let n = setup.config.train.batch_size;
         let against = self.command.as_ref().map_or_else(String::new, |command| format!("; ratios to {command}"));
-        Ok(format!("GFLOP/s at {n} images, beside the {unit} peak{against}\n\n{}", table.to_text()))
+        let explained = explained(self.rows.iter().flat_map(|row| row.rates()).map(|rate| rate / peak));
+        Ok(format!("GFLOP/s at {n} images, beside the {unit} peak{against}\n\n{}{explained}", table.to_text()))
     }
 }

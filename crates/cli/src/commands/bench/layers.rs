@@ -1,7 +1,7 @@
 //! `sdclr bench layers`: where a step's time goes, operation by operation, beside the least that the machine allows.
 
 use super::setup::{Setup, object};
-use super::{Report, number, percent, show};
+use super::{Report, explained, number, percent, show};
 use crate::args::BenchLayersArgs;
 use crate::context::Context;
 use sdclr::bench::layers::{LayersBench, Roofline};
@@ -118,13 +118,15 @@ impl Report for LayersReport {
 
     fn text(&self, setup: &Setup) -> anyhow::Result<String> {
         let (step_ms, outside_ms) = (1e3 * self.step_s, 1e3 * self.outside_s);
+        let shares = self.rows.iter().map(|row| Roofline::of(row, &setup.machine, &setup.rates()).share_of_peak());
         Ok(format!(
-            "{} step of {}: {step_ms:.1} ms with every operation timed (median of {}), {outside_ms:.1} ms outside them\n\n{}\n{}",
+            "{} step of {}: {step_ms:.1} ms with every operation timed (median of {}), {outside_ms:.1} ms outside them\n\n{}\n{}{}",
             setup.config.method,
             setup.subject(),
             self.n_steps,
             self.table(setup).to_text(),
-            self.totals(setup)
+            self.totals(setup),
+            explained(shares)
         ))
     }
 }

@@ -53,6 +53,16 @@ trait Report {
     fn text(&self, setup: &Setup) -> anyhow::Result<String>;
 }
 
+/// A line that says how a rate can lie above the peak, if one of these shares of it does.
+fn explained(shares: impl IntoIterator<Item = f64>) -> &'static str {
+    let is_above = shares.into_iter().any(|share| share > 1.0);
+    if is_above {
+        "GFLOP/s count direct multiplications; most 3 × 3 convolutions take a quarter of them, which is how a rate can exceed the peak.\n"
+    } else {
+        ""
+    }
+}
+
 /// Prints the machine, the model and one part.
 fn show(report: &dyn Report, setup: &Setup) -> anyhow::Result<ExitCode> {
     if setup.context.json {

@@ -2,7 +2,7 @@
 
 use super::against::{Contest, Rival, json_lines, positive};
 use super::setup::{Setup, object};
-use super::{Report, show};
+use super::{Report, explained, show};
 use crate::args::BenchStepArgs;
 use crate::context::Context;
 use sdclr::bench::{Repeats, StepBench, median, sample};
@@ -130,6 +130,7 @@ impl Report for StepReport {
             100.0 * gflops / peak,
             self.bytes_held as f64 / 1e9
         );
+        text += explained([gflops / peak]);
         if let Some(contest) = &self.contest {
             text += &contest.text();
         }
