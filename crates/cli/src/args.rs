@@ -300,6 +300,7 @@ pub struct FewShotArgs {
 
 /// `sdclr eval knn`.
 #[derive(Debug, Args)]
+#[command(mut_arg("val_split", |arg| arg.hide(true)))]
 pub struct KnnArgs {
     #[command(flatten)]
     pub probe: ProbeArgs,

@@ -340,4 +340,8 @@ fn a_flag_without_effect_is_mentioned() {
     {
         assert!(stderr.contains(expected), "{stderr}");
     }
+    photos(&dir.path().join("photos"), &["cat", "dog"], 2);
+    std::fs::write(dir.path().join("one.txt"), "cat/0.jpg\n").expect("writes");
+    let knn = ["eval", "knn", "run", "--data", "photos", "--test", "photos", "--val-split", "one.txt"];
+    assert!(succeed(dir.path(), &knn).1.contains("--val-split has no effect on kNN"));
 }

@@ -68,6 +68,9 @@ pub fn run(command: EvalCommand, context: Context) -> anyhow::Result<ExitCode> {
     if is_test_only {
         return stored::run(probe_args, protocol, &name, &run, &subject, context);
     }
+    if matches!(command, EvalCommand::Knn(_)) && probe_args.data.val_split.is_some() {
+        context.note("--val-split has no effect on kNN, which has no epochs to choose from");
+    }
     let mut images = open(&probe_args.data, true, &context)?;
     if let EvalCommand::FewShot(args) = &command
         && let Some(per_class) = args.per_class
