@@ -6,35 +6,20 @@ use super::simd::ask;
 use super::simd::{MAX_LANES, Simd};
 use super::sweep::Task;
 use crate::types::Dims;
-use std::sync::atomic::{Ordering, compiler_fence};
 
 /// Floats of a cache line.
 pub(super) const LINE: usize = 16;
-
-/// Steps of a hot loop that are laid out one after the other. Where vectors are short, a step's products take so few instructions that the
-/// loop's own count, and the more so while another thread runs on the same core.
-pub(super) const fn steps<S: Simd>() -> usize {
-    if S::LANES < MAX_LANES { 4 } else { 1 }
-}
-
-/// Ends a step of those: the compiler may not load a later step's numbers earlier, for which there are no registers.
-#[inline(always)]
-pub(super) fn end_of_step<S: Simd>() {
-    if steps::<S>() > 1 {
-        compiler_fence(Ordering::SeqCst);
-    }
-}
 
 /// Steps of a hot loop to each line that it asks for: a register block of shorter vectors is so many times smaller, and there are so many
 /// times as many of them.
 pub(super) const fn pace<S: Simd>() -> usize {
     let shorter = MAX_LANES / S::LANES;
-    if shorter * shorter < steps::<S>() { shorter * shorter } else { steps::<S>() }
+    if shorter * shorter < S::STEPS { shorter * shorter } else { S::STEPS }
 }
 
-/// Lines that a hot loop of `n` steps asks for, at that pace, in whole rounds of [`steps`].
+/// Lines that a hot loop of `n` steps asks for, at that pace, in whole rounds of [`Simd::STEPS`].
 pub(super) const fn n_asked<S: Simd>(n: usize) -> usize {
-    n / steps::<S>() * (steps::<S>() / pace::<S>())
+    n / S::STEPS * (S::STEPS / pace::<S>())
 }
 
 /// Cache lines of a map: where the next one begins, and how many are left; `start` is an address that is surely mapped.

@@ -9,7 +9,7 @@
 //! A task is a band of rows, or several small images, large enough that a weight panel is reused from cache. Its input
 //! is first copied into the member's scratch with the zero padding around it, unless no padding is needed.
 
-use super::ahead::{self, Ahead, Lines, Run, steps};
+use super::ahead::{self, Ahead, Lines, Run};
 use super::cell::Cell;
 use super::simd::{Simd, kernel};
 use super::sweep::{Sweep, Task, TaskShape, View};
@@ -258,21 +258,21 @@ unsafe fn multiply<E: Cell, S: Simd, const V: usize>(
         let mut acc = [[S::zero(); V]; MAX_PIXELS];
         for a in 0..kh {
             let mut from = from.map(|from| from.wrapping_add(a * row));
-            for _ in 0..run / steps::<S>() {
-                for step in 0..steps::<S>() {
+            for _ in 0..run / S::STEPS {
+                for step in 0..S::STEPS {
                     if step % ahead::pace::<S>() == 0 {
                         S::prefetch_far(asked);
                         asked = asked.wrapping_add(line);
                     }
                     one_step::<E, S, V>(from, pixel, weights, step, &mut acc);
                 }
-                from = from.map(|from| from.wrapping_add(steps::<S>()));
-                weights = weights.add(steps::<S>() * V * S::LANES);
+                from = from.map(|from| from.wrapping_add(S::STEPS));
+                weights = weights.add(S::STEPS * V * S::LANES);
             }
-            for step in 0..run % steps::<S>() {
+            for step in 0..run % S::STEPS {
                 one_step::<E, S, V>(from, pixel, weights, step, &mut acc);
             }
-            weights = weights.add(run % steps::<S>() * V * S::LANES);
+            weights = weights.add(run % S::STEPS * V * S::LANES);
         }
         acc
     }
@@ -301,7 +301,7 @@ unsafe fn one_step<E: Cell, S: Simd, const V: usize>(
                 }
             }
         }
-        ahead::end_of_step::<S>();
+        S::end_of_step();
     }
 }
 

@@ -8,7 +8,7 @@
 //! Threads share the work by images where a gradient is small: each sums a slice of its own. A large one would cost more to
 //! fill and add up than its pixels are worth; there each thread takes some blocks of inputs, over all images.
 
-use super::ahead::{self, Ahead, LINE, Lines, Run, steps};
+use super::ahead::{self, Ahead, LINE, Lines, Run};
 use super::cell::Cell;
 use super::correlate::MAX_PIXELS;
 use super::layout::{Blocks, Layout};
@@ -315,18 +315,18 @@ unsafe fn weight_block<E: Cell, S: Simd, const V: usize>(
             S::prefetch(sums.as_ptr());
         }
         let depth = x.len() / S::LANES;
-        for _ in 0..depth / steps::<S>() {
-            for step in 0..steps::<S>() {
+        for _ in 0..depth / S::STEPS {
+            for step in 0..S::STEPS {
                 if step % ahead::pace::<S>() == 0 {
                     S::prefetch_far(asked);
                     asked = asked.wrapping_add(line);
                 }
                 one_step::<E, S, V>(from, dy, step, &mut acc);
             }
-            from = from.add(steps::<S>() * S::LANES);
-            dy = dy.add(steps::<S>() * V * S::LANES);
+            from = from.add(S::STEPS * S::LANES);
+            dy = dy.add(S::STEPS * V * S::LANES);
         }
-        for step in 0..depth % steps::<S>() {
+        for step in 0..depth % S::STEPS {
             one_step::<E, S, V>(from, dy, step, &mut acc);
         }
         // Whole blocks are written straight from registers.
@@ -360,7 +360,7 @@ unsafe fn one_step<E: Cell, S: Simd, const V: usize>(
                 *acc = E::dot(*acc, a, g);
             }
         }
-        ahead::end_of_step::<S>();
+        S::end_of_step();
     }
 }
 

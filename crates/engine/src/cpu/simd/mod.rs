@@ -13,6 +13,7 @@ use crate::element::Bf16;
 #[cfg(target_arch = "aarch64")]
 pub(crate) use arm::Neon;
 pub(crate) use portable::Portable;
+use std::sync::atomic::{Ordering, compiler_fence};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86::{Avx2, Avx512, Avx512Bf16};
 
@@ -264,6 +265,17 @@ pub trait Simd: Copy {
     const PIXELS: usize = Self::GROUPS * Self::GROUP;
     /// Output channels in a register block: the width of a packed weight panel.
     const PANEL: usize = Self::VECTORS * Self::LANES;
+    /// Steps of a hot loop that are laid out one after the other. Where vectors are short, a step's products take so few instructions that the
+    /// loop's own count, and the more so while another thread runs on the same core.
+    const STEPS: usize = if Self::LANES < MAX_LANES { 4 } else { 1 };
+
+    /// Ends one of those steps: the compiler may not load a later step's numbers earlier, for which there are no registers.
+    #[inline(always)]
+    fn end_of_step() {
+        if Self::STEPS > 1 {
+            compiler_fence(Ordering::SeqCst);
+        }
+    }
 
     /// Brings a cache line near, where there is an instruction for it.
     #[inline(always)]

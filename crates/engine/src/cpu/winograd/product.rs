@@ -4,7 +4,7 @@
 //! A register block of rows × vectors of columns stays in registers while the loop runs along the depth: per step it loads one
 //! row of the right side and broadcasts one number of the left side per row.
 
-use crate::cpu::ahead::{LINE, end_of_step, steps};
+use crate::cpu::ahead::LINE;
 use crate::cpu::cell::Cell;
 use crate::cpu::correlate::MAX_PIXELS;
 use crate::cpu::simd::Simd;
@@ -90,14 +90,14 @@ unsafe fn block<C: Cell, S: Simd, const V: usize, const GROUPS: usize>(
                 }
             }
         }
-        for _ in 0..depth / steps::<S>() {
-            for step in 0..steps::<S>() {
+        for _ in 0..depth / S::STEPS {
+            for step in 0..S::STEPS {
                 one_step::<C, S, V, GROUPS>(&left, right, step, &mut acc);
             }
-            left.start = left.at(0, steps::<S>());
-            right = right.add(steps::<S>() * V * S::LANES);
+            left.start = left.at(0, S::STEPS);
+            right = right.add(S::STEPS * V * S::LANES);
         }
-        for step in 0..depth % steps::<S>() {
+        for step in 0..depth % S::STEPS {
             one_step::<C, S, V, GROUPS>(&left, right, step, &mut acc);
         }
         for r in 0..GROUPS * S::GROUP {
@@ -136,6 +136,6 @@ unsafe fn one_step<C: Cell, S: Simd, const V: usize, const GROUPS: usize>(
                 *acc = C::dot(*acc, a, b);
             }
         }
-        end_of_step::<S>();
+        S::end_of_step();
     }
 }
