@@ -256,6 +256,10 @@ unsafe fn multiply<E: Cell, S: Simd, const V: usize>(
     // SAFETY: the caller vouches for all pointers within the window and the panel.
     unsafe {
         let mut acc = [[S::zero(); V]; MAX_PIXELS];
+        // A cell of a pixel's window.
+        let at = |from: [*const f32; MAX_GROUPS], r: usize, step: usize| {
+            from[r / S::GROUP].wrapping_add(step + r % S::GROUP * pixel)
+        };
         for a in 0..kh {
             let mut from = from.map(|from| from.wrapping_add(a * row));
             for _ in 0..run / S::STEPS {
@@ -264,13 +268,15 @@ unsafe fn multiply<E: Cell, S: Simd, const V: usize>(
                         S::prefetch_far(asked);
                         asked = asked.wrapping_add(line);
                     }
-                    one_step::<E, S, V>(from, pixel, weights, step, &mut acc);
+                    let weights = weights.add(step * V * S::LANES);
+                    add_products::<E, S, V>(S::PIXELS, |r| at(from, r, step), weights, &mut acc);
                 }
                 from = from.map(|from| from.wrapping_add(S::STEPS));
                 weights = weights.add(S::STEPS * V * S::LANES);
             }
             for step in 0..run % S::STEPS {
-                one_step::<E, S, V>(from, pixel, weights, step, &mut acc);
+                let weights = weights.add(step * V * S::LANES);
+                add_products::<E, S, V>(S::PIXELS, |r| at(from, r, step), weights, &mut acc);
             }
             weights = weights.add(run % S::STEPS * V * S::LANES);
         }
@@ -278,31 +284,32 @@ unsafe fn multiply<E: Cell, S: Simd, const V: usize>(
     }
 }
 
-/// A cell of all pixels' windows, `step` cells behind where they begin.
+/// A step of a hot loop: adds the products of a number of each row, where `left` says, with the `V` vectors at `right`. All hot loops on vectors are
+/// made of it.
+///
+/// # Safety
+/// As [`Simd`]; the vectors must be readable, and a cell of each of `rows` rows.
 #[inline(always)]
-unsafe fn one_step<E: Cell, S: Simd, const V: usize>(
-    from: [*const f32; MAX_GROUPS],
-    pixel: usize,
-    weights: *const f32,
-    step: usize,
+pub(super) unsafe fn add_products<E: Cell, S: Simd, const V: usize>(
+    rows: usize,
+    left: impl Fn(usize) -> *const f32,
+    right: *const f32,
     acc: &mut [[S; V]; MAX_PIXELS],
 ) {
-    // SAFETY: handed through.
+    // SAFETY: the caller's promises.
     unsafe {
-        let mut w = [S::zero(); V];
-        for (v, w) in w.iter_mut().enumerate() {
-            *w = S::load(weights.add((step * V + v) * S::LANES));
+        let mut b = [S::zero(); V];
+        for (v, b) in b.iter_mut().enumerate() {
+            *b = S::load(right.add(v * S::LANES));
         }
-        for g in 0..S::GROUPS {
-            for q in 0..S::GROUP {
-                let x = S::splat(from[g].add(step + q * pixel));
-                for v in 0..V {
-                    acc[g * S::GROUP + q][v] = E::dot(acc[g * S::GROUP + q][v], x, w[v]);
-                }
+        for (r, acc) in acc.iter_mut().enumerate().take(rows) {
+            let a = S::splat(left(r));
+            for (acc, b) in acc.iter_mut().zip(b) {
+                *acc = E::dot(*acc, a, b);
             }
         }
-        S::end_of_step();
     }
+    S::end_of_step();
 }
 
 /// Writes a register block's pixels, which are `step` numbers apart in a group, and adds them to the sums `[2, c]`. `WHOLE`: whether all

@@ -10,7 +10,7 @@
 
 use super::ahead::{self, Ahead, LINE, Lines, Run};
 use super::cell::Cell;
-use super::correlate::MAX_PIXELS;
+use super::correlate::{MAX_PIXELS, add_products};
 use super::layout::{Blocks, Layout};
 use super::simd::{MAX_LANES, Simd, kernel};
 use super::sweep::{Sweep, Task, TaskShape, View};
@@ -321,13 +321,15 @@ unsafe fn weight_block<E: Cell, S: Simd, const V: usize>(
                     S::prefetch_far(asked);
                     asked = asked.wrapping_add(line);
                 }
-                one_step::<E, S, V>(from, dy, step, &mut acc);
+                let (x, dy) = (from.add(step * S::LANES), dy.add(step * V * S::LANES));
+                add_products::<E, S, V>(S::PIXELS, |r| x.wrapping_add(r), dy, &mut acc);
             }
             from = from.add(S::STEPS * S::LANES);
             dy = dy.add(S::STEPS * V * S::LANES);
         }
         for step in 0..depth % S::STEPS {
-            one_step::<E, S, V>(from, dy, step, &mut acc);
+            let (x, dy) = (from.add(step * S::LANES), dy.add(step * V * S::LANES));
+            add_products::<E, S, V>(S::PIXELS, |r| x.wrapping_add(r), dy, &mut acc);
         }
         // Whole blocks are written straight from registers.
         let rows = out.len() / (V * S::LANES);
@@ -337,30 +339,6 @@ unsafe fn weight_block<E: Cell, S: Simd, const V: usize>(
             (Write::Add, false) => write_rows::<S, V, true>(&acc, rows, out),
             (Write::Set, false) => write_rows::<S, V, false>(&acc, rows, out),
         }
-    }
-}
-
-/// A cell of pixels, `step` cells behind where the streams begin.
-#[inline(always)]
-unsafe fn one_step<E: Cell, S: Simd, const V: usize>(
-    x: *const f32,
-    dy: *const f32,
-    step: usize,
-    acc: &mut [[S; V]; MAX_PIXELS],
-) {
-    // SAFETY: handed through.
-    unsafe {
-        let mut g = [S::zero(); V];
-        for (v, g) in g.iter_mut().enumerate() {
-            *g = S::load(dy.add((step * V + v) * S::LANES));
-        }
-        for (r, acc) in acc.iter_mut().enumerate().take(S::PIXELS) {
-            let a = S::splat(x.add(step * S::LANES + r));
-            for (acc, g) in acc.iter_mut().zip(g) {
-                *acc = E::dot(*acc, a, g);
-            }
-        }
-        S::end_of_step();
     }
 }
 

@@ -6,7 +6,7 @@
 
 use crate::cpu::ahead::LINE;
 use crate::cpu::cell::Cell;
-use crate::cpu::correlate::MAX_PIXELS;
+use crate::cpu::correlate::{MAX_PIXELS, add_products};
 use crate::cpu::simd::Simd;
 
 /// Which numbers of the left side lie next to each other; `stride` floats lie between those of the other kind.
@@ -121,21 +121,11 @@ unsafe fn one_step<C: Cell, S: Simd, const V: usize, const GROUPS: usize>(
     // SAFETY: handed through.
     unsafe {
         let right = right.add(step * V * S::LANES);
-        let mut b = [S::zero(); V];
-        for (v, b) in b.iter_mut().enumerate() {
-            *b = S::load(right.add(v * S::LANES));
-        }
         if left.adjacent == Adjacent::Steps {
             for v in (0..V * S::LANES).step_by(LINE) {
                 S::prefetch(right.wrapping_add(AHEAD * V * S::LANES + v));
             }
         }
-        for (r, acc) in acc.iter_mut().enumerate().take(GROUPS * S::GROUP) {
-            let a = S::splat(left.at(r, step));
-            for (acc, b) in acc.iter_mut().zip(b) {
-                *acc = C::dot(*acc, a, b);
-            }
-        }
-        S::end_of_step();
+        add_products::<C, S, V>(GROUPS * S::GROUP, |r| left.at(r, step), right, acc);
     }
 }
