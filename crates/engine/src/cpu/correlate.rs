@@ -12,8 +12,9 @@
 use super::ahead::{self, Ahead, Lines, Run};
 use super::cell::Cell;
 use super::simd::{Simd, kernel};
-use super::sweep::{Sweep, Task, TaskShape, View};
+use super::sweep::{CopyPixels, Sweep, Task, TaskShape, View};
 use crate::types::Write;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 pub(super) const MAX_GROUPS: usize = 3;
@@ -118,17 +119,52 @@ unsafe fn correlate_panels<E: Cell, S: Simd, const SUMS: bool, const ADDS: bool>
     let next = sweep.task_after(job.tasks, job.n, task);
     let mut lines = Ahead([Lines::of(job.x, sweep.src, sweep.stride, next.as_ref())]);
     let task = sweep.task(job.tasks, job.n, task);
-    let view = sweep.source(&task, job.x, E::of_scratch(scratch));
-    let c = sweep.dst.c;
-    for at in panels.clone().map(|panel| panel * S::PANEL) {
-        let panel = Panel { weights: &job.packed[at * sweep.cells()..], at, width: (c - at).min(S::PANEL) };
-        // SAFETY: the caller's promises; the panel's channels exist.
-        unsafe {
-            if panel.width <= S::LANES {
-                correlate_panel::<E, S, 1, SUMS, ADDS>(job, &task, &view, &panel, sums, &mut lines);
-            } else {
-                correlate_panel::<E, S, 2, SUMS, ADDS>(job, &task, &view, &panel, sums, &mut lines);
+    let panels = panels.clone().map(|panel| Panel::of::<S>(job, panel));
+    // SAFETY: the caller's promises; the panels' channels exist.
+    unsafe {
+        if has_cells::<E, S>() {
+            let view = sweep.source(&task, job.x, E::of_scratch(scratch));
+            for panel in panels {
+                correlate_panel::<E, E, S, SUMS, ADDS>(job, &task, &view, &panel, sums, &mut lines);
             }
+        } else {
+            let view = sweep.widened(&task, job.x, scratch, Widen::<S>(PhantomData));
+            for panel in panels {
+                correlate_panel::<E, f32, S, SUMS, ADDS>(job, &task, &view, &panel, sums, &mut lines);
+            }
+        }
+    }
+}
+
+/// Whether one instruction multiplies cells of `E`. Where none does, cells hold f32, and a bf16 source is widened as it is brought near: that
+/// is done once for all channels of the destination, but would be done for every product.
+pub(super) const fn has_cells<E: Cell, S: Simd>() -> bool {
+    E::PER_CELL == 1 || S::HAS_PAIRS
+}
+
+/// As f32, on a level that the CPU has.
+struct Widen<S>(PhantomData<S>);
+
+impl<S> Clone for Widen<S> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<S> Copy for Widen<S> {}
+
+impl<E: Cell, S: Simd> CopyPixels<E, f32> for Widen<S> {
+    #[inline(always)]
+    fn copy(self, from: &[E], to: &mut [f32]) {
+        assert_eq!(from.len(), to.len());
+        let (mut at, rest) = (0, to.len() % S::LANES);
+        // SAFETY: the level's kernel made it; both hold as many numbers by the assertion.
+        unsafe {
+            while at < to.len() - rest {
+                E::load_first::<S>(from.as_ptr().add(at), S::LANES).store_first(to.as_mut_ptr().add(at), S::LANES);
+                at += S::LANES;
+            }
+            E::load_first::<S>(from.as_ptr().add(at), rest).store_first(to.as_mut_ptr().add(at), rest);
         }
     }
 }
@@ -140,52 +176,79 @@ struct Panel<'a> {
     width: usize,
 }
 
-/// All pixels of a task for a panel of `V` vectors.
+impl<'a> Panel<'a> {
+    fn of<S: Simd>(job: &Job<'a, impl Sized>, panel: usize) -> Self {
+        let at = panel * S::PANEL;
+        Self { weights: &job.packed[at * job.sweep.cells()..], at, width: (job.sweep.dst.c - at).min(S::PANEL) }
+    }
+}
+
+/// All pixels of a task for a panel, from cells of `C`.
 #[inline(always)]
-unsafe fn correlate_panel<E: Cell, S: Simd, const V: usize, const SUMS: bool, const ADDS: bool>(
+unsafe fn correlate_panel<E: Cell, C: Cell, S: Simd, const SUMS: bool, const ADDS: bool>(
     job: &Job<E>,
     task: &Task,
-    view: &View<E>,
+    view: &View<C>,
+    panel: &Panel,
+    sums: Sums,
+    lines: &mut Ahead<1>,
+) {
+    // SAFETY: handed through.
+    unsafe {
+        if panel.width <= S::LANES {
+            correlate_vectors::<E, C, S, 1, SUMS, ADDS>(job, task, view, panel, sums, lines);
+        } else {
+            correlate_vectors::<E, C, S, 2, SUMS, ADDS>(job, task, view, panel, sums, lines);
+        }
+    }
+}
+
+/// The same for a panel of `V` vectors.
+#[inline(always)]
+unsafe fn correlate_vectors<E: Cell, C: Cell, S: Simd, const V: usize, const SUMS: bool, const ADDS: bool>(
+    job: &Job<E>,
+    task: &Task,
+    view: &View<C>,
     panel: &Panel,
     sums: Sums,
     lines: &mut Ahead<1>,
 ) {
     let sweep = job.sweep;
     let [pixel, row, run] =
-        [sweep.stride * sweep.channels(), view.row, sweep.kernel.1 * sweep.channels()].map(|n| n / E::PER_CELL);
+        [view.stride * sweep.channels(), view.row, sweep.kernel.1 * sweep.channels()].map(|n| n / C::PER_CELL);
     let n_asked = sweep.kernel.0 * ahead::n_asked::<S>(run);
     let mut groups = Groups::of::<S>(job, task, view, panel.at);
     while groups.left > 0 {
         let block = groups.next_block::<S>();
-        let from = block.from.map(<*const E>::cast::<f32>);
+        let from = block.from.map(<*const C>::cast::<f32>);
         let (weights, asked) = (panel.weights.as_ptr(), lines.take(n_asked));
         // SAFETY: the groups' windows lie in the view (and surplus pixels in the slack behind it), their pixels in the destination; the
         // panel holds a row of `V` vectors for every cell of a window.
         unsafe {
             // The hot loop twice: its sums stay in registers where a block is whole, as most are.
             if block.n_pixels == S::PIXELS && panel.width == V * S::LANES {
-                let acc = multiply::<E, S, V>(from, pixel, row, sweep.kernel.0, run, weights, asked);
-                finish::<E, S, V, true, SUMS, ADDS>(acc, &block, groups.pixel.1, panel, sums);
+                let acc = multiply::<C, S, V>(from, pixel, row, sweep.kernel.0, run, weights, asked);
+                finish::<E, C, S, V, true, SUMS, ADDS>(acc, &block, groups.pixel.1, panel, sums);
             } else {
-                let acc = multiply::<E, S, V>(from, pixel, row, sweep.kernel.0, run, weights, asked);
-                finish::<E, S, V, false, SUMS, ADDS>(acc, &block, groups.pixel.1, panel, sums);
+                let acc = multiply::<C, S, V>(from, pixel, row, sweep.kernel.0, run, weights, asked);
+                finish::<E, C, S, V, false, SUMS, ADDS>(acc, &block, groups.pixel.1, panel, sums);
             }
         }
     }
 }
 
 /// A register block's groups of pixels: where their windows begin, where they are written, and how many pixels of each exist.
-struct Block<E> {
-    from: [*const E; MAX_GROUPS],
+struct Block<E, C> {
+    from: [*const C; MAX_GROUPS],
     to: [*mut E; MAX_GROUPS],
     n: [usize; MAX_GROUPS],
     n_pixels: usize,
 }
 
 /// The groups of pixels of a task, one after the other. Steps are in numbers, of source and destination.
-struct Groups<E> {
+struct Groups<E, C> {
     left: usize,
-    from: *const E,
+    from: *const C,
     to: *mut E,
     pixel: (usize, usize),
     row: (usize, usize),
@@ -195,16 +258,16 @@ struct Groups<E> {
     at: (usize, usize),
 }
 
-impl<E> Groups<E> {
-    fn of<S: Simd>(job: &Job<E>, task: &Task, view: &View<E>, channel: usize) -> Self {
-        let Sweep { dst, first, step, stride, grid, .. } = job.sweep;
+impl<E, C> Groups<E, C> {
+    fn of<S: Simd>(job: &Job<E>, task: &Task, view: &View<C>, channel: usize) -> Self {
+        let Sweep { dst, first, step, grid, .. } = job.sweep;
         let line = (task.image * dst.h + first.0 + task.row * step) * dst.w + first.1;
         Self {
             left: task.n_images * task.n_rows * grid.1.div_ceil(S::GROUP),
             from: view.data.as_ptr(),
             to: job.y.wrapping_add(line * dst.c + channel),
-            pixel: (stride * job.sweep.channels(), step * dst.c),
-            row: (stride * view.row, step * dst.w * dst.c),
+            pixel: (view.stride * job.sweep.channels(), step * dst.c),
+            row: (view.stride * view.row, step * dst.w * dst.c),
             image: (view.image, dst.len()),
             cols: grid.1,
             rows: task.n_rows,
@@ -214,7 +277,7 @@ impl<E> Groups<E> {
 
     /// The next groups; what does not exist reads where the first does.
     #[inline(always)]
-    fn next_block<S: Simd>(&mut self) -> Block<E> {
+    fn next_block<S: Simd>(&mut self) -> Block<E, C> {
         let mut block =
             Block { from: [self.from; MAX_GROUPS], to: [self.to; MAX_GROUPS], n: [0; MAX_GROUPS], n_pixels: 0 };
         for g in 0..S::GROUPS.min(self.left) {
@@ -244,7 +307,7 @@ impl<E> Groups<E> {
 
 /// The hot loop: one register block over all taps and source channels, steps in cells.
 #[inline(always)]
-unsafe fn multiply<E: Cell, S: Simd, const V: usize>(
+unsafe fn multiply<C: Cell, S: Simd, const V: usize>(
     from: [*const f32; MAX_GROUPS],
     pixel: usize,
     row: usize,
@@ -269,14 +332,14 @@ unsafe fn multiply<E: Cell, S: Simd, const V: usize>(
                         asked = asked.wrapping_add(line);
                     }
                     let weights = weights.add(step * V * S::LANES);
-                    add_products::<E, S, V>(S::PIXELS, |r| at(from, r, step), weights, &mut acc);
+                    add_products::<C, S, V>(S::PIXELS, |r| at(from, r, step), weights, &mut acc);
                 }
                 from = from.map(|from| from.wrapping_add(S::STEPS));
                 weights = weights.add(S::STEPS * V * S::LANES);
             }
             for step in 0..run % S::STEPS {
                 let weights = weights.add(step * V * S::LANES);
-                add_products::<E, S, V>(S::PIXELS, |r| at(from, r, step), weights, &mut acc);
+                add_products::<C, S, V>(S::PIXELS, |r| at(from, r, step), weights, &mut acc);
             }
             weights = weights.add(run % S::STEPS * V * S::LANES);
         }
@@ -290,7 +353,7 @@ unsafe fn multiply<E: Cell, S: Simd, const V: usize>(
 /// # Safety
 /// As [`Simd`]; the vectors must be readable, and a cell of each of `rows` rows.
 #[inline(always)]
-pub(super) unsafe fn add_products<E: Cell, S: Simd, const V: usize>(
+pub(super) unsafe fn add_products<C: Cell, S: Simd, const V: usize>(
     rows: usize,
     left: impl Fn(usize) -> *const f32,
     right: *const f32,
@@ -305,7 +368,7 @@ pub(super) unsafe fn add_products<E: Cell, S: Simd, const V: usize>(
         for (r, acc) in acc.iter_mut().enumerate().take(rows) {
             let a = S::splat(left(r));
             for (acc, b) in acc.iter_mut().zip(b) {
-                *acc = E::dot(*acc, a, b);
+                *acc = C::dot(*acc, a, b);
             }
         }
     }
@@ -315,9 +378,9 @@ pub(super) unsafe fn add_products<E: Cell, S: Simd, const V: usize>(
 /// Writes a register block's pixels, which are `step` numbers apart in a group, and adds them to the sums `[2, c]`. `WHOLE`: whether all
 /// pixels exist, and all lanes.
 #[inline(always)]
-unsafe fn finish<E: Cell, S: Simd, const V: usize, const WHOLE: bool, const SUMS: bool, const ADDS: bool>(
+unsafe fn finish<E: Cell, C, S: Simd, const V: usize, const WHOLE: bool, const SUMS: bool, const ADDS: bool>(
     acc: [[S; V]; MAX_PIXELS],
-    block: &Block<E>,
+    block: &Block<E, C>,
     step: usize,
     panel: &Panel,
     sums: Sums,

@@ -43,11 +43,12 @@ impl DirectConv {
     /// Plans the passes and allocates packed weights.
     pub fn new<E: Cell>(shape: ConvShape, used: ConvUse, level: Level, held: &mut usize) -> Result<Self, EngineError> {
         let layout = Layout::of::<E>(level);
+        let per_cell = if level.has_bf16() { E::PER_CELL } else { 1 };
         // Tiles take such pixels as they lie already.
-        let shape = if layout.on_tiles { shape } else { in_long_rows(shape, E::PER_CELL) };
+        let shape = if layout.on_tiles { shape } else { in_long_rows(shape, per_cell) };
         let mut packed = |sweep: Sweep, (rows, cols): Taps| -> Result<PackedSweep, EngineError> {
             let taps = rows.iter().flat_map(|row| cols.iter().map(move |col| row * shape.kernel + col)).collect();
-            let sweep = Sweep { per_cell: E::PER_CELL, ..sweep };
+            let sweep = Sweep { per_cell, widens: per_cell < E::PER_CELL, ..sweep };
             let len = layout.packed_rows(&sweep) * layout.channels(sweep.dst.c);
             Ok(PackedSweep { packed: Buffer::zeroed(len, "packed weights", held)?, sweep, taps })
         };
@@ -246,6 +247,7 @@ fn forward_sweep(shape: &ConvShape) -> Sweep {
         stride: shape.stride,
         pad: (shape.pad as isize, shape.pad as isize),
         per_cell: 1,
+        widens: false,
     }
 }
 
@@ -284,6 +286,7 @@ fn backward_sweeps(shape: &ConvShape) -> Vec<(Sweep, Taps)> {
             stride: 1,
             pad: (top, left),
             per_cell: 1,
+            widens: false,
         };
         sweeps.push((sweep, (rows, cols)));
     }
@@ -313,9 +316,11 @@ impl PackedSweep {
                 n: width.min(c - first),
                 width,
             };
-            match direction {
-                Direction::Forward => pack::forward::<E>(level, &panel, E::of_scratch(part)),
-                Direction::BackwardData => pack::backward::<E>(level, &panel, E::of_scratch(part)),
+            match (direction, sweep.widens) {
+                (Direction::Forward, false) => pack::forward::<E>(level, &panel, E::of_scratch(part)),
+                (Direction::Forward, true) => pack::forward::<f32>(level, &panel, part),
+                (Direction::BackwardData, false) => pack::backward::<E>(level, &panel, E::of_scratch(part)),
+                (Direction::BackwardData, true) => pack::backward::<f32>(level, &panel, part),
             }
         });
     }

@@ -10,7 +10,7 @@
 
 use super::ahead::{self, Ahead, LINE, Lines, Run};
 use super::cell::Cell;
-use super::correlate::{MAX_PIXELS, add_products};
+use super::correlate::{MAX_PIXELS, add_products, has_cells};
 use super::layout::{Blocks, Layout};
 use super::simd::{MAX_LANES, Simd, kernel};
 use super::sweep::{Sweep, Task, TaskShape, View};
@@ -86,6 +86,25 @@ kernel! {
 
 #[inline(always)]
 unsafe fn weight_task<E: Cell, S: Simd>(job: &Job<E>, blocks: &Blocks, task: usize, scratch: &mut [f32], to: Target) {
+    // SAFETY: handed through.
+    unsafe {
+        if has_cells::<E, S>() {
+            weight_cells::<E, E, S>(job, blocks, task, scratch, to);
+        } else {
+            weight_cells::<E, f32, S>(job, blocks, task, scratch, to);
+        }
+    }
+}
+
+/// A task by cells of `C`.
+#[inline(always)]
+unsafe fn weight_cells<E: Cell, C: Cell, S: Simd>(
+    job: &Job<E>,
+    blocks: &Blocks,
+    task: usize,
+    scratch: &mut [f32],
+    to: Target,
+) {
     let Target { first, dw, write } = to;
     let (sweep, layout) = (job.sweep, blocks.layout);
     let next = sweep.task_after(job.tasks, job.n, task);
@@ -110,11 +129,11 @@ unsafe fn weight_task<E: Cell, S: Simd>(job: &Job<E>, blocks: &Blocks, task: usi
             let block = |i: usize| (block + i).min(last);
             let offsets = std::array::from_fn(|i| block(i) / per_row * view.row + block(i) % per_row * S::PIXELS);
             // SAFETY: the level is the caller's promise; inputs past a row's end lie in the slack behind the view.
-            unsafe { gather_inputs::<E, S>(sweep, &task, &view, offsets, depth, xs) };
+            unsafe { gather_inputs::<E, C, S>(sweep, &task, &view, offsets, depth, xs) };
         }
         for start in (0..c).step_by(VECTORS * S::LANES) {
             // SAFETY: the level is the caller's promise.
-            unsafe { gather_gradients::<E, S>(job, &task, layout, start, depth, dy) };
+            unsafe { gather_gradients::<E, C, S>(job, &task, layout, start, depth, dy) };
             for (i, at) in (start..c).step_by(S::PANEL).take(VECTORS / S::VECTORS).enumerate() {
                 let width = layout.width(c - at);
                 let dy = &dy[i * S::PANEL * depth..][..width * depth];
@@ -124,9 +143,9 @@ unsafe fn weight_task<E: Cell, S: Simd>(job: &Job<E>, blocks: &Blocks, task: usi
                     // SAFETY: the level is the caller's promise; all slices hold `depth` entries of their width.
                     unsafe {
                         if width == S::LANES {
-                            weight_block::<E, S, 1>(x, dy, out, write, lines.take(n_asked));
+                            weight_block::<C, S, 1>(x, dy, out, write, lines.take(n_asked));
                         } else {
-                            weight_block::<E, S, 2>(x, dy, out, write, lines.take(n_asked));
+                            weight_block::<C, S, 2>(x, dy, out, write, lines.take(n_asked));
                         }
                     }
                 }
@@ -136,17 +155,17 @@ unsafe fn weight_task<E: Cell, S: Simd>(job: &Job<E>, blocks: &Blocks, task: usi
 }
 
 /// A gathered stream: vectors of the next cell of pixels, each from its place in the pixel to its place in the stream.
-struct Stream<S, const N: usize> {
+struct Stream<C, S, const N: usize> {
     /// Where in a pixel each vector begins, how many numbers it takes (zeros behind), and where it goes in the first cell.
     from: [usize; N],
     n: usize,
     to: [*mut f32; N],
     /// Floats from one cell to the next.
     step: usize,
-    vectors: PhantomData<S>,
+    vectors: PhantomData<(C, S)>,
 }
 
-impl<S: Simd, const N: usize> Stream<S, N> {
+impl<C: Cell, S: Simd, const N: usize> Stream<C, S, N> {
     /// Takes the pixels of `n_lines` lines; a cell may hold pixels of two lines, and zeros at the very end.
     ///
     /// # Safety
@@ -169,12 +188,12 @@ impl<S: Simd, const N: usize> Stream<S, N> {
                     self.cell([first, from], EARLY * step);
                     (from, left) = (from.wrapping_add(step), left - 1);
                 }
-                for _ in 0..left / E::PER_CELL {
+                for _ in 0..left / C::PER_CELL {
                     self.cell([from, from.wrapping_add(step)], EARLY * step);
-                    from = from.wrapping_add(E::PER_CELL * step);
+                    from = from.wrapping_add(C::PER_CELL * step);
                 }
             }
-            if !left.is_multiple_of(E::PER_CELL) {
+            if !left.is_multiple_of(C::PER_CELL) {
                 waiting = Some(from);
             }
         }
@@ -197,7 +216,7 @@ impl<S: Simd, const N: usize> Stream<S, N> {
             // SAFETY: handed through; any address may be asked for.
             unsafe {
                 if (i * S::LANES * size_of::<E>()).is_multiple_of(LINE * size_of::<f32>()) {
-                    for pixel in pixels.iter().take(E::PER_CELL) {
+                    for pixel in pixels.iter().take(C::PER_CELL) {
                         S::prefetch(pixel.wrapping_add(early + self.from[i]).cast());
                     }
                 }
@@ -210,7 +229,14 @@ impl<S: Simd, const N: usize> Stream<S, N> {
     unsafe fn vector<E: Cell>(&mut self, i: usize, pixels: [*const E; 2]) {
         let from = [pixels[0].wrapping_add(self.from[i]), pixels[1].wrapping_add(self.from[i])];
         // SAFETY: handed through.
-        unsafe { E::across::<S>(from, self.n).store_first(self.to[i], S::LANES) };
+        unsafe {
+            let cells = if C::PER_CELL < E::PER_CELL {
+                E::load_first::<S>(from[0], self.n)
+            } else {
+                E::across::<S>(from, self.n)
+            };
+            cells.store_first(self.to[i], S::LANES);
+        }
         self.to[i] = self.to[i].wrapping_add(self.step);
     }
 }
@@ -218,7 +244,7 @@ impl<S: Simd, const N: usize> Stream<S, N> {
 /// A task's gradients of up to `VECTORS` vectors of channels from `start` on, panel by panel, cell by cell, zeros past the last
 /// channel.
 #[inline(always)]
-unsafe fn gather_gradients<E: Cell, S: Simd>(
+unsafe fn gather_gradients<E: Cell, C: Cell, S: Simd>(
     job: &Job<E>,
     task: &Task,
     layout: Layout,
@@ -233,7 +259,7 @@ unsafe fn gather_gradients<E: Cell, S: Simd>(
     };
     let n_lines = task.n_images * task.n_rows;
     let place = |v: usize| v / S::PANEL * S::PANEL * depth + v % S::PANEL;
-    let (step, vectors) = (S::PANEL, PhantomData::<S>);
+    let (step, vectors) = (S::PANEL, PhantomData::<(C, S)>);
     // SAFETY: the level is the caller's promise; each pixel has `c` channels; `out` has room for all pixels.
     unsafe {
         const { assert!(VECTORS.is_multiple_of(S::VECTORS), "whole panels") };
@@ -261,7 +287,7 @@ unsafe fn gather_gradients<E: Cell, S: Simd>(
 /// `S::LANES` inputs from each of `offsets` on of every window of a task, cell by cell: one stream of `depth` vectors each.
 /// Several at once, because the cache lines of the windows are the cost.
 #[inline(always)]
-unsafe fn gather_inputs<E: Cell, S: Simd>(
+unsafe fn gather_inputs<E: Cell, C: Cell, S: Simd>(
     sweep: &Sweep,
     task: &Task,
     view: &View<E>,
@@ -277,7 +303,7 @@ unsafe fn gather_inputs<E: Cell, S: Simd>(
     let start = out.as_mut_ptr();
     let to = std::array::from_fn(|i| start.wrapping_add(i * depth * S::LANES));
     let (from, n, step) = (offsets, S::LANES, S::LANES);
-    let mut stream = Stream::<S, TOGETHER> { from, n, to, step, vectors: PhantomData };
+    let mut stream = Stream::<C, S, TOGETHER> { from, n, to, step, vectors: PhantomData };
     // SAFETY: the level is the caller's promise; windows lie in the view and its slack; `out` has room for every window.
     unsafe { stream.lines(task.n_images * task.n_rows, sweep.grid.1, sweep.stride * sweep.channels(), line) };
 }
@@ -299,7 +325,7 @@ fn aligned(scratch: &mut [f32]) -> &mut [f32] {
 
 /// The hot loop of the weight gradient: `S::PIXELS` inputs × `V` vectors of output channels in registers over all pixels, cell by cell.
 #[inline(always)]
-unsafe fn weight_block<E: Cell, S: Simd, const V: usize>(
+unsafe fn weight_block<C: Cell, S: Simd, const V: usize>(
     x: &[f32],
     dy: &[f32],
     out: &mut [f32],
@@ -322,14 +348,14 @@ unsafe fn weight_block<E: Cell, S: Simd, const V: usize>(
                     asked = asked.wrapping_add(line);
                 }
                 let (x, dy) = (from.add(step * S::LANES), dy.add(step * V * S::LANES));
-                add_products::<E, S, V>(S::PIXELS, |r| x.wrapping_add(r), dy, &mut acc);
+                add_products::<C, S, V>(S::PIXELS, |r| x.wrapping_add(r), dy, &mut acc);
             }
             from = from.add(S::STEPS * S::LANES);
             dy = dy.add(S::STEPS * V * S::LANES);
         }
         for step in 0..depth % S::STEPS {
             let (x, dy) = (from.add(step * S::LANES), dy.add(step * V * S::LANES));
-            add_products::<E, S, V>(S::PIXELS, |r| x.wrapping_add(r), dy, &mut acc);
+            add_products::<C, S, V>(S::PIXELS, |r| x.wrapping_add(r), dy, &mut acc);
         }
         // Whole blocks are written straight from registers.
         let rows = out.len() / (V * S::LANES);

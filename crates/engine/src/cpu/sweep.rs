@@ -19,6 +19,8 @@ pub(crate) struct Sweep {
     pub pad: (isize, isize),
     /// Source channels come in multiples of this, zeros behind the last: the numbers in a cell of the kernel.
     pub per_cell: usize,
+    /// Whether the kernel's cells hold f32 where the source is bf16.
+    pub widens: bool,
 }
 
 /// Images and grid rows of a task (all rows where a task holds several images).
@@ -68,17 +70,23 @@ impl Sweep {
 
     /// Floats of scratch that the copied source of a task needs.
     pub fn scratch_len(&self, (images, rows): TaskShape) -> usize {
-        if !self.needs_copy() {
+        if !self.needs_copy() && !self.widens {
             return 0;
         }
         (images * self.padded(rows).len() + 16 * self.channels() * self.stride + 64).div_ceil(self.per_cell)
     }
 
+    /// Pixels from window to window of what a task reads: a widened source is without those that no window of a 1×1 convolution reads.
+    fn view_stride(&self) -> usize {
+        if self.widens && self.kernel == (1, 1) && !self.needs_copy() { 1 } else { self.stride }
+    }
+
     /// Dimensions of the padded source behind `rows` rows of the grid.
     fn padded(&self, rows: usize) -> Dims {
+        let stride = self.view_stride();
         Dims {
-            h: (rows - 1) * self.stride + self.kernel.0,
-            w: (self.grid.1 - 1) * self.stride + self.kernel.1,
+            h: (rows - 1) * stride + self.kernel.0,
+            w: (self.grid.1 - 1) * stride + self.kernel.1,
             c: self.channels(),
         }
     }
@@ -102,48 +110,106 @@ impl Sweep {
     pub fn source<'a, T: Element>(&self, task: &Task, x: &'a [T], scratch: &'a mut [T]) -> View<'a, T> {
         if !self.needs_copy() {
             let at = (task.image * self.src.h + task.row * self.stride) * self.src.w * self.src.c;
-            return View { data: &x[at..], row: self.src.w * self.src.c, image: self.src.len() };
+            let (row, image) = (self.src.w * self.src.c, self.src.len());
+            return View { data: &x[at..], stride: self.stride, row, image };
         }
+        self.copied(task, self.stride, x, scratch, PadChannels { from: self.src.c, to: self.channels() })
+    }
+
+    /// The same as numbers of another kind, always copied.
+    #[inline(always)]
+    pub fn widened<'a, T, U: Element>(
+        &self,
+        task: &Task,
+        x: &[T],
+        scratch: &'a mut [U],
+        widen: impl CopyPixels<T, U>,
+    ) -> View<'a, U> {
+        self.copied(task, self.view_stride(), x, scratch, widen)
+    }
+
+    /// Copies the task's source, its windows `stride` pixels apart.
+    #[inline(always)]
+    fn copied<'a, T, U: Element>(
+        &self,
+        task: &Task,
+        stride: usize,
+        x: &[T],
+        scratch: &'a mut [U],
+        copy: impl CopyPixels<T, U>,
+    ) -> View<'a, U> {
         let padded = self.padded(task.n_rows);
         let top = (task.row * self.stride) as isize - self.pad.0;
         for image in 0..task.n_images {
             let source = &x[(task.image + image) * self.src.len()..][..self.src.len()];
             let target = &mut scratch[image * padded.len()..][..padded.len()];
-            copy_window(source, self.src, target, padded, (top, -self.pad.1));
+            copy_window(source, self.src, target, padded, (top, -self.pad.1), self.stride / stride, copy);
         }
-        View { data: scratch, row: padded.w * padded.c, image: padded.len() }
+        View { data: scratch, stride, row: padded.w * padded.c, image: padded.len() }
     }
 }
 
-/// Copies the window of `source` that begins at `origin` (which may lie outside) into `target`, zeros around; `target` may
-/// have more channels, then with zeros behind.
-fn copy_window<T: Element>(source: &[T], src: Dims, target: &mut [T], dst: Dims, origin: (isize, isize)) {
+/// How neighbouring pixels are copied. Not a closure, which the compiler need not inline where the level's instructions are.
+pub(crate) trait CopyPixels<T, U>: Copy {
+    fn copy(self, from: &[T], to: &mut [U]);
+}
+
+/// Copies every `step`th pixel, both ways, of the window of `source` that begins at `origin` (which may lie outside) into `target`, zeros around.
+/// Pixels of `target` may have more channels.
+#[inline(always)]
+fn copy_window<T, U: Element>(
+    source: &[T],
+    src: Dims,
+    target: &mut [U],
+    dst: Dims,
+    origin: (isize, isize),
+    step: usize,
+    copy: impl CopyPixels<T, U>,
+) {
     let from = origin.1.max(0) as usize;
     let lead = (from as isize - origin.1) as usize;
-    let copied = dst.w.saturating_sub(lead).min(src.w.saturating_sub(from));
+    let copied = dst.w.saturating_sub(lead).min(src.w.saturating_sub(from).div_ceil(step));
     for (r, row) in target.chunks_exact_mut(dst.w * dst.c).enumerate() {
-        let y = origin.0 + r as isize;
+        let y = origin.0 + (r * step) as isize;
         if y < 0 || y >= src.h as isize || copied == 0 {
-            row.fill(T::default());
+            row.fill(U::default());
             continue;
         }
-        let at = (y as usize * src.w + from) * src.c;
-        let source = &source[at..at + copied * src.c];
+        let source = &source[(y as usize * src.w + from) * src.c..];
         let (left, rest) = row.split_at_mut(lead * dst.c);
         let (middle, right) = rest.split_at_mut(copied * dst.c);
-        left.fill(T::default());
-        right.fill(T::default());
-        if dst.c == src.c {
-            middle.copy_from_slice(source);
-        } else if (src.c, dst.c) == (3, 4) {
+        left.fill(U::default());
+        right.fill(U::default());
+        if step == 1 {
+            copy.copy(&source[..copied * src.c], middle);
+        } else {
+            for (to, from) in middle.chunks_exact_mut(dst.c).zip(source.chunks(step * src.c)) {
+                copy.copy(&from[..src.c], to);
+            }
+        }
+    }
+}
+
+/// To pixels that have at least as many channels, zeros in the surplus ones.
+#[derive(Clone, Copy)]
+struct PadChannels {
+    from: usize,
+    to: usize,
+}
+
+impl<T: Element> CopyPixels<T, T> for PadChannels {
+    fn copy(self, source: &[T], target: &mut [T]) {
+        if self.from == self.to {
+            target.copy_from_slice(source);
+        } else if (self.from, self.to) == (3, 4) {
             // Images for bf16, where a call for each pixel would take longer than its products.
-            for (to, &[r, g, b]) in middle.as_chunks_mut::<4>().0.iter_mut().zip(source.as_chunks::<3>().0) {
+            for (to, &[r, g, b]) in target.as_chunks_mut::<4>().0.iter_mut().zip(source.as_chunks::<3>().0) {
                 *to = [r, g, b, T::default()];
             }
         } else {
-            for (to, from) in middle.chunks_exact_mut(dst.c).zip(source.chunks_exact(src.c)) {
-                to[..src.c].copy_from_slice(from);
-                to[src.c..].fill(T::default());
+            for (to, from) in target.chunks_exact_mut(self.to).zip(source.chunks_exact(self.from)) {
+                to[..self.from].copy_from_slice(from);
+                to[self.from..].fill(T::default());
             }
         }
     }
@@ -157,9 +223,10 @@ pub(crate) struct Task {
     pub n_rows: usize,
 }
 
-/// A task's source: `data` begins at its first window; steps from row to row and image to image in numbers.
+/// A task's source: `data` begins at its first window; pixels from window to window, numbers from row to row and image to image.
 pub(crate) struct View<'a, T> {
     pub data: &'a [T],
+    pub stride: usize,
     pub row: usize,
     pub image: usize,
 }

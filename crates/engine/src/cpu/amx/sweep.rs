@@ -307,10 +307,10 @@ mod tests {
     #[test]
     fn tasks_are_of_whole_blocks_where_that_saves_any() {
         let tasks = |cin, cout, kernel, size| {
-            let (k, pad) = ((kernel, kernel), (kernel / 2) as isize);
+            let (pad, kernel) = ([(kernel / 2) as isize; 2].into(), (kernel, kernel));
             let [src, dst] = [cin, cout].map(|c| Dims { h: size, w: size, c });
-            let (grid, first) = ((size, size), (0, 0));
-            tasks(&Sweep { src, dst, grid, first, step: 1, kernel: k, stride: 1, pad: (pad, pad), per_cell: 2 })
+            let (grid, first, per_cell, widens) = ((size, size), (0, 0), 2, false);
+            tasks(&Sweep { src, dst, grid, first, step: 1, kernel, stride: 1, pad, per_cell, widens })
         };
         assert_eq!(tasks(64, 64, 3, 32), (1, 12));
         assert_eq!(tasks(512, 512, 3, 4), (8, 4), "128 pixels, not 144");

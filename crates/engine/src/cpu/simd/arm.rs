@@ -28,20 +28,6 @@ unsafe fn keep(value: float32x4_t, mask: uint32x4_t) -> float32x4_t {
     unsafe { vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(value), mask)) }
 }
 
-/// The first numbers of all pairs as f32.
-#[inline(always)]
-unsafe fn low(pairs: float32x4_t) -> float32x4_t {
-    // SAFETY: see above.
-    unsafe { vreinterpretq_f32_u32(vshlq_n_u32::<16>(vreinterpretq_u32_f32(pairs))) }
-}
-
-/// The second numbers of all pairs as f32.
-#[inline(always)]
-unsafe fn high(pairs: float32x4_t) -> float32x4_t {
-    // SAFETY: see above.
-    unsafe { keep(pairs, vdupq_n_u32(0xFFFF_0000)) }
-}
-
 /// Rounds to nearest, ties to even, as `Bf16::of`; not-a-number keeps its upper half and is made quiet.
 #[inline(always)]
 unsafe fn narrow(value: float32x4_t) -> uint16x4_t {
@@ -129,7 +115,9 @@ impl Simd for Neon {
     unsafe fn split_by_equal(self, a: Self, b: Self) -> (Self, Self) {
         // SAFETY: see above. All bits set or none, as a number that is moved about only.
         let equal = a.zip(b, |a, b| unsafe { vreinterpretq_f32_u32(vceqq_f32(a, b)) });
+        // SAFETY: see above.
         let same = self.zip(equal, |v, equal| unsafe { keep(v, vreinterpretq_u32_f32(equal)) });
+        // SAFETY: see above.
         let other = self.zip(equal, |v, equal| unsafe { keep(v, vmvnq_u32(vreinterpretq_u32_f32(equal))) });
         (same, other)
     }
@@ -137,20 +125,6 @@ impl Simd for Neon {
     unsafe fn fma(self, a: Self, b: Self) -> Self {
         // SAFETY: see above.
         unsafe { Self(vfmaq_f32(self.0, a.0, b.0), vfmaq_f32(self.1, a.1, b.1)) }
-    }
-    #[inline(always)]
-    unsafe fn dot_pairs(self, a: Self, b: Self) -> Self {
-        // SAFETY: see above.
-        let dot = |sum, a, b| unsafe { vfmaq_f32(vfmaq_f32(sum, low(a), low(b)), high(a), high(b)) };
-        Self(dot(self.0, a.0, b.0), dot(self.1, a.1, b.1))
-    }
-    #[inline(always)]
-    unsafe fn pairs(low: *const Bf16, high: *const Bf16, n: usize) -> Self {
-        // SAFETY: see above; eight numbers fit a vector.
-        unsafe {
-            let [low, high] = [some(low, n), some(high, n)].map(|numbers| vld1q_u16(numbers.as_ptr().cast()));
-            Self(vreinterpretq_f32_u16(vzip1q_u16(low, high)), vreinterpretq_f32_u16(vzip2q_u16(low, high)))
-        }
     }
     #[inline(always)]
     unsafe fn widen_first(from: *const Bf16, n: usize) -> Self {

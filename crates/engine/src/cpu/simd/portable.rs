@@ -72,19 +72,6 @@ impl Simd for Portable {
         Self(std::array::from_fn(|i| self.0[i] + a.0[i] * b.0[i]))
     }
     #[inline(always)]
-    unsafe fn dot_pairs(self, a: Self, b: Self) -> Self {
-        let low = |v: f32| f32::from_bits(v.to_bits() << 16);
-        let high = |v: f32| f32::from_bits(v.to_bits() & 0xFFFF_0000);
-        let dot = |i: usize| low(a.0[i]) * low(b.0[i]) + high(a.0[i]) * high(b.0[i]);
-        Self(std::array::from_fn(|i| self.0[i] + dot(i)))
-    }
-    #[inline(always)]
-    unsafe fn pairs(low: *const Bf16, high: *const Bf16, n: usize) -> Self {
-        // SAFETY: see above; numbers behind the first `n` are not read.
-        let pair = |i: usize| unsafe { u32::from((*low.add(i)).0) | u32::from((*high.add(i)).0) << 16 };
-        Self(std::array::from_fn(|i| if i < n { f32::from_bits(pair(i)) } else { 0.0 }))
-    }
-    #[inline(always)]
     unsafe fn widen_first(from: *const Bf16, n: usize) -> Self {
         // SAFETY: see above; numbers behind the first `n` are not read.
         Self(std::array::from_fn(|i| if i < n { unsafe { (*from.add(i)).get() } } else { 0.0 }))

@@ -19,21 +19,6 @@ impl Avx2 {
     }
 }
 
-impl Avx2 {
-    /// The first numbers of all pairs as f32.
-    #[inline(always)]
-    unsafe fn low(self) -> __m256 {
-        // SAFETY: the caller has AVX2, as below.
-        unsafe { _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(self.0), 16)) }
-    }
-    /// The second numbers of all pairs as f32.
-    #[inline(always)]
-    unsafe fn high(self) -> __m256 {
-        // SAFETY: see above.
-        unsafe { _mm256_and_ps(self.0, _mm256_castsi256_ps(_mm256_set1_epi32(-0x1_0000))) }
-    }
-}
-
 impl Simd for Avx2 {
     const LANES: usize = 8;
     const GROUPS: usize = 3;
@@ -121,20 +106,6 @@ impl Simd for Avx2 {
         Self(unsafe { _mm256_fmadd_ps(a.0, b.0, self.0) })
     }
     #[inline(always)]
-    unsafe fn dot_pairs(self, a: Self, b: Self) -> Self {
-        // SAFETY: see above.
-        unsafe { Self(_mm256_fmadd_ps(a.high(), b.high(), _mm256_fmadd_ps(a.low(), b.low(), self.0))) }
-    }
-    #[inline(always)]
-    unsafe fn pairs(low: *const Bf16, high: *const Bf16, n: usize) -> Self {
-        // SAFETY: see above; eight numbers fit a vector.
-        unsafe {
-            let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(some(low, n).as_ptr().cast()));
-            let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(some(high, n).as_ptr().cast()));
-            Self(_mm256_castsi256_ps(_mm256_or_si256(low, _mm256_slli_epi32(high, 16))))
-        }
-    }
-    #[inline(always)]
     unsafe fn widen_first(from: *const Bf16, n: usize) -> Self {
         let numbers;
         // SAFETY: see above.
@@ -181,21 +152,6 @@ pub(crate) struct Avx512(__m512);
 #[inline(always)]
 fn first(n: usize) -> __mmask16 {
     ((1u32 << n) - 1) as u16
-}
-
-impl Avx512 {
-    /// The first numbers of all pairs as f32.
-    #[inline(always)]
-    unsafe fn low(self) -> __m512 {
-        // SAFETY: the caller has AVX-512, as below.
-        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(self.0), 16)) }
-    }
-    /// The second numbers of all pairs as f32.
-    #[inline(always)]
-    unsafe fn high(self) -> __m512 {
-        // SAFETY: see above.
-        unsafe { _mm512_and_ps(self.0, _mm512_castsi512_ps(_mm512_set1_epi32(-0x1_0000))) }
-    }
 }
 
 impl Simd for Avx512 {
@@ -279,34 +235,6 @@ impl Simd for Avx512 {
     unsafe fn fma(self, a: Self, b: Self) -> Self {
         // SAFETY: see above.
         Self(unsafe { _mm512_fmadd_ps(a.0, b.0, self.0) })
-    }
-    #[inline(always)]
-    unsafe fn dot_pairs(self, a: Self, b: Self) -> Self {
-        // SAFETY: see above.
-        unsafe { Self(_mm512_fmadd_ps(a.high(), b.high(), _mm512_fmadd_ps(a.low(), b.low(), self.0))) }
-    }
-    #[inline(always)]
-    unsafe fn pairs(low: *const Bf16, high: *const Bf16, n: usize) -> Self {
-        // Number `i` of the first vector, then of the second.
-        const TURNS: [u16; 32] = {
-            let mut turns = [0; 32];
-            let mut i = 0;
-            while i < 32 {
-                turns[i] = (i / 2 + i % 2 * 32) as u16;
-                i += 1;
-            }
-            turns
-        };
-        // SAFETY: see above; masked lanes are not read.
-        unsafe {
-            let (low, high) = match n {
-                16 => (_mm256_loadu_si256(low.cast()), _mm256_loadu_si256(high.cast())),
-                _ => (_mm256_maskz_loadu_epi16(first(n), low.cast()), _mm256_maskz_loadu_epi16(first(n), high.cast())),
-            };
-            let turns = _mm512_loadu_si512(TURNS.as_ptr().cast());
-            let (low, high) = (_mm512_castsi256_si512(low), _mm512_castsi256_si512(high));
-            Self(_mm512_castsi512_ps(_mm512_permutex2var_epi16(low, turns, high)))
-        }
     }
     #[inline(always)]
     unsafe fn widen_first(from: *const Bf16, n: usize) -> Self {
@@ -442,8 +370,26 @@ impl Simd for Avx512Bf16 {
     }
     #[inline(always)]
     unsafe fn pairs(low: *const Bf16, high: *const Bf16, n: usize) -> Self {
-        // SAFETY: see above.
-        Self(unsafe { Avx512::pairs(low, high, n) })
+        // Number `i` of the first vector, then of the second.
+        const TURNS: [u16; 32] = {
+            let mut turns = [0; 32];
+            let mut i = 0;
+            while i < 32 {
+                turns[i] = (i / 2 + i % 2 * 32) as u16;
+                i += 1;
+            }
+            turns
+        };
+        // SAFETY: see above; masked lanes are not read.
+        unsafe {
+            let (low, high) = match n {
+                16 => (_mm256_loadu_si256(low.cast()), _mm256_loadu_si256(high.cast())),
+                _ => (_mm256_maskz_loadu_epi16(first(n), low.cast()), _mm256_maskz_loadu_epi16(first(n), high.cast())),
+            };
+            let turns = _mm512_loadu_si512(TURNS.as_ptr().cast());
+            let (low, high) = (_mm512_castsi256_si512(low), _mm512_castsi256_si512(high));
+            Self(Avx512(_mm512_castsi512_ps(_mm512_permutex2var_epi16(low, turns, high))))
+        }
     }
     #[inline(always)]
     unsafe fn round_pairs(low: Self, high: Self) -> Self {
