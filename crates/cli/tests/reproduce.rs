@@ -183,6 +183,8 @@ fn the_other_experiments_run_every_phase() {
         let table = finish(reproduce(experiment, data, &out, &probed));
         assert!(table.contains("Few-shot") && table.contains("SDCLR on the long tail"), "{table}");
         assert_eq!(table.contains("unpublished"), experiment == "imagenet-lt", "{table}");
+        let to_test = finish(reproduce(experiment, data, &out, &format!("{more} --only test --dry-run")));
+        assert_eq!(to_test.matches("to test").count(), 4, "{to_test}");
         // The splits that were made serve as published ones.
         let splits = out.join("splits");
         let mut planned = reproduce(experiment, data, &root.path().join("none"), &format!("{more} --dry-run --json"));
@@ -220,6 +222,14 @@ fn wrong_combinations_say_what_to_do() {
     finish(reproduce("cifar10-lt", &data, &out, "--scale 0.01 --splits 1 --methods simclr --only pretrain"));
     check("cifar10-lt", "--scale 0.02", "was begun with scale = 0.01, not 0.02");
     check("cifar10-lt", "--scale 0.01 --splits 1 --methods simclr --only test", "no stored probe to test");
+    // A plan says what such a command would stop at.
+    let plan =
+        |more: &str| finish(reproduce("cifar10-lt", &data, &out, &format!("--scale 0.01 --splits 1 {more} --dry-run")));
+    let untested = plan("--methods simclr --only test");
+    assert!(untested.contains("2 of 2 have no stored probe: run --only eval first"), "{untested}");
+    let untrained = plan("--methods simclr,sdclr --only eval");
+    assert!(untrained.contains("2 of 4 are of runs that are not trained: leave --only out"), "{untrained}");
+    assert_eq!((untrained.matches("to do").count(), untrained.matches("left, judging").count()), (2, 1), "{untrained}");
     let foreign = root.path().join("foreign");
     std::fs::create_dir(&foreign).unwrap();
     std::fs::write(foreign.join("thesis.tex"), "").unwrap();

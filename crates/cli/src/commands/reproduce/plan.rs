@@ -8,6 +8,7 @@ use crate::system;
 use sdclr::Machine;
 use sdclr::bench::StepBench;
 use sdclr::reproduce::{self, Phase, Places, Plan, Settings, State, forward_passes, recipe, tail_counts};
+use sdclr::run_dir::RunDir;
 use sdclr_data::{Dataset, OpenOptions, Part as DataPart};
 use sdclr_records::experiment::Arm;
 use sdclr_records::names::{Part, Protocol};
@@ -40,6 +41,19 @@ pub struct Planned<'a> {
     sizes: Sizes,
 }
 
+/// How a task stands, and what `--only` asks of it.
+#[derive(Clone, Copy, PartialEq)]
+enum Standing {
+    /// As without `--only`.
+    Task(State),
+    /// A stored probe, to be tested again.
+    ToTest,
+    /// A probe of a run that is not trained to its end: `--only` stops there.
+    NotTrained,
+    /// A test of a probe that is not stored: likewise.
+    NoProbe,
+}
+
 /// One line of the plan.
 pub struct Row {
     split: usize,
@@ -47,7 +61,7 @@ pub struct Row {
     phase: Phase,
     n_images: usize,
     epochs: usize,
-    state: State,
+    standing: Standing,
     /// Seconds that are left of it.
     seconds: f64,
 }
@@ -103,14 +117,9 @@ impl<'a> Planned<'a> {
                 let n_images = if arm.balanced { self.sizes.balanced } else { self.sizes.tail[split - 1] };
                 let config = self.config(arm, n_images)?;
                 for phase in Phase::ALL.into_iter().filter(|phase| includes(only, *phase)) {
-                    let state = match &self.plan {
-                        Some(plan) => plan.state(split, arm, phase)?,
-                        None => State::Todo,
-                    };
-                    let mut row = self.row(split, arm, phase, n_images, &config, state);
-                    if state == State::Done {
-                        row.seconds = 0.0;
-                    } else {
+                    let standing = self.standing(split, arm, phase, only)?;
+                    let mut row = self.row(split, arm, phase, n_images, &config, standing);
+                    if row.seconds > 0.0 {
                         let one = match seconds_per_forward {
                             Some(seconds) => seconds,
                             None => *seconds_per_forward.insert(time_a_forward(&config)?),
@@ -124,8 +133,34 @@ impl<'a> Planned<'a> {
         Ok(rows)
     }
 
+    fn standing(&self, split: usize, arm: &Arm, phase: Phase, only: Option<OnlyArg>) -> anyhow::Result<Standing> {
+        let state = |phase| match &self.plan {
+            Some(plan) => plan.state(split, arm, phase),
+            None => Ok(State::Todo),
+        };
+        if let (Phase::Probe(protocol), Some(only)) = (phase, only) {
+            if state(Phase::Pretrain)? != State::Done {
+                return Ok(Standing::NotTrained);
+            }
+            if only == OnlyArg::Test {
+                let run = self.plan.as_ref().map(|plan| RunDir::open(&plan.run_path(split, arm))).transpose()?;
+                let is_stored = run.is_some_and(|run| run.probe_path(protocol.as_str()).is_file());
+                return Ok(if is_stored { Standing::ToTest } else { Standing::NoProbe });
+            }
+        }
+        Ok(Standing::Task(state(phase)?))
+    }
+
     /// A row whose time is in forward passes.
-    fn row(&self, split: usize, arm: &Arm, phase: Phase, n_images: usize, config: &RunConfig, state: State) -> Row {
+    fn row(
+        &self,
+        split: usize,
+        arm: &Arm,
+        phase: Phase,
+        n_images: usize,
+        config: &RunConfig,
+        standing: Standing,
+    ) -> Row {
         let (n_images, epochs, n_other) = match phase {
             Phase::Pretrain => (n_images, config.train.epochs, 0),
             Phase::Probe(protocol) => {
@@ -133,12 +168,15 @@ impl<'a> Planned<'a> {
                 (n_train, self.probe_epochs(protocol), self.sizes.validation + self.sizes.test)
             }
         };
-        let done = match state {
-            State::Partly { epoch } => epoch.min(epochs),
-            State::Todo | State::Done => 0,
+        let seconds = match standing {
+            Standing::Task(State::Todo) => forward_passes(phase, n_images, epochs, n_other),
+            Standing::Task(State::Partly { epoch }) => {
+                forward_passes(phase, n_images, epochs.saturating_sub(epoch), n_other)
+            }
+            Standing::ToTest => forward_passes(phase, 0, 0, self.sizes.test),
+            Standing::Task(State::Done) | Standing::NotTrained | Standing::NoProbe => 0.0,
         };
-        let seconds = forward_passes(phase, n_images, epochs - done, n_other);
-        Row { split, arm: arm.name.clone(), phase, n_images, epochs, state, seconds }
+        Row { split, arm: arm.name.clone(), phase, n_images, epochs, standing, seconds }
     }
 
     fn probe_epochs(&self, protocol: Protocol) -> usize {
@@ -163,12 +201,15 @@ impl<'a> Planned<'a> {
             ("Time", Align::Right),
         ]);
         for row in rows {
-            let state = match row.state {
-                State::Todo => "to do".to_owned(),
-                State::Partly { epoch } => format!("epoch {epoch} done"),
-                State::Done => "done".to_owned(),
+            let state = match row.standing {
+                Standing::Task(State::Todo) => "to do".to_owned(),
+                Standing::Task(State::Partly { epoch }) => format!("epoch {epoch} done"),
+                Standing::Task(State::Done) => "done".to_owned(),
+                Standing::ToTest => "to test".to_owned(),
+                Standing::NotTrained => "not trained".to_owned(),
+                Standing::NoProbe => "no probe".to_owned(),
             };
-            let time = if row.state == State::Done { String::new() } else { about(row.seconds) };
+            let time = if row.seconds > 0.0 { about(row.seconds) } else { String::new() };
             table.push(vec![
                 Cell::Count(row.split),
                 row.arm.as_str().into(),
@@ -197,8 +238,15 @@ impl<'a> Planned<'a> {
                 text.push_str(&format!(" One SDCLR pre-training takes about {hours} h on {on}."));
             }
             text.push('\n');
-        } else {
-            text.push_str("All of it is done.\n");
+        }
+        let n_of = |standing| rows.iter().filter(|row| row.standing == standing).count();
+        match (n_of(Standing::NotTrained), n_of(Standing::NoProbe)) {
+            (0, 0) if left > 0.0 => {}
+            (0, 0) => text.push_str("All of it is done.\n"),
+            (0, n) => text.push_str(&format!("{n} of {} have no stored probe: run --only eval first.\n", rows.len())),
+            (n, _) => {
+                text.push_str(&format!("{n} of {} are of runs that are not trained: leave --only out.\n", rows.len()))
+            }
         }
         text
     }
@@ -206,10 +254,13 @@ impl<'a> Planned<'a> {
     /// The plan for programs.
     pub fn json(&self, rows: &[Row]) -> serde_json::Value {
         let row = |row: &Row| {
-            let (state, epochs_done) = match row.state {
-                State::Todo => ("todo", 0),
-                State::Partly { epoch } => ("partly", epoch),
-                State::Done => ("done", row.epochs),
+            let (state, epochs_done) = match row.standing {
+                Standing::Task(State::Todo) => ("todo", 0),
+                Standing::Task(State::Partly { epoch }) => ("partly", epoch),
+                Standing::Task(State::Done) => ("done", row.epochs),
+                Standing::ToTest => ("to_test", row.epochs),
+                Standing::NotTrained => ("not_trained", 0),
+                Standing::NoProbe => ("no_probe", 0),
             };
             serde_json::json!({
                 "split": row.split, "run": row.arm, "part": row.phase.title(), "n_images": row.n_images,
