@@ -341,7 +341,7 @@ pub struct EmbedArgs {
 /// `sdclr inspect`.
 #[derive(Debug, Args)]
 pub struct InspectArgs {
-    /// A data set, a run directory, a folder of reproduce, or a file: a checkpoint, an export, features, a split
+    /// A data set, a run, a folder of runs or of reproduce, or a file: a checkpoint, an export, results, metrics, features, a split
     #[arg(value_name = "SRC|RUN|FILE")]
     pub path: PathBuf,
     /// Folder that the paths of a .txt list are relative to [default: the list's]

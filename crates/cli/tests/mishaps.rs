@@ -308,6 +308,41 @@ fn a_mean_over_different_networks_is_warned_of() {
 }
 
 #[test]
+fn a_folder_of_runs_and_what_lies_in_one_are_known() {
+    let dir = folder();
+    photos(&dir.path().join("photos"), &["cat", "dog"], 12);
+    for method in ["simclr", "sdclr"] {
+        let run = format!("runs/{method}");
+        succeed(dir.path(), &changed(&["--epochs", "1", "--method", method], &[]));
+        std::fs::create_dir_all(dir.path().join("runs")).expect("creates");
+        std::fs::rename(dir.path().join("run"), dir.path().join(&run)).expect("renames");
+        succeed(dir.path(), &["eval", "knn", &run, "--data", "photos", "--test", "photos", "--quiet"]);
+    }
+    let (table, _) = succeed(dir.path(), &["summary", "runs"]);
+    assert_eq!(table, succeed(dir.path(), &["summary", "runs/sdclr", "runs/simclr"]).0);
+    assert!(table.contains("SimCLR") && table.contains("SDCLR"), "{table}");
+    fail(sdclr(dir.path(), &["summary", "photos"]), 1, "not a run directory");
+    let described = |path: &str| -> serde_json::Value {
+        serde_json::from_str(&succeed(dir.path(), &["inspect", path, "--json"]).0).expect("JSON")
+    };
+    let runs = described("runs");
+    assert_eq!(
+        (&runs["kind"], &runs["runs"][1]["method"], &runs["runs"][1]["epochs"]),
+        (&"runs".into(), &"simclr".into(), &"epoch 1 of 1".into())
+    );
+    let results = described("runs/sdclr/results/knn.json");
+    assert_eq!((&results["kind"], &results["results"]["SDCLR, knn"]["images_tested"]), (&"results".into(), &24.into()));
+    let metrics = described("runs/sdclr/metrics.jsonl");
+    assert_eq!(
+        (&metrics["kind"], &metrics["epochs"], &metrics["last"]["epoch"]),
+        (&"metrics".into(), &1.into(), &1.into())
+    );
+    for part in ["checkpoints", "config.toml", "log.txt"] {
+        fail(sdclr(dir.path(), &["inspect", &format!("runs/sdclr/{part}")]), 1, "belongs to a run; inspect runs/sdclr");
+    }
+}
+
+#[test]
 fn the_default_batch_fits_the_images_and_a_given_one_must() {
     let dir = folder();
     let position = SMALL.iter().position(|flag| *flag == "--batch-size").expect("there");

@@ -63,6 +63,17 @@ impl RunDir {
         if run.config_path().is_file() { Ok(run) } else { Err(RunDirError::NotARun { path: root.to_owned() }) }
     }
 
+    /// The runs that lie directly in a folder, by name; none of a folder that cannot be read.
+    #[must_use]
+    pub fn inside(folder: &Path) -> Vec<Self> {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        // Somebody else's folder may have a config.toml, too.
+        let is_run = |run: &Self| run.config().is_ok();
+        let mut runs: Vec<Self> = entries.filter_map(|entry| Self::open(&entry.path()).ok()).filter(is_run).collect();
+        runs.sort_by(|a, b| a.root.cmp(&b.root));
+        runs
+    }
+
     /// Checks that a run may begin or go on here and keeps other writers out, changing nothing else.
     ///
     /// With [`Existing::Resume`] the config must match the stored one but for values that cannot change the result

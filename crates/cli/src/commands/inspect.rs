@@ -9,7 +9,7 @@ use sdclr::reproduce::{Phase, Plan, Settings, State};
 use sdclr::run_dir::{CheckpointName, RunDir};
 use sdclr_interop::{ExportSummary, export_summary, npy_header, onnx_summary};
 use sdclr_records::names::Protocol;
-use sdclr_records::{Experiment, MetricLine};
+use sdclr_records::{Experiment, MetricLine, ProbeResult};
 use serde_json::{Value, json};
 use std::fs::File;
 use std::io::Read as _;
@@ -23,7 +23,8 @@ const LISTED: usize = 20;
 /// More than any header of a `.npy` file of plain numbers takes.
 const HEADER_BYTES: u64 = 1 << 17;
 
-/// Tells a run, a reproduction, a checkpoint, an export, features, a split and a data set from each other, and describes it.
+/// Tells a run, a folder of runs, a reproduction, what lies in a run, an export, features, a split and a data set from each other, and describes
+/// it.
 ///
 /// # Errors
 /// If it is none of them, or damaged.
@@ -41,6 +42,14 @@ pub fn run(args: &InspectArgs, context: Context) -> anyhow::Result<ExitCode> {
         run_directory(&args.path)?
     } else if let Some(settings) = Settings::stored(&args.path)? {
         reproduction(&args.path, &settings)?
+    } else if let Some(results) = results(&args.path) {
+        results
+    } else if let Some(metrics) = ends_in("jsonl").then(|| metrics(&args.path)).flatten() {
+        metrics
+    } else if let Some(runs) = folder_of_runs(&args.path)? {
+        runs
+    } else if let Some(run) = run_around(&args.path) {
+        bail!("{}: belongs to a run; inspect {}", args.path.display(), run.display());
     } else {
         data_set(args)?
     };
@@ -143,6 +152,73 @@ fn run_directory(path: &Path) -> anyhow::Result<Value> {
         "last_metrics": last,
         "results": results,
     }))
+}
+
+/// A file of probe results: a run's, or the list of a demo's.
+fn results(path: &Path) -> Option<Value> {
+    let bytes = std::fs::read(path.extension().is_some_and(|extension| extension == "json").then_some(path)?).ok()?;
+    let all: Vec<ProbeResult> = match serde_json::from_slice(&bytes) {
+        Ok(one) => vec![one],
+        Err(_) => serde_json::from_slice(&bytes).ok()?,
+    };
+    let percent = |share: Option<f64>| share.map(|share| (share * 100.0).round() / 100.0);
+    let one = |result: &ProbeResult| {
+        let groups = result.groups.as_ref();
+        let description = json!({
+            "all": percent(Some(result.all)),
+            "many": percent(groups.and_then(|groups| groups.many)),
+            "medium": percent(groups.and_then(|groups| groups.medium)),
+            "few": percent(groups.and_then(|groups| groups.few)),
+            "top1": percent(Some(result.top1)),
+            "top5": percent(result.top5),
+            "epochs_of_pre_training": result.weights.as_ref().map(|weights| weights.epoch),
+            "images_learned_from": result.n_train,
+            "images_tested": result.n_test,
+        });
+        (format!("{}, {}", result.subject, result.protocol), description)
+    };
+    let results: serde_json::Map<String, Value> = all.iter().map(one).collect();
+    let description = "accuracies in percent; sdclr summary RUN prints a run's as a table";
+    Some(json!({ "kind": "results", "description": description, "results": results }))
+}
+
+/// A run's metrics, by their last lines.
+fn metrics(path: &Path) -> Option<Value> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let lines: Vec<MetricLine> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let epochs = lines.iter().filter(|line| matches!(line, MetricLine::Epoch(_))).count();
+    Some(json!({ "kind": "metrics", "lines": lines.len(), "epochs": epochs, "last": lines.last()? }))
+}
+
+/// A folder whose sub-folders are runs, as a demo's.
+fn folder_of_runs(path: &Path) -> anyhow::Result<Option<Value>> {
+    let mut described = Vec::new();
+    for run in RunDir::inside(path) {
+        let config = run.config()?;
+        let last = run.checkpoint_path(CheckpointName::Last);
+        let epoch = if last.is_file() { Checkpoint::load_state(&last)?.epoch } else { 0 };
+        let results = run.results()?.into_iter().map(|(name, result)| format!("{name} {:.2} %", result.all));
+        described.push(json!({
+            "run": run.root().file_name().map(|name| name.to_string_lossy()),
+            "method": config.method,
+            "model": config.model.name,
+            "epochs": format!("epoch {epoch} of {}", config.train.epochs),
+            "results": results.collect::<Vec<_>>().join(", "),
+        }));
+    }
+    if described.is_empty() {
+        return Ok(None);
+    }
+    let description = "sdclr summary prints the probes of runs as a table";
+    Ok(Some(json!({ "kind": "runs", "description": description, "runs": described })))
+}
+
+/// The run that a file or folder belongs to which says nothing by itself.
+fn run_around(path: &Path) -> Option<&Path> {
+    const PARTS: &[&str] =
+        &["checkpoints", "results", "probes", "config.toml", "metrics.jsonl", "log.txt", "skipped.csv"];
+    let name = path.file_name()?.to_str()?;
+    path.parent().filter(|parent| PARTS.contains(&name) && RunDir::open(parent).is_ok())
 }
 
 /// A folder of `sdclr reproduce`: its settings, and how far each run that was begun is.

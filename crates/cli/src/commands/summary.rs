@@ -25,11 +25,12 @@ pub fn run(args: &SummaryArgs, context: Context) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let mut gathered = Gathered::default();
-    check_paths(&args.paths)?;
-    for path in &args.paths {
+    let paths = with_runs_inside(&args.paths)?;
+    check_paths(&paths)?;
+    for path in &paths {
         let n_before = gathered.results.len();
         gathered.add(path)?;
-        if gathered.results.len() == n_before && args.paths.len() > 1 {
+        if gathered.results.len() == n_before && paths.len() > 1 {
             context.warn(&format!("{}: no result yet; left out", path.display()));
         }
     }
@@ -44,7 +45,7 @@ pub fn run(args: &SummaryArgs, context: Context) -> anyhow::Result<ExitCode> {
     }
     let rows = gathered.rows();
     if rows.is_empty() {
-        let path = args.paths[0].display();
+        let path = paths[0].display();
         let text = match gathered.experiment.is_some() && args.experiment.is_none() {
             true => format!("{path}: no probe of this experiment is done yet; go on with sdclr reproduce"),
             false => format!("{path}: no result yet; probe with: sdclr eval linear {path} --data SRC"),
@@ -59,6 +60,22 @@ pub fn run(args: &SummaryArgs, context: Context) -> anyhow::Result<ExitCode> {
         context.print(&text(&rows, gathered.experiment.as_ref(), &gathered.departures, args.markdown))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The paths, and in the place of a folder that is neither a run nor an experiment's the runs that lie in it.
+fn with_runs_inside(paths: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
+    let mut all = Vec::new();
+    for path in paths {
+        let inside = match RunDir::open(path).is_ok() || Settings::stored(path)?.is_some() {
+            true => Vec::new(),
+            false => RunDir::inside(path),
+        };
+        match inside.is_empty() {
+            true => all.push(path.clone()),
+            false => all.extend(inside.iter().map(|run| run.root().to_owned())),
+        }
+    }
+    Ok(all)
 }
 
 /// An experiment's folder is a whole, and a run counts once.
