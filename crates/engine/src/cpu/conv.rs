@@ -166,17 +166,18 @@ pub(super) mod testing {
         (0..len).map(|i| ((i * 2_654_435_761 + seed * 40_503) % 1009 % 7) as f32 - 3.0).collect()
     }
 
-    /// Forward with its sums, backward-data set and added if it is used, and the masked weight gradient of a convolution.
-    pub fn passes(
+    /// Forward with its sums, backward-data set and added if it is used, and the masked weight gradient of a convolution, by a team of
+    /// `N` members.
+    pub fn passes<const N: usize>(
         conv: &mut dyn Convolution<Bf16>,
         shape: ConvShape,
         used: ConvUse,
         n: usize,
         level: Level,
     ) -> [Vec<f32>; 4] {
-        let (team, mut held) = (Team::new(2).unwrap(), 0);
-        let scratch = &mut [(); 2].map(|()| Buffer::zeroed(conv.scratch_len(used), "scratch", &mut held).unwrap());
-        let partial = &mut vec![0.0; conv.partial_len(n, 2, used)];
+        let (team, mut held) = (Team::new(N).unwrap(), 0);
+        let scratch = &mut [(); N].map(|()| Buffer::zeroed(conv.scratch_len(used), "scratch", &mut held).unwrap());
+        let partial = &mut vec![0.0; conv.partial_len(n, N, used)];
         let mut ctx = Context { team: &team, level, scratch, partial };
         let map = |dims: Dims, seed: usize| -> Vec<Bf16> {
             numbers(n * dims.len() + slack(dims), seed).into_iter().map(Bf16::of).collect()
@@ -218,9 +219,12 @@ mod tests {
             let mut points = WinogradConv::new::<Bf16>(shape, used, true, level, held).unwrap();
             let forward = DirectConv::new::<Bf16>(shape, ConvUse::Forward, level, held).unwrap();
             let backward = WinogradConv::new::<Bf16>(shape, used, false, level, held).unwrap();
-            let [y, _, sums, _] = passes(&mut direct, shape, used, 3, level);
-            let [_, dx, _, dw] = passes(&mut points, shape, used, 3, level);
-            assert!(passes(&mut Mixed { forward, backward }, shape, used, 3, level) == [y, dx, sums, dw], "{shape:?}");
+            let [y, _, sums, _] = passes::<2>(&mut direct, shape, used, 3, level);
+            let [_, dx, _, dw] = passes::<2>(&mut points, shape, used, 3, level);
+            assert!(
+                passes::<2>(&mut Mixed { forward, backward }, shape, used, 3, level) == [y, dx, sums, dw],
+                "{shape:?}"
+            );
         }
     }
 }

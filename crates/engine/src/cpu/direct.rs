@@ -120,31 +120,50 @@ impl<E: Cell> Convolution<E> for DirectConv {
         let blocks = Blocks::of(self.layout, sweep);
         let (n_blocks, block, len) = (blocks.n, blocks.len, blocks.n * blocks.len);
         let n_slices = n_slices(len, n_members).min(n_tasks);
-        // Where every member has a slice of its own, all blocks of inputs are one share.
-        let units = n_blocks / blocks.together;
-        let shares = if n_slices > 1 { 1 } else { units.min(SHARES * n_members) };
+        // Where every member has a slice of its own, all blocks of inputs are one share. Else on tiles, whose blocks are few, many members
+        // share their panels of channels, too.
+        let (units, n_panels) = (n_blocks / blocks.together, self.shape.cout.div_ceil(self.layout.panel));
+        let wanted = if n_slices > 1 { 1 } else { SHARES * n_members };
+        let shares = units.min(wanted);
+        let splits = if self.layout.on_tiles { wanted.div_ceil(shares).min(n_panels) } else { 1 };
         let start = |share: usize| units * share / shares * blocks.together;
         let job = gradient::Job { sweep, tasks, x, dy, n };
         let (scratch, partial) = (Shards::new(ctx.scratch), Shards::new(&mut ctx.partial[..n_slices * len]));
-        ctx.team.for_chunks(n_slices * shares, |index, member| {
-            let (slice, share) = (index / shares, index % shares);
-            let first = start(share);
-            let n_here = start(share + 1) - first;
-            // SAFETY: one scratch per member; shares of a slice do not overlap, and each runs once.
-            let (scratch, out) =
-                unsafe { (&mut scratch.part(member, 1)[0], partial.part(slice * len + first * block, n_here * block)) };
+        ctx.team.for_chunks(n_slices * shares * splits, |index, member| {
+            let (slice, share, split) = (index / splits / shares, index / splits % shares, index % splits);
+            let here = start(share)..start(share + 1);
+            let dw = partial.as_ptr().wrapping_add(slice * len + here.start * block);
+            // SAFETY: one scratch per member.
+            let scratch = unsafe { &mut scratch.part(member, 1)[0] };
             let tasks = n_tasks * slice / n_slices..n_tasks * (slice + 1) / n_slices;
             for (i, task) in tasks.enumerate() {
                 let write = if i == 0 { Write::Set } else { Write::Add };
-                let to = gradient::Target { first, dw: &mut *out, write };
-                // SAFETY: `level` is at most what the engine detected.
+                let panels = n_panels * split / splits..n_panels * (split + 1) / splits;
+                let to = gradient::Target { blocks: here.clone(), panels, dw, write };
+                // SAFETY: shares have different blocks or panels of a slice, and each runs once; `level` is at most what the engine
+                // detected.
                 unsafe { kernels::weight_gradient(level, &job, &blocks, task, scratch, to) };
             }
         });
-        let (slices, depth) = (&ctx.partial[..n_slices * len], sweep.depth());
+        self.add_slices(ctx.team, level, &ctx.partial[..n_slices * len], blocks, dw, mask);
+    }
+}
+
+impl DirectConv {
+    /// Adds the sums of all slices of a weight gradient to `dw`, where the mask keeps it.
+    fn add_slices(
+        &self,
+        team: &Team,
+        level: Level,
+        slices: &[f32],
+        blocks: Blocks,
+        dw: &mut [f32],
+        mask: Option<&[u8]>,
+    ) {
+        let (sweep, depth) = (&self.forward.sweep, self.forward.sweep.depth());
         let reduce = elementwise::Reduce { slices, blocks, taps: sweep.kernel, cin: sweep.src.c };
         let (n_pieces, panel, dw) = (reduce.n_pieces(), self.layout.panel, Shards::new(dw));
-        ctx.team.for_chunks(self.shape.cout.div_ceil(panel) * n_pieces, |chunk, _| {
+        team.for_chunks(self.shape.cout.div_ceil(panel) * n_pieces, |chunk, _| {
             let at = chunk / n_pieces * panel;
             let left = self.shape.cout - at;
             let piece = reduce.piece(chunk % n_pieces, at, self.layout.width(left));

@@ -16,6 +16,7 @@ use super::simd::{MAX_LANES, Simd, kernel};
 use super::sweep::{Sweep, Task, TaskShape, View};
 use crate::types::{Dims, Write};
 use std::marker::PhantomData;
+use std::ops::Range;
 
 /// Most pixels of a task, and most cells of its source: whole rows of 56 and 28 pixels, whole images of 14 and 7.
 const TASK_PIXELS: usize = 392;
@@ -41,10 +42,12 @@ pub(crate) struct Job<'a, E> {
     pub n: usize,
 }
 
-/// Where a task's gradient goes, or is added: the blocks of inputs from `first` on that `dw` has room for.
-pub(crate) struct Target<'a> {
-    pub first: usize,
-    pub dw: &'a mut [f32],
+/// Where a task's part of some blocks of inputs goes, or is added; on tiles of some panels of channels of each, on vectors of all.
+pub(crate) struct Target {
+    pub blocks: Range<usize>,
+    pub panels: Range<usize>,
+    /// The first of the blocks.
+    pub dw: *mut f32,
     pub write: Write,
 }
 
@@ -79,7 +82,7 @@ kernel! {
     /// Computes a task's part of some blocks of the weight gradient.
     ///
     /// # Safety
-    /// `level` must be supported by the CPU.
+    /// `level` must be supported by the CPU; the target's blocks must be writable, and nobody else's.
     pub(crate) unsafe fn weight_gradient(job: &Job<E>, blocks: &Blocks, task: usize, scratch: &mut [f32],
                                          to: Target) = weight_task
 }
@@ -105,8 +108,10 @@ unsafe fn weight_cells<E: Cell, C: Cell, S: Simd>(
     scratch: &mut [f32],
     to: Target,
 ) {
-    let Target { first, dw, write } = to;
-    let (sweep, layout) = (job.sweep, blocks.layout);
+    let (sweep, layout, write) = (job.sweep, blocks.layout, to.write);
+    let (first, n_blocks) = (to.blocks.start, to.blocks.len());
+    // SAFETY: the caller's promise.
+    let dw = unsafe { std::slice::from_raw_parts_mut(to.dw, n_blocks * blocks.len) };
     let next = sweep.task_after(job.tasks, job.n, task);
     let mut lines = Ahead([
         Lines::of(job.dy, sweep.dst, 1, next.as_ref()),
@@ -118,7 +123,7 @@ unsafe fn weight_cells<E: Cell, C: Cell, S: Simd>(
     let c = sweep.dst.c;
     let run = sweep.kernel.1 * sweep.channels();
     let depth = depth_cells(sweep, task.n_images * task.n_rows * sweep.grid.1);
-    let (per_row, len, n_blocks) = (blocks.per_row(), blocks.len, dw.len() / blocks.len);
+    let (per_row, len) = (blocks.per_row(), blocks.len);
     let (n_gathered, n_asked) = (n_gathered(sweep, job.tasks, n_blocks), ahead::n_asked::<S>(depth));
     let (xs, dy) = aligned(scratch).split_at_mut(n_gathered * depth * MAX_LANES);
     for (group, dw) in dw.chunks_mut(n_gathered * len).enumerate() {

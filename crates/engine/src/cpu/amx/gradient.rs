@@ -23,6 +23,7 @@ use std::arch::x86_64::{
     _mm512_unpackhi_epi16, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi16, _mm512_unpacklo_epi32,
     _mm512_unpacklo_epi64,
 };
+use std::ops::Range;
 
 /// Most positions of a task.
 const POSITIONS: usize = 2048;
@@ -117,10 +118,10 @@ pub(crate) fn scratch_len(sweep: &Sweep) -> usize {
     (plan.planes_len() + plan.turned_len(sweep.dst.c)) / 2
 }
 
-/// Computes a task's part of some blocks of the weight gradient: all filter rows of some inputs.
+/// Computes a task's part of some blocks of the weight gradient: all filter rows of some inputs, towards some panels of channels.
 ///
 /// # Safety
-/// The CPU must have AMX, and `E` be bf16.
+/// The CPU must have AMX, and `E` be bf16; the target's panels must be writable, and nobody else's.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
 pub(crate) unsafe fn weight_gradient<E: Cell>(
     job: &Job<E>,
@@ -129,37 +130,40 @@ pub(crate) unsafe fn weight_gradient<E: Cell>(
     scratch: &mut [f32],
     to: Target,
 ) {
-    let Target { first, dw, write } = to;
     assert_eq!(size_of::<E>(), 2);
     let (sweep, kh) = (job.sweep, job.sweep.kernel.0);
-    assert!(first.is_multiple_of(kh), "a share begins with all filter rows of its inputs");
+    let Range { start, end } = to.blocks;
+    assert!(start.is_multiple_of(kh) && end.is_multiple_of(kh), "a share has all filter rows of its inputs");
+    assert!(end <= blocks.n && to.panels.end * PANEL * PANEL <= blocks.len, "blocks and panels exist");
     let task = sweep.task(job.tasks, job.n, index);
     let plan = Plan::of(sweep, task.n_images, task.n_rows);
     let (planes, turned) = E::of_scratch(scratch).split_at_mut(plan.planes_len());
     let turned = &mut turned[..plan.turned_len(sweep.dst.c)];
     // SAFETY: the caller's promise.
-    unsafe { turn(job, &plan, &task, turned) };
+    unsafe { turn(job, &plan, &task, to.panels.clone(), turned) };
     let tiles = Tiles::configure();
     let plane_gap = plan.plane_rows * sweep.grid.1;
-    for (group, dw) in dw.chunks_exact_mut(kh * blocks.len).enumerate() {
+    for group in (start..end).step_by(kh) {
         // SAFETY: the caller's promise.
-        unsafe { weave_planes(job, &plan, &task, (first / kh + group) * PANEL, planes) };
+        unsafe { weave_planes(job, &plan, &task, group / kh * PANEL, planes) };
         for (piece, (from, plane_from, runs, steps)) in plan.pieces(sweep).enumerate() {
-            let adds = piece > 0 || write == Write::Add;
-            for (a, dw) in dw.chunks_exact_mut(blocks.len).enumerate() {
+            let adds = piece > 0 || to.write == Write::Add;
+            for a in 0..kh {
+                let dw = to.dw.wrapping_add((group - start + a) * blocks.len);
                 let (plane, offset) = plan.filter_row(sweep, a);
                 let plane = &planes[plane * plan.plane_len * PANEL..][..plan.plane_len * PANEL];
                 let inputs = &plane[(offset + plane_from) * PANEL..];
                 assert!(inputs.len() >= ((runs - 1) * plane_gap + steps * DEPTH) * PANEL);
                 let skip = if runs > 1 { 2 * PANEL as isize * (plane_gap as isize - plan.run_len as isize) } else { 0 };
                 let b = B { start: inputs.as_ptr().cast(), skip };
-                for (panel, dw) in dw.chunks_exact_mut(PANEL * PANEL).enumerate() {
+                for panel in to.panels.clone() {
                     let rows = &turned[panel * PANEL * plan.turned_row + from..];
                     assert!(rows.len() >= (PANEL - 1) * plan.turned_row + runs * steps * DEPTH);
                     let starts = [rows.as_ptr().cast(), rows[ROWS * plan.turned_row..].as_ptr().cast()];
                     let a = A { starts, row: 2 * plan.turned_row, runs, steps, skip: 0 };
-                    let c = C { start: dw.as_mut_ptr(), row: 4 * PANEL, right: ROWS, down: ROWS * PANEL };
-                    // SAFETY: both sides hold all positions of the piece by the assertions; `dw` is 32 × 32 floats.
+                    let dw = dw.wrapping_add(panel * PANEL * PANEL);
+                    let c = C { start: dw, row: 4 * PANEL, right: ROWS, down: ROWS * PANEL };
+                    // SAFETY: both sides hold all positions of the piece by the assertions; a panel of a block is 32 × 32 floats.
                     unsafe { tiles.multiply(&a, &b, &c, adds, || ()) };
                 }
             }
@@ -167,16 +171,16 @@ pub(crate) unsafe fn weight_gradient<E: Cell>(
     }
 }
 
-/// Turns a task's gradients to `[channel, position]`, zeros where no channel or pixel is.
+/// Turns a task's gradients to `[channel, position]`, of some panels of channels, zeros where no channel or pixel is.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-unsafe fn turn<E: Cell>(job: &Job<E>, plan: &Plan, task: &Task, turned: &mut [E]) {
+unsafe fn turn<E: Cell>(job: &Job<E>, plan: &Plan, task: &Task, panels: Range<usize>, turned: &mut [E]) {
     let Dims { h, w, c } = job.sweep.dst;
     let n = task.n_images * task.n_rows * w / plan.runs;
     for run in 0..plan.runs {
         let pixels = &job.dy[((task.image + run) * h + task.row) * w * c..][..n * c];
         for first in (0..plan.run_len).step_by(DEPTH) {
             let at = run * plan.run_len + first;
-            for channel in (0..c.next_multiple_of(PANEL)).step_by(LANE) {
+            for channel in (panels.start * PANEL..panels.end * PANEL).step_by(LANE) {
                 let whole = first + DEPTH <= n && channel + LANE <= c;
                 let mut edge = [E::default(); DEPTH * LANE];
                 let (from, step) = if whole {
