@@ -14,16 +14,21 @@ pub struct Progress {
     /// When this sitting began, and at which step.
     began: Option<(Instant, u64)>,
     last_line: Option<Instant>,
+    /// The step that the last line told of.
+    last_step: u64,
+    epoch_began: Instant,
     started: Instant,
 }
 
-/// Between plain lines; an epoch's end always gets one, unless epochs are shorter than this.
-const LINE_INTERVAL: Duration = Duration::from_secs(5);
+/// Between plain lines, at first and when a job has run for a while; an epoch's end always gets one, unless epochs are shorter than this.
+const LINE_INTERVALS: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(30)];
+const A_WHILE: Duration = Duration::from_secs(60);
 
 impl Progress {
     /// An observer that speaks as asked.
     pub fn new(context: Context, label: &str) -> Self {
-        Self { context, label: label.to_owned(), bar: None, began: None, last_line: None, started: Instant::now() }
+        let (label, started) = (label.to_owned(), Instant::now());
+        Self { context, label, bar: None, began: None, last_line: None, last_step: 0, epoch_began: started, started }
     }
 
     /// Removes the bar.
@@ -50,10 +55,14 @@ impl Progress {
             if done == total as usize {
                 self.finish();
             }
-        } else if self.last_line.unwrap_or(self.started).elapsed() >= LINE_INTERVAL {
+        } else if self.last_line.unwrap_or(self.started).elapsed() >= self.line_interval() {
             self.last_line = Some(Instant::now());
             self.context.note(&format!("{}{text}", self.prefix()));
         }
+    }
+
+    fn line_interval(&self) -> Duration {
+        LINE_INTERVALS[usize::from(self.started.elapsed() >= A_WHILE)]
     }
 
     fn prefix(&self) -> String {
@@ -69,17 +78,21 @@ impl Progress {
 
     fn show(&mut self, report: &StepReport, is_epoch_end: bool) {
         let time_left = self.time_left(report);
-        let text = line(report, time_left);
+        let text = line(report, is_epoch_end, time_left);
         if self.context.bar {
             let bar = self.bar.get_or_insert_with(|| new_bar(report.n_steps, &self.label));
             bar.set_position(report.step);
             bar.set_message(text);
             return;
         }
-        let is_last = report.step == report.n_steps;
-        let due = self.last_line.is_none_or(|last| last.elapsed() >= LINE_INTERVAL);
-        if due || (is_last && is_epoch_end) {
-            self.last_line = Some(Instant::now());
+        let due = if is_epoch_end {
+            let is_long = std::mem::replace(&mut self.epoch_began, Instant::now()).elapsed() >= self.line_interval();
+            (is_long || report.step == report.n_steps) && self.last_step != report.step
+        } else {
+            self.last_line.is_none_or(|last| last.elapsed() >= self.line_interval())
+        };
+        if due {
+            (self.last_line, self.last_step) = (Some(Instant::now()), report.step);
             self.context.note(&format!("{}{text}", self.prefix()));
         }
     }
@@ -111,7 +124,7 @@ fn new_bar(n_steps: u64, label: &str) -> ProgressBar {
     // Four redraws a second are smooth enough and cost nothing.
     let bar = ProgressBar::with_draw_target(Some(n_steps), ProgressDrawTarget::stderr_with_hz(4));
     // No colours, so that NO_COLOR needs no case of its own.
-    if let Ok(style) = ProgressStyle::with_template("{prefix}{bar:24} {percent:>3}%  {msg}") {
+    if let Ok(style) = ProgressStyle::with_template("{prefix}{bar:16} {percent:>3}%  {wide_msg}") {
         bar.set_style(style.progress_chars("━╸─"));
     }
     if !label.is_empty() {
@@ -120,11 +133,19 @@ fn new_bar(n_steps: u64, label: &str) -> ProgressBar {
     bar
 }
 
-fn line(report: &StepReport, time_left: Option<Duration>) -> String {
-    let StepReport { epoch, n_epochs, loss, images_per_s, .. } = report;
-    let left = time_left.map_or_else(String::new, |left| format!("  {} left", duration(left)));
+fn line(report: &StepReport, is_epoch_end: bool, time_left: Option<Duration>) -> String {
+    let StepReport { epoch, n_epochs, step, n_steps, loss, images_per_s, .. } = report;
+    let (per_epoch, before) = (n_steps / *n_epochs as u64, n_steps / *n_epochs as u64 * (*epoch as u64 - 1));
+    // The loss of an epoch that goes on is that of its steps so far.
+    let at = match step.saturating_sub(before) {
+        done if done < per_epoch && !is_epoch_end => format!(" at {}%", 100 * done / per_epoch),
+        _ => String::new(),
+    };
+    let left = time_left.map_or_else(String::new, |left| format!("{} left  ", duration(left)));
     let wait = 100.0 * report.wait_share;
-    format!("epoch {epoch}/{n_epochs}  loss {loss:.4}  {images_per_s:.0} images/s  waiting for data {wait:.0}%{left}")
+    format!(
+        "epoch {epoch}/{n_epochs}{at}  loss {loss:.4}  {left}{images_per_s:.0} images/s  waiting for data {wait:.0}%"
+    )
 }
 
 /// The two largest units: `2d 3h`, `4h 05m`, `6m 07s`, `8s`.
@@ -161,7 +182,8 @@ mod tests {
             images_per_s: 812.4,
             wait_share: 0.031,
         };
-        let text = line(&report, Some(Duration::from_secs(61)));
-        assert_eq!(text, "epoch 2/30  loss 4.5679  812 images/s  waiting for data 3%  1m 01s left");
+        let text = |step| line(&StepReport { step, ..report.clone() }, false, Some(Duration::from_secs(61)));
+        assert_eq!(text(40), "epoch 2/30  loss 4.5679  1m 01s left  812 images/s  waiting for data 3%");
+        assert_eq!(text(33), "epoch 2/30 at 65%  loss 4.5679  1m 01s left  812 images/s  waiting for data 3%");
     }
 }
