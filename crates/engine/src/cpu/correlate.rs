@@ -143,15 +143,8 @@ pub(super) const fn has_cells<E: Cell, S: Simd>() -> bool {
 }
 
 /// As f32, on a level that the CPU has.
+#[derive(Clone, Copy)]
 struct Widen<S>(PhantomData<S>);
-
-impl<S> Clone for Widen<S> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<S> Copy for Widen<S> {}
 
 impl<E: Cell, S: Simd> CopyPixels<E, f32> for Widen<S> {
     #[inline(always)]
