@@ -16,7 +16,7 @@ pub struct Progress {
     last_line: Option<Instant>,
     /// The step that the last line told of.
     last_step: u64,
-    epoch_began: Instant,
+    epoch_began: Option<Instant>,
     started: Instant,
 }
 
@@ -28,7 +28,7 @@ impl Progress {
     /// An observer that speaks as asked.
     pub fn new(context: Context, label: &str) -> Self {
         let (label, started) = (label.to_owned(), Instant::now());
-        Self { context, label, bar: None, began: None, last_line: None, last_step: 0, epoch_began: started, started }
+        Self { context, label, bar: None, began: None, last_line: None, last_step: 0, epoch_began: None, started }
     }
 
     /// Removes the bar.
@@ -49,8 +49,8 @@ impl Progress {
                 self.bar = Some(new_bar(total, &self.label));
             }
             if let Some(bar) = &self.bar {
-                bar.set_position(done as u64);
                 bar.set_message(text);
+                bar.set_position(done as u64);
             }
             if done == total as usize {
                 self.finish();
@@ -78,15 +78,18 @@ impl Progress {
 
     fn show(&mut self, report: &StepReport, is_epoch_end: bool) {
         let time_left = self.time_left(report);
-        let text = line(report, is_epoch_end, time_left);
         if self.context.bar {
             let bar = self.bar.get_or_insert_with(|| new_bar(report.n_steps, &self.label));
+            // The text first: either may redraw the line.
+            bar.set_message(short_line(report, time_left));
             bar.set_position(report.step);
-            bar.set_message(text);
             return;
         }
+        let text = line(report, is_epoch_end, time_left);
+        let epoch_began = *self.epoch_began.get_or_insert_with(Instant::now);
         let due = if is_epoch_end {
-            let is_long = std::mem::replace(&mut self.epoch_began, Instant::now()).elapsed() >= self.line_interval();
+            self.epoch_began = None;
+            let is_long = epoch_began.elapsed() >= self.line_interval();
             (is_long || report.step == report.n_steps) && self.last_step != report.step
         } else {
             self.last_line.is_none_or(|last| last.elapsed() >= self.line_interval())
@@ -124,7 +127,7 @@ fn new_bar(n_steps: u64, label: &str) -> ProgressBar {
     // Four redraws a second are smooth enough and cost nothing.
     let bar = ProgressBar::with_draw_target(Some(n_steps), ProgressDrawTarget::stderr_with_hz(4));
     // No colours, so that NO_COLOR needs no case of its own.
-    if let Ok(style) = ProgressStyle::with_template("{prefix}{bar:16} {percent:>3}%  {wide_msg}") {
+    if let Ok(style) = ProgressStyle::with_template("{prefix}{bar:10} {percent:>3}%  {wide_msg}") {
         bar.set_style(style.progress_chars("━╸─"));
     }
     if !label.is_empty() {
@@ -146,6 +149,14 @@ fn line(report: &StepReport, is_epoch_end: bool, time_left: Option<Duration>) ->
     format!(
         "epoch {epoch}/{n_epochs}{at}  loss {loss:.4}  {left}{images_per_s:.0} images/s  waiting for data {wait:.0}%"
     )
+}
+
+/// What fits into 80 columns behind a bar, which says how far an epoch is.
+fn short_line(report: &StepReport, time_left: Option<Duration>) -> String {
+    let StepReport { epoch, n_epochs, loss, images_per_s, .. } = report;
+    let left = time_left.map_or_else(String::new, |left| format!("{} left  ", duration(left)));
+    let wait = 100.0 * report.wait_share;
+    format!("epoch {epoch}/{n_epochs}  loss {loss:.4}  {left}{images_per_s:.0} images/s  wait {wait:.0}%")
 }
 
 /// The two largest units: `2d 3h`, `4h 05m`, `6m 07s`, `8s`.
@@ -184,6 +195,8 @@ mod tests {
         };
         let text = |step| line(&StepReport { step, ..report.clone() }, false, Some(Duration::from_secs(61)));
         assert_eq!(text(40), "epoch 2/30  loss 4.5679  1m 01s left  812 images/s  waiting for data 3%");
+        let short = short_line(&report, Some(Duration::from_secs(61)));
+        assert_eq!(short, "epoch 2/30  loss 4.5679  1m 01s left  812 images/s  wait 3%");
         assert_eq!(text(33), "epoch 2/30 at 65%  loss 4.5679  1m 01s left  812 images/s  waiting for data 3%");
     }
 }

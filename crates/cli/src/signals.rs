@@ -17,7 +17,7 @@ const PLAIN: Words =
     Words { first: "stopping after this step; press Ctrl-C again to stop at once", second: "stopped at once" };
 const TRAINING: Words = Words {
     first: "stopping after this step; press Ctrl-C again to stop at once without a checkpoint",
-    second: "stopped at once; the last checkpoint stands",
+    second: "stopped at once; the last checkpoint, if there is one, stands",
 };
 
 const PACKING: Words = Words {

@@ -337,6 +337,21 @@ fn a_folder_of_runs_and_what_lies_in_one_are_known() {
         (&metrics["kind"], &metrics["epochs"], &metrics["last"]["epoch"]),
         (&"metrics".into(), &1.into(), &1.into())
     );
+    let inside = dir.path().join("runs/sdclr");
+    fail(sdclr(&inside, &["inspect", "config.toml"]), 1, "belongs to a run; inspect /");
+    // A config.toml does not make a run of a folder.
+    std::fs::create_dir(dir.path().join("project")).expect("creates");
+    std::fs::write(dir.path().join("project/config.toml"), "title = \"x\"").expect("writes");
+    photos(&dir.path().join("project/results"), &["cat"], 2);
+    assert_eq!(described("project/results")["kind"], "data set");
+    std::fs::write(dir.path().join("results.json"), "[]").expect("writes");
+    fail(sdclr(dir.path(), &["inspect", "results.json"]), 1, "holds no result of a probe");
+    // A damaged run is not left out in silence.
+    let config = std::fs::read_to_string(inside.join("config.toml")).expect("written");
+    std::fs::write(inside.join("config.toml"), config.replace("method =", "method")).expect("writes");
+    fail(sdclr(dir.path(), &["summary", "runs"]), 2, "runs/sdclr/config.toml");
+    assert!(described("runs")["runs"][0]["damaged"].as_str().is_some_and(|why| why.contains("not valid TOML")));
+    std::fs::write(inside.join("config.toml"), config).expect("writes");
     for part in ["checkpoints", "config.toml", "log.txt"] {
         fail(sdclr(dir.path(), &["inspect", &format!("runs/sdclr/{part}")]), 1, "belongs to a run; inspect runs/sdclr");
     }

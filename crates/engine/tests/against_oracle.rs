@@ -300,15 +300,18 @@ fn no_images_give_no_gradient() {
     for (c, threads) in [(16, 1), (16, 3), (128, 1), (128, 3)] {
         for algorithm in [Algorithm::Direct, Algorithm::Winograd] {
             let kernels = Kernels { level: None, algorithm };
-            let mut b = Bench::new(f32_engine(CpuOptions { n_threads: threads, kernels }).unwrap(), BITS);
-            let shape = ConvShape { input: Dims { h: 8, w: 8, c }, cout: c, kernel: 3, stride: 1, pad: 1 };
-            let conv = b.engine.alloc_conv(shape, 2, ConvUse::Train).unwrap();
-            let (x, dy) = (b.act(2, shape.input), b.act(2, shape.output()));
-            let (dw, other) = (b.span(shape.n_weights()), b.span(shape.n_weights()));
-            let before = b.floats(dw);
-            b.engine.conv_backward_weight(2, conv, WeightGrad { x, dy, dw: other, mask: None });
-            b.engine.conv_backward_weight(0, conv, WeightGrad { x, dy, dw, mask: None });
-            assert!(b.floats(dw) == before, "{c} channels, {threads} threads, {}", algorithm.name());
+            let options = CpuOptions { n_threads: threads, kernels };
+            for engine in [f32_engine(options).unwrap(), bf16_engine(options).unwrap()] {
+                let mut b = Bench::new(engine, BITS);
+                let shape = ConvShape { input: Dims { h: 8, w: 8, c }, cout: c, kernel: 3, stride: 1, pad: 1 };
+                let conv = b.engine.alloc_conv(shape, 2, ConvUse::Train).unwrap();
+                let (x, dy) = (b.act(2, shape.input), b.act(2, shape.output()));
+                let (dw, other) = (b.span(shape.n_weights()), b.span(shape.n_weights()));
+                let before = b.floats(dw);
+                b.engine.conv_backward_weight(2, conv, WeightGrad { x, dy, dw: other, mask: None });
+                b.engine.conv_backward_weight(0, conv, WeightGrad { x, dy, dw, mask: None });
+                assert!(b.floats(dw) == before, "{c} channels, {threads} threads, {}", algorithm.name());
+            }
         }
     }
 }

@@ -105,6 +105,7 @@ fn convolutions_of_real_networks_agree() {
         (256, 512, 3, 2, 8, 5),
         (3, 64, 7, 2, 64, 1),
         (64, 256, 1, 1, 28, 2),
+        (40, 72, 1, 2, 9, 3),
     ];
     for (cin, cout, kernel, stride, size, n) in shapes {
         let input = Dims { h: size, w: size, c: cin };

@@ -328,12 +328,12 @@ fn instead_of(path: &Path) -> String {
     };
     let others = path.parent().and_then(|folder| std::fs::read_dir(folder).ok()).into_iter().flatten().flatten();
     let kept = others.map(|entry| entry.path()).filter(|other| other != path);
+    let is_last = path.file_name().is_some_and(|name| name == "last.safetensors");
     match kept.filter_map(|other| Some((epoch_of(&other)?, other))).max() {
-        Some((_, kept)) if path.file_name().is_some_and(|name| name == "last.safetensors") => {
-            format!("copy {} over it and resume from there", kept.display())
-        }
+        Some((_, kept)) if is_last => format!("copy {} over it and resume from there", kept.display()),
         Some((_, kept)) => format!("{} is another", kept.display()),
-        None => "no other is beside it: start over with --overwrite".to_owned(),
+        None if is_last => "no other is beside it: start over with pretrain --overwrite".to_owned(),
+        None => "no other is beside it".to_owned(),
     }
 }
 

@@ -151,7 +151,7 @@ fn weights_that_are_not_numbers_never_replace_a_good_checkpoint() {
 fn a_damaged_checkpoint_names_the_one_that_can_take_its_place() {
     let (dir, path) = saved();
     std::fs::write(&path, "x").expect("writes");
-    assert!(load_error(&path).contains("start over with --overwrite"), "{}", load_error(&path));
+    assert!(load_error(&path).contains("start over with pretrain --overwrite"), "{}", load_error(&path));
     for epoch in [9, 10] {
         std::fs::write(dir.path().join(format!("epoch-{epoch}.safetensors")), "x").expect("writes");
     }

@@ -188,7 +188,8 @@ impl<'a> Run<'a> {
         }
         if self.writer.n_skipped() > 0 {
             let n = self.writer.n_skipped();
-            self.observer.message(&format!("{n} broken images were skipped: skipped.csv lists them"));
+            let what = if n == 1 { "1 broken image was".to_owned() } else { format!("{n} broken images were") };
+            self.observer.message(&format!("{what} skipped: skipped.csv lists them"));
         }
         // Of the epoch that just ended, or of the checkpoint where nothing was left to do.
         let loss = self.at.epoch_loss / self.at.epoch_steps.max(1) as f64;

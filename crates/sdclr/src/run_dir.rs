@@ -63,12 +63,14 @@ impl RunDir {
         if run.config_path().is_file() { Ok(run) } else { Err(RunDirError::NotARun { path: root.to_owned() }) }
     }
 
-    /// The runs that lie directly in a folder, by name; none of a folder that cannot be read.
+    /// The runs that lie directly in a folder, by name, damaged ones among them; none of a folder that cannot be read.
     #[must_use]
     pub fn inside(folder: &Path) -> Vec<Self> {
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
         // Somebody else's folder may have a config.toml, too.
-        let is_run = |run: &Self| run.config().is_ok();
+        let begins_as_ours =
+            |run: &Self| std::fs::read_to_string(run.config_path()).is_ok_and(|text| text.starts_with(CONFIG_HEADER));
+        let is_run = |run: &Self| begins_as_ours(run) || run.config().is_ok();
         let mut runs: Vec<Self> = entries.filter_map(|entry| Self::open(&entry.path()).ok()).filter(is_run).collect();
         runs.sort_by(|a, b| a.root.cmp(&b.root));
         runs

@@ -2,6 +2,7 @@
 
 use crate::flags::BenchFlags;
 use clap::{Args, Subcommand};
+use std::num::NonZeroUsize;
 
 /// `sdclr bench …`.
 #[derive(Debug, Args)]
@@ -55,8 +56,8 @@ pub struct AgainstArgs {
 )]
 pub struct BenchStepArgs {
     /// Steps that are timed, after one that is not; in each round
-    #[arg(long, value_name = "N", default_value_t = 5)]
-    pub steps: usize,
+    #[arg(long, value_name = "N", default_value = "5")]
+    pub steps: NonZeroUsize,
     #[command(flatten)]
     pub against: AgainstArgs,
     #[command(flatten)]
@@ -74,8 +75,8 @@ pub struct BenchStepArgs {
 )]
 pub struct BenchLayersArgs {
     /// Steps that are timed, after one that is not
-    #[arg(long, value_name = "N", default_value_t = 3)]
-    pub steps: usize,
+    #[arg(long, value_name = "N", default_value = "3")]
+    pub steps: NonZeroUsize,
     #[command(flatten)]
     pub flags: BenchFlags,
 }

@@ -104,7 +104,7 @@ pub enum OnlyArg {
     after_help = "Runs of the same method are averaged as splits of one experiment. Definitions: sdclr summary --definitions"
 )]
 pub struct SummaryArgs {
-    /// Folders of `sdclr reproduce`, run directories with results, or folders of such
+    /// Folders of `sdclr reproduce`, run directories with results, or folders of runs
     #[arg(value_name = "DIR", required_unless_present = "definitions")]
     pub paths: Vec<PathBuf>,
     /// Compare runs with this experiment's published rows [default: that of a reproduce folder]

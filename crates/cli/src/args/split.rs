@@ -53,18 +53,18 @@ pub struct LongTailArgs {
     /// Images of the largest class [default: as many as the smallest class has]
     #[arg(long, value_name = "N")]
     pub n_max: Option<usize>,
-    /// The largest class over the smallest: exponential and step
-    #[arg(long, value_name = "FACTOR", default_value_t = 100.0, allow_negative_numbers = true)]
-    pub imbalance_factor: f64,
-    /// Images of the smallest class: pareto
-    #[arg(long, value_name = "N", default_value_t = 5)]
-    pub n_min: usize,
-    /// Exponent of the pareto shape
-    #[arg(long, value_name = "ALPHA", default_value_t = 6.0, allow_negative_numbers = true)]
-    pub alpha: f64,
-    /// Share of the classes that have few images: step
-    #[arg(long, value_name = "SHARE", default_value_t = 0.5, allow_negative_numbers = true)]
-    pub share_of_few: f64,
+    /// The largest class over the smallest: exponential and step [default: 100]
+    #[arg(long, value_name = "FACTOR", allow_negative_numbers = true)]
+    pub imbalance_factor: Option<f64>,
+    /// No class has fewer images: pareto [default: 5]
+    #[arg(long, value_name = "N")]
+    pub n_min: Option<usize>,
+    /// Exponent of the pareto shape [default: 6]
+    #[arg(long, value_name = "ALPHA", allow_negative_numbers = true)]
+    pub alpha: Option<f64>,
+    /// Share of the classes that have few images: step [default: 0.5]
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
+    pub share_of_few: Option<f64>,
     /// Counts by label instead of a shape: 500,40,3 or an experiment's, such as cifar10-lt:2
     #[arg(long, value_name = "COUNTS")]
     pub class_counts: Option<String>,

@@ -5,6 +5,7 @@ use crate::config;
 use crate::context::Context;
 use anyhow::{Context as _, bail};
 use sdclr::checkpoint::{Checkpoint, TensorData};
+use sdclr::probe::StoredProbe;
 use sdclr::reproduce::{Phase, Plan, Settings, State};
 use sdclr::run_dir::{CheckpointName, RunDir};
 use sdclr_interop::{ExportSummary, export_summary, npy_header, onnx_summary};
@@ -13,7 +14,7 @@ use sdclr_records::{Experiment, MetricLine, ProbeResult};
 use serde_json::{Value, json};
 use std::fs::File;
 use std::io::Read as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Images of a data set that are decoded unless `--all` is given.
@@ -42,8 +43,8 @@ pub fn run(args: &InspectArgs, context: Context) -> anyhow::Result<ExitCode> {
         run_directory(&args.path)?
     } else if let Some(settings) = Settings::stored(&args.path)? {
         reproduction(&args.path, &settings)?
-    } else if let Some(results) = results(&args.path) {
-        results
+    } else if ends_in("json") {
+        results(&args.path)?
     } else if let Some(metrics) = ends_in("jsonl").then(|| metrics(&args.path)).flatten() {
         metrics
     } else if let Some(runs) = folder_of_runs(&args.path)? {
@@ -66,6 +67,18 @@ fn checkpoint_or_export(path: &Path) -> anyhow::Result<Value> {
         Ok(description) => return Ok(description),
         Err(error) => error,
     };
+    if let Ok(probe) = StoredProbe::load(path) {
+        let record = &probe.record;
+        return Ok(json!({
+            "kind": "probe",
+            "description": "a trained classifier on a run's features; sdclr eval RUN --test-only tests it again",
+            "protocol": record.protocol,
+            "classes": record.n_classes,
+            "features": probe.width(),
+            "images_learned_from": record.n_train,
+            "epoch": record.epoch,
+        }));
+    }
     let Some(export) = std::fs::read(path).ok().and_then(|bytes| export_summary(&bytes)) else {
         return Err(checkpoint_error);
     };
@@ -106,6 +119,16 @@ fn array(path: &Path) -> anyhow::Result<Value> {
         bail!("{}: not a .npy file of numbers, or a damaged one", path.display());
     };
     let kind = dtype.trim_start_matches(['<', '>', '|', '=']).chars().next();
+    // Behind the letter, the bytes of a number.
+    let width = dtype.rsplit(|c: char| !c.is_ascii_digit()).next().and_then(|width| width.parse::<u64>().ok());
+    let least = shape.iter().try_fold(width.unwrap_or(0), |bytes, axis| bytes.checked_mul(*axis as u64));
+    if least.is_none_or(|least| metadata.len() < least) {
+        bail!(
+            "{}: cut short: a file of {} bytes cannot hold {shape:?} numbers of {dtype}",
+            path.display(),
+            metadata.len()
+        );
+    }
     let (kind, description) = match (kind, &shape[..]) {
         (Some('f'), [n, width]) => ("features", format!("{n} images, {width} features each, as embed writes them")),
         (Some('i' | 'u'), [n]) => ("split", format!("{n} indices into a data set; give it as --split")),
@@ -135,7 +158,7 @@ fn run_directory(path: &Path) -> anyhow::Result<Value> {
     let results: serde_json::Map<String, Value> = run
         .results()?
         .into_iter()
-        .map(|(name, result)| (name, json!({ "all": result.all, "top1": result.top1, "protocol": result.protocol })))
+        .map(|(name, result)| (name, json!({ "all": percent(Some(result.all)), "top1": percent(Some(result.top1)), "protocol": result.protocol })))
         .collect();
     let metrics = std::fs::read_to_string(run.metrics_path()).unwrap_or_default();
     // A run that is being written to, or was killed, may end in half a line.
@@ -154,14 +177,21 @@ fn run_directory(path: &Path) -> anyhow::Result<Value> {
     }))
 }
 
+/// An accuracy as tables have it.
+fn percent(accuracy: Option<f64>) -> Option<f64> {
+    accuracy.map(|accuracy| (accuracy * 100.0).round() / 100.0)
+}
+
 /// A file of probe results: a run's, or the list of a demo's.
-fn results(path: &Path) -> Option<Value> {
-    let bytes = std::fs::read(path.extension().is_some_and(|extension| extension == "json").then_some(path)?).ok()?;
-    let all: Vec<ProbeResult> = match serde_json::from_slice(&bytes) {
-        Ok(one) => vec![one],
-        Err(_) => serde_json::from_slice(&bytes).ok()?,
-    };
-    let percent = |share: Option<f64>| share.map(|share| (share * 100.0).round() / 100.0);
+fn results(path: &Path) -> anyhow::Result<Value> {
+    let bytes = std::fs::read(path).with_context(|| format!("{}: cannot read", path.display()))?;
+    let all: Vec<ProbeResult> = serde_json::from_slice(&bytes)
+        .map(|one| vec![one])
+        .or_else(|_| serde_json::from_slice(&bytes))
+        .unwrap_or_default();
+    if all.is_empty() {
+        bail!("{}: JSON that holds no result of a probe, or is damaged", path.display());
+    }
     let one = |result: &ProbeResult| {
         let groups = result.groups.as_ref();
         let description = json!({
@@ -179,7 +209,7 @@ fn results(path: &Path) -> Option<Value> {
     };
     let results: serde_json::Map<String, Value> = all.iter().map(one).collect();
     let description = "accuracies in percent; sdclr summary RUN prints a run's as a table";
-    Some(json!({ "kind": "results", "description": description, "results": results }))
+    Ok(json!({ "kind": "results", "description": description, "results": results }))
 }
 
 /// A run's metrics, by their last lines.
@@ -190,21 +220,29 @@ fn metrics(path: &Path) -> Option<Value> {
     Some(json!({ "kind": "metrics", "lines": lines.len(), "epochs": epochs, "last": lines.last()? }))
 }
 
+fn one_of_many(run: &RunDir, name: Option<&str>) -> anyhow::Result<Value> {
+    let config = run.config()?;
+    let last = run.checkpoint_path(CheckpointName::Last);
+    let epoch = if last.is_file() { Checkpoint::load_state(&last)?.epoch } else { 0 };
+    let results = run.results()?.into_iter().map(|(name, result)| format!("{name} {:.2} %", result.all));
+    let results = results.collect::<Vec<_>>().join(", ");
+    Ok(json!({
+        "run": name,
+        "method": config.method,
+        "model": config.model.name,
+        "epochs": format!("epoch {epoch} of {}", config.train.epochs),
+        "results": (!results.is_empty()).then_some(results),
+    }))
+}
+
 /// A folder whose sub-folders are runs, as a demo's.
 fn folder_of_runs(path: &Path) -> anyhow::Result<Option<Value>> {
     let mut described = Vec::new();
     for run in RunDir::inside(path) {
-        let config = run.config()?;
-        let last = run.checkpoint_path(CheckpointName::Last);
-        let epoch = if last.is_file() { Checkpoint::load_state(&last)?.epoch } else { 0 };
-        let results = run.results()?.into_iter().map(|(name, result)| format!("{name} {:.2} %", result.all));
-        described.push(json!({
-            "run": run.root().file_name().map(|name| name.to_string_lossy()),
-            "method": config.method,
-            "model": config.model.name,
-            "epochs": format!("epoch {epoch} of {}", config.train.epochs),
-            "results": results.collect::<Vec<_>>().join(", "),
-        }));
+        let name = run.root().file_name().map(|name| name.to_string_lossy().into_owned());
+        // One that is damaged does not hide the others.
+        let one = one_of_many(&run, name.as_deref());
+        described.push(one.unwrap_or_else(|error| json!({ "run": name, "damaged": format!("damaged: {error:#}") })));
     }
     if described.is_empty() {
         return Ok(None);
@@ -214,11 +252,15 @@ fn folder_of_runs(path: &Path) -> anyhow::Result<Option<Value>> {
 }
 
 /// The run that a file or folder belongs to which says nothing by itself.
-fn run_around(path: &Path) -> Option<&Path> {
+fn run_around(path: &Path) -> Option<PathBuf> {
     const PARTS: &[&str] =
         &["checkpoints", "results", "probes", "config.toml", "metrics.jsonl", "log.txt", "skipped.csv"];
+    let is_bare = path.parent().is_some_and(|parent| parent.as_os_str().is_empty());
+    let path = if is_bare { std::path::absolute(path).ok()? } else { path.to_owned() };
     let name = path.file_name()?.to_str()?;
-    path.parent().filter(|parent| PARTS.contains(&name) && RunDir::open(parent).is_ok())
+    // Somebody else's folder may have a config.toml, too.
+    let is_run = |folder: &&Path| RunDir::open(folder).is_ok_and(|run| run.config().is_ok());
+    path.parent().filter(|_| PARTS.contains(&name)).filter(is_run).map(Path::to_owned)
 }
 
 /// A folder of `sdclr reproduce`: its settings, and how far each run that was begun is.

@@ -137,6 +137,9 @@ fn file_kind(path: &Path) -> anyhow::Result<FileKind> {
 fn long_tail(args: &LongTailArgs, context: Context) -> anyhow::Result<ExitCode> {
     let candidates = Candidates::open(&args.from, &[&args.out])?;
     let there = candidates.counts();
+    for flag in without_effect(args) {
+        context.note(&format!("note: {flag} has no effect on these counts"));
+    }
     let wanted = match &args.class_counts {
         Some(text) => named_counts(text, there.len())?,
         None => in_random_class_order(&shape(args, &there)?, candidates.seed),
@@ -146,7 +149,25 @@ fn long_tail(args: &LongTailArgs, context: Context) -> anyhow::Result<ExitCode> 
     Ok(ExitCode::SUCCESS)
 }
 
+/// Flags that were given and belong to another shape.
+fn without_effect(args: &LongTailArgs) -> impl Iterator<Item = &'static str> {
+    let shape = args.class_counts.is_none().then_some(args.shape);
+    let (is_pareto, is_step) = (shape == Some(ShapeArg::Pareto), shape == Some(ShapeArg::Step));
+    let has_factor = is_step || shape == Some(ShapeArg::Exponential);
+    [
+        ("--n-max", args.n_max.is_some() && shape.is_none()),
+        ("--imbalance-factor", args.imbalance_factor.is_some() && !has_factor),
+        ("--n-min", args.n_min.is_some() && !is_pareto),
+        ("--alpha", args.alpha.is_some() && !is_pareto),
+        ("--share-of-few", args.share_of_few.is_some() && !is_step),
+    ]
+    .into_iter()
+    .filter_map(|(flag, is_idle)| is_idle.then_some(flag))
+}
+
 fn shape(args: &LongTailArgs, there: &[usize]) -> anyhow::Result<Vec<usize>> {
+    let (factor, n_min) = (args.imbalance_factor.unwrap_or(100.0), args.n_min.unwrap_or(5));
+    let (alpha, share_of_few) = (args.alpha.unwrap_or(6.0), args.share_of_few.unwrap_or(0.5));
     let refuse = |text: String| Err(UsageError(text).into());
     let n_max = args.n_max.unwrap_or_else(|| there.iter().copied().min().unwrap_or(0));
     if n_max == 0 {
@@ -154,23 +175,22 @@ fn shape(args: &LongTailArgs, there: &[usize]) -> anyhow::Result<Vec<usize>> {
             "a class has no image to draw; give --n-max for the largest and class counts that fit".to_owned(),
         );
     }
-    let factor = args.imbalance_factor;
     if !(factor >= 1.0 && factor.is_finite()) {
         return refuse(format!("--imbalance-factor {factor}: must be 1 or more, the largest class over the smallest"));
     }
     let counts = match args.shape {
         ShapeArg::Exponential => long_tail_counts(there.len(), n_max, 1.0 / factor),
-        ShapeArg::Step if !(args.share_of_few > 0.0 && args.share_of_few <= 1.0) => {
-            return refuse(format!("--share-of-few {}: must be above 0 and at most 1", args.share_of_few));
+        ShapeArg::Step if !(share_of_few > 0.0 && share_of_few <= 1.0) => {
+            return refuse(format!("--share-of-few {share_of_few}: must be above 0 and at most 1"));
         }
-        ShapeArg::Step => step_counts(there.len(), n_max, 1.0 / factor, args.share_of_few),
-        ShapeArg::Pareto if !(args.alpha > 0.0 && args.alpha.is_finite()) => {
-            return refuse(format!("--alpha {}: must be a number above 0", args.alpha));
+        ShapeArg::Step => step_counts(there.len(), n_max, 1.0 / factor, share_of_few),
+        ShapeArg::Pareto if !(alpha > 0.0 && alpha.is_finite()) => {
+            return refuse(format!("--alpha {alpha}: must be a number above 0"));
         }
-        ShapeArg::Pareto if args.n_min > n_max => {
-            return refuse(format!("--n-min {}: the largest class has only {n_max}", args.n_min));
+        ShapeArg::Pareto if n_min > n_max => {
+            return refuse(format!("--n-min {n_min}: the largest class has only {n_max}"));
         }
-        ShapeArg::Pareto => pareto_counts(there.len(), n_max, args.n_min, args.alpha),
+        ShapeArg::Pareto => pareto_counts(there.len(), n_max, n_min, alpha),
     };
     if counts.contains(&0) {
         return refuse(format!(

@@ -120,6 +120,9 @@ impl Gathered {
         if let Some(settings) = Settings::stored(path)? {
             return self.add_experiment(path, &settings);
         }
+        if !path.is_dir() {
+            anyhow::bail!("{}: no such folder", path.display());
+        }
         let run = RunDir::open(path)?;
         let config = run.config()?;
         let is_unknown = config.import.as_ref().is_some_and(|import| !import.knows_method);
@@ -152,6 +155,11 @@ impl Gathered {
 
     fn add_run(&mut self, run: &RunDir, arm: &str, title: &str, split: usize) -> anyhow::Result<()> {
         for (name, result) in run.results()? {
+            // A network trained from scratch has nothing of the run but its kind.
+            let (arm, title, split) = match result.protocol {
+                Protocol::Supervised => ("supervised", "Supervised", 1 + self.n_supervised()),
+                _ => (arm, title, split),
+            };
             // Another checkpoint's or another name's result is another row.
             let own = name == result.protocol.as_str();
             let (arm, title) = match own {
@@ -161,6 +169,10 @@ impl Gathered {
             self.results.push(Found { arm, title, split, result });
         }
         Ok(())
+    }
+
+    fn n_supervised(&self) -> usize {
+        self.results.iter().filter(|found| found.result.protocol == Protocol::Supervised).count()
     }
 
     /// Whether results of one protocol are on different test images.
@@ -181,7 +193,8 @@ impl Gathered {
         fn network(found: &Found) -> Option<&str> {
             found.result.weights.as_ref().map(|weights| weights.model.as_str())
         }
-        let differ = |a: &Found, b: &Found| a.arm == b.arm && network(a) != network(b);
+        let differ =
+            |a: &Found, b: &Found| a.arm == b.arm && a.result.protocol == b.result.protocol && network(a) != network(b);
         self.experiment.is_none() && self.results.iter().any(|a| self.results.iter().any(|b| differ(a, b)))
     }
 

@@ -1,17 +1,28 @@
-//! What the vector kernels see of a feature map: 32-bit cells, each one f32 or two neighbouring bf16.
+//! What the vector kernels see of a feature map: 32-bit cells, each one f32 or, where one instruction multiplies such pairs, two neighbouring
+//! bf16.
 //!
-//! In both precisions a convolution's inner loop multiplies a broadcast cell of the source with a vector of cells of
-//! packed weights; only the multiplication differs, and how results are stored.
+//! A convolution's inner loop multiplies a broadcast cell of the source with a vector of cells of packed weights. Where no instruction
+//! multiplies pairs, a bf16 source is widened as it is brought near.
 
-use super::simd::Simd;
+use super::simd::{Level, Simd};
 use crate::element::{Bf16, Element};
+
+/// Numbers of `E` in a cell at a level.
+pub(crate) fn per_cell<E: Cell>(level: Level) -> usize {
+    if level.has_bf16() { E::PER_CELL } else { 1 }
+}
+
+/// The same of the vectors that run at a level.
+pub(crate) const fn per_cell_of<E: Cell, S: Simd>() -> usize {
+    if S::HAS_PAIRS { E::PER_CELL } else { 1 }
+}
 
 /// A number that the vector kernels read in cells.
 ///
 /// # Safety
 /// The methods marked so need what [`Simd`]'s need.
 pub trait Cell: Element {
-    /// Numbers in a cell.
+    /// Numbers that fill a cell.
     const PER_CELL: usize;
 
     /// Scratch floats as numbers.
@@ -19,9 +30,6 @@ pub trait Cell: Element {
 
     /// `acc` plus the products of two vectors of cells.
     unsafe fn dot<S: Simd>(acc: S, a: S, b: S) -> S;
-
-    /// Cells across pixels: lane `i` holds number `i` of each of the `PER_CELL` pixels, for `n` lanes; zeros behind.
-    unsafe fn across<S: Simd>(pixels: [*const Self; 2], n: usize) -> S;
 
     /// The first `n` numbers as f32, zeros behind.
     unsafe fn load_first<S: Simd>(from: *const Self, n: usize) -> S;
@@ -40,11 +48,6 @@ impl Cell for f32 {
     unsafe fn dot<S: Simd>(acc: S, a: S, b: S) -> S {
         // SAFETY: the trait's contract, as in every method below.
         unsafe { acc.fma(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn across<S: Simd>(pixels: [*const f32; 2], n: usize) -> S {
-        // SAFETY: see above.
-        unsafe { S::load_first(pixels[0], n) }
     }
     #[inline(always)]
     unsafe fn load_first<S: Simd>(from: *const f32, n: usize) -> S {
@@ -69,11 +72,6 @@ impl Cell for Bf16 {
     unsafe fn dot<S: Simd>(acc: S, a: S, b: S) -> S {
         // SAFETY: the trait's contract, as in every method below.
         unsafe { acc.dot_pairs(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn across<S: Simd>(pixels: [*const Bf16; 2], n: usize) -> S {
-        // SAFETY: see above.
-        unsafe { S::pairs(pixels[0], pixels[1], n) }
     }
     #[inline(always)]
     unsafe fn load_first<S: Simd>(from: *const Bf16, n: usize) -> S {

@@ -7,10 +7,10 @@
 //! of the input grid, each over its own subset of taps (so no multiplication by zero).
 //!
 //! A task is a band of rows, or several small images, large enough that a weight panel is reused from cache. Its input
-//! is first copied into the member's scratch with the zero padding around it, unless no padding is needed.
+//! is first copied into the member's scratch with the zero padding around it, unless no padding is needed, nor other cells.
 
 use super::ahead::{self, Ahead, Lines, Run};
-use super::cell::Cell;
+use super::cell::{Cell, per_cell_of};
 use super::simd::{Simd, kernel};
 use super::sweep::{CopyPixels, Sweep, Task, TaskShape, View};
 use crate::types::Write;
@@ -120,9 +120,10 @@ unsafe fn correlate_panels<E: Cell, S: Simd, const SUMS: bool, const ADDS: bool>
     let mut lines = Ahead([Lines::of(job.x, sweep.src, sweep.stride, next.as_ref())]);
     let task = sweep.task(job.tasks, job.n, task);
     let panels = panels.clone().map(|panel| Panel::of::<S>(job, panel));
+    assert_eq!(sweep.per_cell, per_cell_of::<E, S>(), "weights are packed for these cells");
     // SAFETY: the caller's promises; the panels' channels exist.
     unsafe {
-        if has_cells::<E, S>() {
+        if per_cell_of::<E, S>() == E::PER_CELL {
             let view = sweep.source(&task, job.x, E::of_scratch(scratch));
             for panel in panels {
                 correlate_panel::<E, E, S, SUMS, ADDS>(job, &task, &view, &panel, sums, &mut lines);
@@ -134,12 +135,6 @@ unsafe fn correlate_panels<E: Cell, S: Simd, const SUMS: bool, const ADDS: bool>
             }
         }
     }
-}
-
-/// Whether one instruction multiplies cells of `E`. Where none does, cells hold f32, and a bf16 source is widened as it is brought near: that
-/// is done once for all channels of the destination, but would be done for every product.
-pub(super) const fn has_cells<E: Cell, S: Simd>() -> bool {
-    E::PER_CELL == 1 || S::HAS_PAIRS
 }
 
 /// As f32, on a level that the CPU has.

@@ -1,6 +1,6 @@
 //! Direct convolutions of any shape: the sweeps behind each pass, their packed weights, and how their tasks run on the team.
 
-use super::cell::Cell;
+use super::cell::{Cell, per_cell};
 use super::conv::{Context, Convolution};
 use super::correlate;
 use super::elementwise;
@@ -43,7 +43,7 @@ impl DirectConv {
     /// Plans the passes and allocates packed weights.
     pub fn new<E: Cell>(shape: ConvShape, used: ConvUse, level: Level, held: &mut usize) -> Result<Self, EngineError> {
         let layout = Layout::of::<E>(level);
-        let per_cell = if level.has_bf16() { E::PER_CELL } else { 1 };
+        let per_cell = per_cell::<E>(level);
         // Tiles take such pixels as they lie already.
         let shape = if layout.on_tiles { shape } else { in_long_rows(shape, per_cell) };
         let mut packed = |sweep: Sweep, (rows, cols): Taps| -> Result<PackedSweep, EngineError> {

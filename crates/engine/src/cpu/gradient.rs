@@ -6,11 +6,12 @@
 //! counterparts.
 //!
 //! Threads share the work by images where a gradient is small: each sums a slice of its own. A large one would cost more to
-//! fill and add up than its pixels are worth; there each thread takes some blocks of inputs, over all images.
+//! fill and add up than its pixels are worth; there each thread takes some blocks of inputs, over all images, and on tiles, where threads are
+//! many, some panels of channels of them.
 
 use super::ahead::{self, Ahead, LINE, Lines, Run};
-use super::cell::Cell;
-use super::correlate::{MAX_PIXELS, add_products, has_cells};
+use super::cell::{Cell, per_cell_of};
+use super::correlate::{MAX_PIXELS, add_products};
 use super::layout::{Blocks, Layout};
 use super::simd::{MAX_LANES, Simd, kernel};
 use super::sweep::{Sweep, Task, TaskShape, View};
@@ -62,20 +63,21 @@ fn most_cells(sweep: &Sweep, (images, rows): TaskShape) -> usize {
 }
 
 /// How many blocks of inputs are gathered before gradients pass them, at most (but for whole `TOGETHER`s).
-fn most_gathered(sweep: &Sweep, tasks: TaskShape) -> usize {
-    (GATHERED / (most_cells(sweep, tasks) * MAX_LANES)).max(TOGETHER)
+fn most_gathered(sweep: &Sweep, tasks: TaskShape, lanes: usize) -> usize {
+    (GATHERED / (most_cells(sweep, tasks) * lanes)).max(TOGETHER)
 }
 
 /// The same for `n` blocks: about as many in every round.
-fn n_gathered(sweep: &Sweep, tasks: TaskShape, n: usize) -> usize {
-    n.div_ceil(n.div_ceil(most_gathered(sweep, tasks))).next_multiple_of(TOGETHER)
+fn n_gathered(sweep: &Sweep, tasks: TaskShape, lanes: usize, n: usize) -> usize {
+    n.div_ceil(n.div_ceil(most_gathered(sweep, tasks, lanes))).next_multiple_of(TOGETHER)
 }
 
 /// Floats of scratch that a task needs, whatever blocks it is asked for.
 pub(crate) fn scratch_len(layout: Layout, sweep: &Sweep) -> usize {
     let tasks = tasks(sweep);
-    let gathered = most_gathered(sweep, tasks).min(Blocks::of(layout, sweep).n).next_multiple_of(TOGETHER);
-    sweep.scratch_len(tasks) + most_cells(sweep, tasks) * (gathered + VECTORS) * MAX_LANES + 2 * LINE
+    let lanes = layout.narrow;
+    let gathered = most_gathered(sweep, tasks, lanes).min(Blocks::of(layout, sweep).n).next_multiple_of(TOGETHER);
+    sweep.scratch_len_as_is(tasks) + most_cells(sweep, tasks) * (gathered + VECTORS) * lanes + 2 * LINE
 }
 
 kernel! {
@@ -91,7 +93,7 @@ kernel! {
 unsafe fn weight_task<E: Cell, S: Simd>(job: &Job<E>, blocks: &Blocks, task: usize, scratch: &mut [f32], to: Target) {
     // SAFETY: handed through.
     unsafe {
-        if has_cells::<E, S>() {
+        if per_cell_of::<E, S>() == E::PER_CELL {
             weight_cells::<E, E, S>(job, blocks, task, scratch, to);
         } else {
             weight_cells::<E, f32, S>(job, blocks, task, scratch, to);
@@ -110,6 +112,8 @@ unsafe fn weight_cells<E: Cell, C: Cell, S: Simd>(
 ) {
     let (sweep, layout, write) = (job.sweep, blocks.layout, to.write);
     let (first, n_blocks) = (to.blocks.start, to.blocks.len());
+    assert_eq!(sweep.per_cell, C::PER_CELL, "slices are laid out for these cells");
+    assert_eq!(to.panels, 0..sweep.dst.c.div_ceil(S::PANEL), "all panels of a block are one share");
     // SAFETY: the caller's promise.
     let dw = unsafe { std::slice::from_raw_parts_mut(to.dw, n_blocks * blocks.len) };
     let next = sweep.task_after(job.tasks, job.n, task);
@@ -118,14 +122,14 @@ unsafe fn weight_cells<E: Cell, C: Cell, S: Simd>(
         Lines::of(job.x, sweep.src, sweep.stride, next.as_ref()),
     ]);
     let task = sweep.task(job.tasks, job.n, task);
-    let (copied, scratch) = scratch.split_at_mut(sweep.scratch_len(job.tasks));
+    let (copied, scratch) = scratch.split_at_mut(sweep.scratch_len_as_is(job.tasks));
     let view = sweep.source(&task, job.x, E::of_scratch(copied));
     let c = sweep.dst.c;
     let run = sweep.kernel.1 * sweep.channels();
     let depth = depth_cells(sweep, task.n_images * task.n_rows * sweep.grid.1);
     let (per_row, len) = (blocks.per_row(), blocks.len);
-    let (n_gathered, n_asked) = (n_gathered(sweep, job.tasks, n_blocks), ahead::n_asked::<S>(depth));
-    let (xs, dy) = aligned(scratch).split_at_mut(n_gathered * depth * MAX_LANES);
+    let (n_gathered, n_asked) = (n_gathered(sweep, job.tasks, S::LANES, n_blocks), ahead::n_asked::<S>(depth));
+    let (xs, dy) = aligned(scratch).split_at_mut(n_gathered * depth * S::LANES);
     for (group, dw) in dw.chunks_mut(n_gathered * len).enumerate() {
         let first = first + group * n_gathered;
         let last = first + dw.len() / len - 1;
@@ -235,10 +239,10 @@ impl<C: Cell, S: Simd, const N: usize> Stream<C, S, N> {
         let from = [pixels[0].wrapping_add(self.from[i]), pixels[1].wrapping_add(self.from[i])];
         // SAFETY: handed through.
         unsafe {
-            let cells = if C::PER_CELL < E::PER_CELL {
-                E::load_first::<S>(from[0], self.n)
-            } else {
-                E::across::<S>(from, self.n)
+            let cells = match C::PER_CELL {
+                1 => E::load_first::<S>(from[0], self.n),
+                // Of two pixels: numbers that fill a cell in pairs are bf16.
+                _ => S::pairs(from[0].cast(), from[1].cast(), self.n),
             };
             cells.store_first(self.to[i], S::LANES);
         }

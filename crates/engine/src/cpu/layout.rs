@@ -75,7 +75,7 @@ pub(crate) struct Blocks {
     /// How many there are, and floats of one.
     pub n: usize,
     pub len: usize,
-    /// Blocks that threads may not share.
+    /// Neighbouring blocks that are not shared out one by one.
     pub together: usize,
 }
 

@@ -68,12 +68,20 @@ impl Sweep {
         n.div_ceil(images) * self.grid.0.div_ceil(rows)
     }
 
-    /// Floats of scratch that the copied source of a task needs.
-    pub fn scratch_len(&self, (images, rows): TaskShape) -> usize {
-        if !self.needs_copy() && !self.widens {
-            return 0;
-        }
-        (images * self.padded(rows).len() + 16 * self.channels() * self.stride + 64).div_ceil(self.per_cell)
+    /// Floats of scratch that the copied source of a task needs, as f32 where the sweep widens it.
+    pub fn scratch_len(&self, tasks: TaskShape) -> usize {
+        if self.needs_copy() || self.widens { self.copied_len(tasks).div_ceil(self.per_cell) } else { 0 }
+    }
+
+    /// The same for a source that keeps its numbers.
+    pub fn scratch_len_as_is(&self, tasks: TaskShape) -> usize {
+        let per_float = if self.widens { 2 } else { self.per_cell };
+        if self.needs_copy() { self.copied_len(tasks).div_ceil(per_float) } else { 0 }
+    }
+
+    /// Numbers of the copied source of a task, and what is read behind it.
+    fn copied_len(&self, (images, rows): TaskShape) -> usize {
+        images * self.padded(rows).len() + 16 * self.channels() * self.stride + 64
     }
 
     /// Pixels from window to window of what a task reads: a widened source is without those that no window of a 1×1 convolution reads.

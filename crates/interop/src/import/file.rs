@@ -127,7 +127,12 @@ impl ForeignFile {
         let foreign =
             || ImportError::NotACheckpoint("it begins like neither; name a .pt, .pth or .safetensors file".to_owned());
         // Checks the header against the length; reading it again gives the places.
-        SafeTensors::deserialize(&bytes).map_err(|_| foreign())?;
+        SafeTensors::deserialize(&bytes).map_err(|_| match bytes.get(8) {
+            Some(b'{') => {
+                ImportError::NotACheckpoint("it begins as a safetensors file and is damaged, or cut short".to_owned())
+            }
+            _ => foreign(),
+        })?;
         let (header_len, header) = SafeTensors::read_metadata(&bytes).map_err(|_| foreign())?;
         if header.metadata().as_ref().is_some_and(|metadata| metadata.contains_key(OWN_KEY)) {
             return Err(ImportError::Unfit(

@@ -127,8 +127,15 @@ impl Prepared {
             Some(data) if data.crc32 != self.data.crc32 => {
                 format!("it was trained on {} other images, by their names, order or content", data.n_images)
             }
+            // The images are the same, or nobody noted them.
             _ if state.total_steps != self.n_steps => {
-                format!("it was planned for {} steps, the data set now makes it {}", state.total_steps, self.n_steps)
+                let (planned, now) = (state.total_steps, self.n_steps);
+                let text = format!(
+                    "{}: it was planned for {planned} steps, its config and images now make it {now}; resume with the epochs, batch size \
+                     and images that the run began with, or start a new run in another --out",
+                    path.display()
+                );
+                return Err(Error::Unfit(text));
             }
             _ => return Ok(()),
         };

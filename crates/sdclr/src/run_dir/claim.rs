@@ -21,6 +21,8 @@ const RESUMABLE_KEYS: &[&str] = &[
     "data.root",
     "data.workers",
     "data.cache_mib",
+    "data.strict",
+    "data.max_broken",
     "train.device",
     "train.threads",
     "train.log_every_steps",

@@ -17,7 +17,7 @@ use std::process::ExitCode;
 /// Settings that do not do, too little memory.
 pub fn run(args: &BenchLayersArgs, context: Context) -> anyhow::Result<ExitCode> {
     let mut setup = Setup::new(&args.flags, context)?;
-    let report = measure(&mut setup, Repeats::exactly(args.steps.max(1)))?;
+    let report = measure(&mut setup, Repeats::exactly(args.steps.get()))?;
     show(&report, &setup)
 }
 

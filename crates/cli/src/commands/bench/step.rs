@@ -17,7 +17,7 @@ pub fn run(args: &BenchStepArgs, context: Context) -> anyhow::Result<ExitCode> {
     let rival = Rival::new(&args.against)?;
     let mut setup = Setup::new(&args.flags, context)?;
     let Some(rival) = rival else {
-        let report = measure(&mut setup, Repeats::exactly(args.steps.max(1)))?;
+        let report = measure(&mut setup, Repeats::exactly(args.steps.get()))?;
         return show(&report, &setup);
     };
     let mut bench = Bench::new(&setup)?;
@@ -25,7 +25,7 @@ pub fn run(args: &BenchStepArgs, context: Context) -> anyhow::Result<ExitCode> {
     for round in 1..=rival.rounds {
         setup.context.note(&format!("round {round} of {}", rival.rounds));
         let first = report.seconds.len();
-        for _ in 0..args.steps.max(1) {
+        for _ in 0..args.steps.get() {
             if let Some(signal) = rival.stopped() {
                 return Ok(ExitCode::from(signal.exit_code()));
             }

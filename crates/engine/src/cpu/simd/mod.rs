@@ -87,7 +87,7 @@ impl Level {
         if cfg!(target_arch = "aarch64") { Self::Neon } else { Self::Portable }
     }
 
-    /// Whether bf16 is faster than f32 here: there are instructions for it.
+    /// Whether there are instructions for products of bf16.
     #[must_use]
     pub fn has_bf16(self) -> bool {
         self >= Self::Avx512Bf16

@@ -276,8 +276,7 @@ impl Simd for Avx512 {
     }
 }
 
-/// AVX-512 with bf16: as [`Avx512`], with one instruction where that has six. Subnormal numbers count as zero, as the
-/// instructions have it.
+/// AVX-512 with bf16: as [`Avx512`], with products of pairs and rounding as one instruction. Subnormal numbers count as zero, as these have it.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512Bf16(Avx512);
 

@@ -15,7 +15,7 @@ use super::square::Source;
 use super::strided;
 use super::transform::{self, POINTS, SIDE, TAPS, Taps, products_with};
 use crate::cpu::ahead::LINE;
-use crate::cpu::cell::Cell;
+use crate::cpu::cell::{Cell, per_cell_of};
 use crate::cpu::simd::{Level, MAX_LANES, Simd, kernel};
 use std::ops::Range;
 
@@ -214,7 +214,7 @@ unsafe fn sum_point<E: Cell, S: Simd>(
     next: Option<(&Block, usize)>,
 ) {
     assert!(out.len() == block.point() && block.height.is_multiple_of(S::GROUP) && layout.panel == S::PANEL);
-    assert_eq!(layout.per_cell, if points::has_pairs::<E, S>() { 2 } else { 1 });
+    assert_eq!(layout.per_cell, per_cell_of::<E, S>());
     let columns = block.columns.len();
     let mut after = next.and_then(|(block, point)| parts(layout, points.n_cells, block, point).next());
     let mut parts = parts(layout, points.n_cells, block, point).peekable();

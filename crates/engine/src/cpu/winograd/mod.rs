@@ -19,7 +19,7 @@ mod strided;
 mod sweep;
 mod transform;
 
-use super::cell::Cell;
+use super::cell::{Cell, per_cell};
 use super::conv::{Context, Convolution};
 use super::elementwise;
 use super::layout::Layout;
@@ -138,7 +138,7 @@ impl WinogradConv {
         assert!(can(&shape), "{shape:?} has no tiles");
         // Cells at points are as wide as floats, whatever the maps hold.
         let layout = Layout::of::<f32>(level);
-        let per_cell = if level.has_bf16() { E::PER_CELL } else { 1 };
+        let per_cell = per_cell::<E>(level);
         let mut packed = |is_used: bool, cells: usize, channels: usize| {
             let len = POINTS * cells * layout.channels(channels);
             if is_used { Buffer::zeroed(len, "packed weights", held) } else { Ok(Buffer::default()) }

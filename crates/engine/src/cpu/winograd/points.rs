@@ -4,7 +4,7 @@ use super::Pass;
 use super::square::{Frame, Source, Square, Walked, prefetch_tile};
 use super::strided::{self, NarrowWindow};
 use super::transform::{self, Gradients, Line, SIDE, TILE, WINDOW, Window, rolled};
-use crate::cpu::cell::Cell;
+use crate::cpu::cell::{Cell, per_cell_of};
 use crate::cpu::simd::{Simd, kernel};
 use std::ops::Range;
 
@@ -41,7 +41,7 @@ impl Place {
 /// direction of a gradient hardly changes. The forward pass is another matter, for all gradients follow from what it gives: its
 /// points stay f32.
 pub(super) const fn has_pairs<E: Cell, S: Simd>() -> bool {
-    E::PER_CELL == 2 && S::HAS_PAIRS
+    per_cell_of::<E, S>() == 2
 }
 
 /// Which maps are brought to the points of a weight gradient.
