@@ -109,4 +109,8 @@ fn inspect_tells_a_run_from_a_checkpoint() {
     assert_eq!((&features["kind"], features["shape"][1].as_u64()), (&"features".into(), Some(3)));
     sdclr_data::splits::write_indices(&dir.path().join("s.npy"), &[1, 2]).expect("writes");
     assert_eq!(kind("s.npy")["kind"], "split");
+    let features = std::fs::read(dir.path().join("f.npy")).expect("written");
+    std::fs::write(dir.path().join("cut.npy"), &features[..features.len() / 10 * 9]).expect("writes");
+    let (code, _, stderr) = sdclr(dir.path(), &["inspect", "cut.npy"]);
+    assert!(code == Some(1) && stderr.contains("cut.npy: cut short"), "{stderr}");
 }

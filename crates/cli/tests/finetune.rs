@@ -91,6 +91,11 @@ fn fine_tuning_and_the_supervised_reference_write_their_results() {
     assert_eq!(results[3].settings["weight_decay"], 0.001);
     let checkpoint = |i: usize| results[i].weights.as_ref().expect("has weights").checkpoint.is_some();
     assert!(checkpoint(0) && !checkpoint(3));
+    // A fine-tuned network has a classifier and is no other network for that; one from scratch has nothing of the method.
+    succeeds(dir.path(), &["eval", "knn", "run", "--data", &probe, "--split", "some.npy", "--test", &test, "--json"]);
+    let (_, table, stderr) = sdclr(dir.path(), &["summary", "run"]);
+    assert!(!stderr.contains("different networks"), "{stderr}");
+    assert_eq!(table.lines().filter(|line| line.starts_with("Supervised ")).count(), 1, "{table}");
 }
 
 #[test]

@@ -95,6 +95,13 @@ fn shapes_and_counts_are_as_asked() {
     // Quantiles 1/6, 3/6 and 5/6 with α = 1: x = 5, 1 and 1/5.
     check("--shape pareto --alpha 1 --n-min 3", [3, 12, 60]);
     check("--class-counts 7,9,8", [7, 8, 9]);
+    let idle = |flags: &str| {
+        let output = split(root, &format!("long-tail --data images --overwrite --out s.npy {flags}"));
+        String::from_utf8(output.stderr).unwrap().matches("has no effect on these counts").count()
+    };
+    assert_eq!(idle("--shape pareto --imbalance-factor 10 --n-min 3"), 1);
+    assert_eq!(idle("--n-min 3 --alpha 2 --share-of-few 0.1 --imbalance-factor 20"), 3);
+    assert_eq!(idle("--class-counts 7,9,8 --n-max 20"), 1);
 }
 
 #[test]

@@ -21,8 +21,8 @@ pub fn npy_f32(shape: &[usize], values: &[f32]) -> Vec<u8> {
     bytes
 }
 
-/// The dtype (`<f4`) and shape that the first bytes of a `.npy` file tell of, or `None` if they are no such header.
-pub fn npy_header(bytes: &[u8]) -> Option<(String, Vec<usize>)> {
+/// The dtype (`<f4`) and shape that the first bytes of a `.npy` file tell of, and where its numbers begin, or `None` if they are no such header.
+pub fn npy_header(bytes: &[u8]) -> Option<(String, Vec<usize>, usize)> {
     let rest = bytes.strip_prefix(b"\x93NUMPY")?;
     let (length, start) = match rest.first()? {
         1 => (usize::from(u16::from_le_bytes(*rest.get(2..)?.first_chunk()?)), 4),
@@ -35,7 +35,8 @@ pub fn npy_header(bytes: &[u8]) -> Option<(String, Vec<usize>)> {
     let axes = value("shape")?.strip_prefix('(')?.split_once(')')?.0.split(',');
     let shape: Option<Vec<usize>> =
         axes.map(str::trim).filter(|axis| !axis.is_empty()).map(|a| a.parse().ok()).collect();
-    Some((dtype.to_owned(), shape?))
+    // Magic, version and length stand before the header.
+    Some((dtype.to_owned(), shape?, 6 + start + length))
 }
 
 #[cfg(test)]
@@ -58,7 +59,7 @@ mod tests {
     #[test]
     fn a_header_is_read_back() {
         let bytes = npy_f32(&[2, 3], &[0.0; 6]);
-        assert_eq!(npy_header(&bytes), Some(("<f4".to_owned(), vec![2, 3])));
+        assert_eq!(npy_header(&bytes), Some(("<f4".to_owned(), vec![2, 3], bytes.len() - 24)));
         for n in [0, 5, 6, 8, 9, 10, 127] {
             assert_eq!(npy_header(&bytes[..n]), None, "cut short to {n} bytes");
         }

@@ -136,6 +136,8 @@ fn a_damaged_file_is_noticed() {
             assert!(import_model(&path).is_err(), "{name} cut to {len} bytes");
         }
     }
+    let cut = import_model(&folder.path().join("resnet50.safetensors")).expect_err("cut short").to_string();
+    assert!(cut.contains("is it cut short?"), "{cut}");
     // The zip container has checksums of its own.
     let mut bytes = std::fs::read(fixture("simclr.pt")).expect("reads");
     let at = bytes.windows(13).position(|window| window == b"simclr/data/2").expect("a storage") + 100;

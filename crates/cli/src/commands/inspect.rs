@@ -115,14 +115,14 @@ fn array(path: &Path) -> anyhow::Result<Value> {
     }
     let mut bytes = Vec::new();
     File::open(path).with_context(context)?.take(HEADER_BYTES).read_to_end(&mut bytes).with_context(context)?;
-    let Some((dtype, shape)) = npy_header(&bytes) else {
+    let Some((dtype, shape, header)) = npy_header(&bytes) else {
         bail!("{}: not a .npy file of numbers, or a damaged one", path.display());
     };
     let kind = dtype.trim_start_matches(['<', '>', '|', '=']).chars().next();
     // Behind the letter, the bytes of a number.
     let width = dtype.rsplit(|c: char| !c.is_ascii_digit()).next().and_then(|width| width.parse::<u64>().ok());
     let least = shape.iter().try_fold(width.unwrap_or(0), |bytes, axis| bytes.checked_mul(*axis as u64));
-    if least.is_none_or(|least| metadata.len() < least) {
+    if least.and_then(|least| least.checked_add(header as u64)).is_none_or(|least| metadata.len() < least) {
         bail!(
             "{}: cut short: a file of {} bytes cannot hold {shape:?} numbers of {dtype}",
             path.display(),

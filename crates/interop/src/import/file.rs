@@ -128,8 +128,9 @@ impl ForeignFile {
             || ImportError::NotACheckpoint("it begins like neither; name a .pt, .pth or .safetensors file".to_owned());
         // Checks the header against the length; reading it again gives the places.
         SafeTensors::deserialize(&bytes).map_err(|_| match bytes.get(8) {
+            // The header's length, and the header.
             Some(b'{') => {
-                ImportError::NotACheckpoint("it begins as a safetensors file and is damaged, or cut short".to_owned())
+                ImportError::Damaged("a safetensors file whose header does not fit it; is it cut short?".to_owned())
             }
             _ => foreign(),
         })?;

@@ -171,6 +171,7 @@ fn resuming_allows_other_threads_but_not_another_method() {
     let mut changed = config();
     changed.train.threads = 3;
     changed.train.device = sdclr_records::names::Device::Cpu;
+    (changed.data.max_broken, changed.data.strict) = (0.5, true);
     drop(RunDir::create(dir.path(), Existing::Resume, &changed).expect("resumable"));
     changed.data.source = "moved".into();
     drop(RunDir::create(dir.path(), Existing::Resume, &changed).expect("its images are compared later"));
