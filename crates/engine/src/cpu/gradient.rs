@@ -23,8 +23,11 @@ use std::ops::Range;
 const TASK_PIXELS: usize = 392;
 const TASK_SOURCE: usize = 1 << 18;
 
-/// Floats of the inputs that are gathered before gradients pass them, about: a quarter of a small L2 cache.
-const GATHERED: usize = 1 << 16;
+/// Floats of the inputs that are gathered before gradients pass them, about, by vectors of so many lanes: a quarter of a megabyte, and twice as
+/// many where vectors are short, to which gathering gradients anew is a larger share of their products.
+const fn gathered(lanes: usize) -> usize {
+    (1 << 20) / lanes
+}
 
 /// The tasks of the weight gradient of a forward sweep.
 pub(crate) fn tasks(sweep: &Sweep) -> TaskShape {
@@ -64,7 +67,7 @@ fn most_cells(sweep: &Sweep, (images, rows): TaskShape) -> usize {
 
 /// How many blocks of inputs are gathered before gradients pass them, at most (but for whole `TOGETHER`s).
 fn most_gathered(sweep: &Sweep, tasks: TaskShape, lanes: usize) -> usize {
-    (GATHERED / (most_cells(sweep, tasks) * lanes)).max(TOGETHER)
+    (gathered(lanes) / (most_cells(sweep, tasks) * lanes)).max(TOGETHER)
 }
 
 /// The same for `n` blocks: about as many in every round.
