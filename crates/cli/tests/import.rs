@@ -206,6 +206,9 @@ fn overwriting_leaves_nothing_of_the_run_before() {
     let dir = tempfile::tempdir().expect("temporary folder");
     import(dir.path(), "best_model.pt", "run", &[]);
     assert!(dir.path().join("run/probes/linear-paper.safetensors").is_file());
+    let (stdout, _) = done(dir.path(), &["inspect", "run/probes/linear-paper.safetensors", "--json"]);
+    let found: serde_json::Value = serde_json::from_str(&stdout).expect("JSON");
+    assert_eq!((&found["kind"], &found["protocol"]), (&"probe".into(), &"linear-paper".into()));
     import(dir.path(), "simclr.pt", "run", &["--overwrite"]);
     assert!(!dir.path().join("run/probes").exists());
 }

@@ -158,7 +158,10 @@ fn run_directory(path: &Path) -> anyhow::Result<Value> {
     let results: serde_json::Map<String, Value> = run
         .results()?
         .into_iter()
-        .map(|(name, result)| (name, json!({ "all": percent(Some(result.all)), "top1": percent(Some(result.top1)), "protocol": result.protocol })))
+        .map(|(name, result)| {
+            let [all, top1] = [result.all, result.top1].map(|accuracy| percent(Some(accuracy)));
+            (name, json!({ "all": all, "top1": top1, "protocol": result.protocol }))
+        })
         .collect();
     let metrics = std::fs::read_to_string(run.metrics_path()).unwrap_or_default();
     // A run that is being written to, or was killed, may end in half a line.

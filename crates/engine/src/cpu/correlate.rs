@@ -12,9 +12,8 @@
 use super::ahead::{self, Ahead, Lines, Run};
 use super::cell::{Cell, per_cell_of};
 use super::simd::{Simd, kernel};
-use super::sweep::{CopyPixels, Sweep, Task, TaskShape, View};
+use super::sweep::{Sweep, Task, TaskShape, View};
 use crate::types::Write;
-use std::marker::PhantomData;
 use std::ops::Range;
 
 pub(super) const MAX_GROUPS: usize = 3;
@@ -129,30 +128,10 @@ unsafe fn correlate_panels<E: Cell, S: Simd, const SUMS: bool, const ADDS: bool>
                 correlate_panel::<E, E, S, SUMS, ADDS>(job, &task, &view, &panel, sums, &mut lines);
             }
         } else {
-            let view = sweep.widened(&task, job.x, scratch, Widen::<S>(PhantomData));
+            let view = sweep.widened::<E, S>(&task, job.x, scratch);
             for panel in panels {
                 correlate_panel::<E, f32, S, SUMS, ADDS>(job, &task, &view, &panel, sums, &mut lines);
             }
-        }
-    }
-}
-
-/// As f32, on a level that the CPU has.
-#[derive(Clone, Copy)]
-struct Widen<S>(PhantomData<S>);
-
-impl<E: Cell, S: Simd> CopyPixels<E, f32> for Widen<S> {
-    #[inline(always)]
-    fn copy(self, from: &[E], to: &mut [f32]) {
-        assert_eq!(from.len(), to.len());
-        let (mut at, rest) = (0, to.len() % S::LANES);
-        // SAFETY: the level's kernel made it; both hold as many numbers by the assertion.
-        unsafe {
-            while at < to.len() - rest {
-                E::load_first::<S>(from.as_ptr().add(at), S::LANES).store_first(to.as_mut_ptr().add(at), S::LANES);
-                at += S::LANES;
-            }
-            E::load_first::<S>(from.as_ptr().add(at), rest).store_first(to.as_mut_ptr().add(at), rest);
         }
     }
 }

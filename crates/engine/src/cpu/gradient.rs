@@ -5,9 +5,8 @@
 //! cache sets. Where a cell holds two numbers, it holds those of two pixels. What is gathered stays in cache until it has met its
 //! counterparts.
 //!
-//! Threads share the work by images where a gradient is small: each sums a slice of its own. A large one would cost more to
-//! fill and add up than its pixels are worth; there each thread takes some blocks of inputs, over all images, and on tiles, where threads are
-//! many, some panels of channels of them.
+//! Threads share the work by images where a gradient is small: each sums a slice of its own. A large one would cost more to fill and add up than
+//! its pixels are worth; there each thread takes some blocks of inputs, over all images, and of many threads on tiles each some panels of channels.
 
 use super::ahead::{self, Ahead, LINE, Lines, Run};
 use super::cell::{Cell, per_cell_of};

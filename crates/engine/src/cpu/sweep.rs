@@ -1,7 +1,10 @@
 //! Where a convolution's pixels come from and go to: the geometry that forward and backward-data share.
 
+use super::cell::Cell;
+use super::simd::Simd;
 use crate::element::Element;
 use crate::types::Dims;
+use std::marker::PhantomData;
 
 /// One sweep: every pixel of a grid is a sum over a small window of the source.
 ///
@@ -124,16 +127,13 @@ impl Sweep {
         self.copied(task, self.stride, x, scratch, PadChannels { from: self.src.c, to: self.channels() })
     }
 
-    /// The same as numbers of another kind, always copied.
+    /// The same as f32, always copied.
+    ///
+    /// # Safety
+    /// As [`Simd`].
     #[inline(always)]
-    pub fn widened<'a, T, U: Element>(
-        &self,
-        task: &Task,
-        x: &[T],
-        scratch: &'a mut [U],
-        widen: impl CopyPixels<T, U>,
-    ) -> View<'a, U> {
-        self.copied(task, self.view_stride(), x, scratch, widen)
+    pub unsafe fn widened<'a, E: Cell, S: Simd>(&self, task: &Task, x: &[E], scratch: &'a mut [f32]) -> View<'a, f32> {
+        self.copied(task, self.view_stride(), x, scratch, Widen::<S>(PhantomData))
     }
 
     /// Copies the task's source, its windows `stride` pixels apart.
@@ -158,7 +158,7 @@ impl Sweep {
 }
 
 /// How neighbouring pixels are copied. Not a closure, which the compiler need not inline where the level's instructions are.
-pub(crate) trait CopyPixels<T, U>: Copy {
+trait CopyPixels<T, U>: Copy {
     fn copy(self, from: &[T], to: &mut [U]);
 }
 
@@ -219,6 +219,26 @@ impl<T: Element> CopyPixels<T, T> for PadChannels {
                 to[..self.from].copy_from_slice(from);
                 to[self.from..].fill(T::default());
             }
+        }
+    }
+}
+
+/// As f32, by vectors that the CPU has.
+#[derive(Clone, Copy)]
+struct Widen<S>(PhantomData<S>);
+
+impl<E: Cell, S: Simd> CopyPixels<E, f32> for Widen<S> {
+    #[inline(always)]
+    fn copy(self, from: &[E], to: &mut [f32]) {
+        assert_eq!(from.len(), to.len());
+        let (mut at, rest) = (0, to.len() % S::LANES);
+        // SAFETY: who made it vouches for the CPU; both hold as many numbers by the assertion.
+        unsafe {
+            while at < to.len() - rest {
+                E::load_first::<S>(from.as_ptr().add(at), S::LANES).store_first(to.as_mut_ptr().add(at), S::LANES);
+                at += S::LANES;
+            }
+            E::load_first::<S>(from.as_ptr().add(at), rest).store_first(to.as_mut_ptr().add(at), rest);
         }
     }
 }
