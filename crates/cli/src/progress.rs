@@ -17,6 +17,8 @@ pub struct Progress {
     /// The step that the last line told of.
     last_step: u64,
     epoch_began: Option<Instant>,
+    /// When the bar was last drawn after a step.
+    drawn: Option<Instant>,
     started: Instant,
 }
 
@@ -24,11 +26,24 @@ pub struct Progress {
 const LINE_INTERVALS: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(30)];
 const A_WHILE: Duration = Duration::from_secs(60);
 
+/// Between drawings of a bar.
+const REDRAW: Duration = Duration::from_millis(250);
+
 impl Progress {
     /// An observer that speaks as asked.
     pub fn new(context: Context, label: &str) -> Self {
         let (label, started) = (label.to_owned(), Instant::now());
-        Self { context, label, bar: None, began: None, last_line: None, last_step: 0, epoch_began: None, started }
+        Self {
+            context,
+            label,
+            bar: None,
+            began: None,
+            last_line: None,
+            last_step: 0,
+            epoch_began: None,
+            drawn: None,
+            started,
+        }
     }
 
     /// Removes the bar.
@@ -80,9 +95,13 @@ impl Progress {
         let time_left = self.time_left(report);
         if self.context.bar {
             let bar = self.bar.get_or_insert_with(|| new_bar(report.n_steps, &self.label));
-            // The text first: either may redraw the line.
             bar.set_message(short_line(report, time_left));
             bar.set_position(report.step);
+            // Whatever redrew the line showed one of both only.
+            if self.drawn.is_none_or(|drawn| drawn.elapsed() >= REDRAW) {
+                bar.force_draw();
+                self.drawn = Some(Instant::now());
+            }
             return;
         }
         let text = line(report, is_epoch_end, time_left);
