@@ -95,7 +95,7 @@ impl Progress {
         let time_left = self.time_left(report);
         if self.context.bar {
             let bar = self.bar.get_or_insert_with(|| new_bar(report.n_steps, &self.label));
-            bar.set_message(short_line(report, time_left));
+            bar.set_message(line(report, is_epoch_end, true, time_left));
             bar.set_position(report.step);
             // Whatever redrew the line showed one of both only.
             if self.drawn.is_none_or(|drawn| drawn.elapsed() >= REDRAW) {
@@ -104,7 +104,7 @@ impl Progress {
             }
             return;
         }
-        let text = line(report, is_epoch_end, time_left);
+        let text = line(report, is_epoch_end, false, time_left);
         let epoch_began = *self.epoch_began.get_or_insert_with(Instant::now);
         let due = if is_epoch_end {
             self.epoch_began = None;
@@ -155,27 +155,18 @@ fn new_bar(n_steps: u64, label: &str) -> ProgressBar {
     bar
 }
 
-fn line(report: &StepReport, is_epoch_end: bool, time_left: Option<Duration>) -> String {
+/// A line of a log; or what fits into 80 columns behind a bar, which says how far an epoch is.
+fn line(report: &StepReport, is_epoch_end: bool, is_behind_bar: bool, time_left: Option<Duration>) -> String {
     let StepReport { epoch, n_epochs, step, n_steps, loss, images_per_s, .. } = report;
-    let (per_epoch, before) = (n_steps / *n_epochs as u64, n_steps / *n_epochs as u64 * (*epoch as u64 - 1));
+    let per_epoch = n_steps / *n_epochs as u64;
     // The loss of an epoch that goes on is that of its steps so far.
-    let at = match step.saturating_sub(before) {
-        done if done < per_epoch && !is_epoch_end => format!(" at {}%", 100 * done / per_epoch),
+    let at = match step.saturating_sub(per_epoch * (*epoch as u64 - 1)) {
+        done if done < per_epoch && !is_epoch_end && !is_behind_bar => format!(" at {}%", 100 * done / per_epoch),
         _ => String::new(),
     };
     let left = time_left.map_or_else(String::new, |left| format!("{} left  ", duration(left)));
-    let wait = 100.0 * report.wait_share;
-    format!(
-        "epoch {epoch}/{n_epochs}{at}  loss {loss:.4}  {left}{images_per_s:.0} images/s  waiting for data {wait:.0}%"
-    )
-}
-
-/// What fits into 80 columns behind a bar, which says how far an epoch is.
-fn short_line(report: &StepReport, time_left: Option<Duration>) -> String {
-    let StepReport { epoch, n_epochs, loss, images_per_s, .. } = report;
-    let left = time_left.map_or_else(String::new, |left| format!("{} left  ", duration(left)));
-    let wait = 100.0 * report.wait_share;
-    format!("epoch {epoch}/{n_epochs}  loss {loss:.4}  {left}{images_per_s:.0} images/s  wait {wait:.0}%")
+    let (waiting, share) = (if is_behind_bar { "wait" } else { "waiting for data" }, 100.0 * report.wait_share);
+    format!("epoch {epoch}/{n_epochs}{at}  loss {loss:.4}  {left}{images_per_s:.0} images/s  {waiting} {share:.0}%")
 }
 
 /// The two largest units: `2d 3h`, `4h 05m`, `6m 07s`, `8s`.
@@ -212,9 +203,9 @@ mod tests {
             images_per_s: 812.4,
             wait_share: 0.031,
         };
-        let text = |step| line(&StepReport { step, ..report.clone() }, false, Some(Duration::from_secs(61)));
+        let text = |step| line(&StepReport { step, ..report.clone() }, false, false, Some(Duration::from_secs(61)));
         assert_eq!(text(40), "epoch 2/30  loss 4.5679  1m 01s left  812 images/s  waiting for data 3%");
-        let short = short_line(&report, Some(Duration::from_secs(61)));
+        let short = line(&report, false, true, Some(Duration::from_secs(61)));
         assert_eq!(short, "epoch 2/30  loss 4.5679  1m 01s left  812 images/s  wait 3%");
         assert_eq!(text(33), "epoch 2/30 at 65%  loss 4.5679  1m 01s left  812 images/s  waiting for data 3%");
     }

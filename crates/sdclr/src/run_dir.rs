@@ -67,13 +67,16 @@ impl RunDir {
     #[must_use]
     pub fn inside(folder: &Path) -> Vec<Self> {
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-        // Somebody else's folder may have a config.toml, too.
-        let begins_as_ours =
-            |run: &Self| std::fs::read_to_string(run.config_path()).is_ok_and(|text| text.starts_with(CONFIG_HEADER));
-        let is_run = |run: &Self| begins_as_ours(run) || run.config().is_ok();
-        let mut runs: Vec<Self> = entries.filter_map(|entry| Self::open(&entry.path()).ok()).filter(is_run).collect();
+        let mut runs: Vec<Self> =
+            entries.map(|entry| Self { root: entry.path() }).filter(Self::has_config_of_a_run).collect();
         runs.sort_by(|a, b| a.root.cmp(&b.root));
         runs
+    }
+
+    /// Whether a run wrote the folder's `config.toml`; somebody else's may have one, too.
+    #[must_use]
+    pub fn has_config_of_a_run(&self) -> bool {
+        std::fs::read_to_string(self.config_path()).is_ok_and(|text| claim::is_ours(self, &text))
     }
 
     /// Checks that a run may begin or go on here and keeps other writers out, changing nothing else.

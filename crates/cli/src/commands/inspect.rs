@@ -261,8 +261,7 @@ fn run_around(path: &Path) -> Option<PathBuf> {
     let is_bare = path.parent().is_some_and(|parent| parent.as_os_str().is_empty());
     let path = if is_bare { std::path::absolute(path).ok()? } else { path.to_owned() };
     let name = path.file_name()?.to_str()?;
-    // Somebody else's folder may have a config.toml, too.
-    let is_run = |folder: &&Path| RunDir::open(folder).is_ok_and(|run| run.config().is_ok());
+    let is_run = |folder: &&Path| RunDir::open(folder).is_ok_and(|run| run.has_config_of_a_run());
     path.parent().filter(|_| PARTS.contains(&name)).filter(is_run).map(Path::to_owned)
 }
 

@@ -118,20 +118,15 @@ unsafe fn correlate_panels<E: Cell, S: Simd, const SUMS: bool, const ADDS: bool>
     let next = sweep.task_after(job.tasks, job.n, task);
     let mut lines = Ahead([Lines::of(job.x, sweep.src, sweep.stride, next.as_ref())]);
     let task = sweep.task(job.tasks, job.n, task);
-    let panels = panels.clone().map(|panel| Panel::of::<S>(job, panel));
     assert_eq!(sweep.per_cell, per_cell_of::<E, S>(), "weights are packed for these cells");
-    // SAFETY: the caller's promises; the panels' channels exist.
+    // SAFETY: the caller's promises.
     unsafe {
         if per_cell_of::<E, S>() == E::PER_CELL {
             let view = sweep.source(&task, job.x, E::of_scratch(scratch));
-            for panel in panels {
-                correlate_panel::<E, E, S, SUMS, ADDS>(job, &task, &view, &panel, sums, &mut lines);
-            }
+            correlate_view::<E, E, S, SUMS, ADDS>(job, &task, &view, panels.clone(), sums, &mut lines);
         } else {
             let view = sweep.widened::<E, S>(&task, job.x, scratch);
-            for panel in panels {
-                correlate_panel::<E, f32, S, SUMS, ADDS>(job, &task, &view, &panel, sums, &mut lines);
-            }
+            correlate_view::<E, f32, S, SUMS, ADDS>(job, &task, &view, panels.clone(), sums, &mut lines);
         }
     }
 }
@@ -143,36 +138,33 @@ struct Panel<'a> {
     width: usize,
 }
 
-impl<'a> Panel<'a> {
-    fn of<S: Simd>(job: &Job<'a, impl Sized>, panel: usize) -> Self {
-        let at = panel * S::PANEL;
-        Self { weights: &job.packed[at * job.sweep.cells()..], at, width: (job.sweep.dst.c - at).min(S::PANEL) }
-    }
-}
-
-/// All pixels of a task for a panel, from cells of `C`.
+/// A task whose source is there in cells of `C`, by panels.
 #[inline(always)]
-unsafe fn correlate_panel<E: Cell, C: Cell, S: Simd, const SUMS: bool, const ADDS: bool>(
+unsafe fn correlate_view<E: Cell, C: Cell, S: Simd, const SUMS: bool, const ADDS: bool>(
     job: &Job<E>,
     task: &Task,
     view: &View<C>,
-    panel: &Panel,
+    panels: Range<usize>,
     sums: Sums,
     lines: &mut Ahead<1>,
 ) {
-    // SAFETY: handed through.
-    unsafe {
-        if panel.width <= S::LANES {
-            correlate_vectors::<E, C, S, 1, SUMS, ADDS>(job, task, view, panel, sums, lines);
-        } else {
-            correlate_vectors::<E, C, S, 2, SUMS, ADDS>(job, task, view, panel, sums, lines);
+    let (sweep, c) = (job.sweep, job.sweep.dst.c);
+    for at in panels.map(|panel| panel * S::PANEL) {
+        let panel = Panel { weights: &job.packed[at * sweep.cells()..], at, width: (c - at).min(S::PANEL) };
+        // SAFETY: handed through; the panel's channels exist.
+        unsafe {
+            if panel.width <= S::LANES {
+                correlate_panel::<E, C, S, 1, SUMS, ADDS>(job, task, view, &panel, sums, lines);
+            } else {
+                correlate_panel::<E, C, S, 2, SUMS, ADDS>(job, task, view, &panel, sums, lines);
+            }
         }
     }
 }
 
-/// The same for a panel of `V` vectors.
+/// All pixels of a task for a panel of `V` vectors.
 #[inline(always)]
-unsafe fn correlate_vectors<E: Cell, C: Cell, S: Simd, const V: usize, const SUMS: bool, const ADDS: bool>(
+unsafe fn correlate_panel<E: Cell, C: Cell, S: Simd, const V: usize, const SUMS: bool, const ADDS: bool>(
     job: &Job<E>,
     task: &Task,
     view: &View<C>,

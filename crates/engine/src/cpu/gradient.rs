@@ -22,8 +22,8 @@ use std::ops::Range;
 const TASK_PIXELS: usize = 392;
 const TASK_SOURCE: usize = 1 << 18;
 
-/// Floats of the inputs that are gathered before gradients pass them, about, by vectors of so many lanes: a quarter of a megabyte, and twice as
-/// many where vectors are short, to which gathering gradients anew is a larger share of their products.
+/// Floats of the inputs that are gathered before gradients pass them, about, by vectors of so many lanes: a quarter of a megabyte, or half of one
+/// where vectors are short.
 const fn gathered(lanes: usize) -> usize {
     (1 << 20) / lanes
 }

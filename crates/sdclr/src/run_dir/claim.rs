@@ -224,11 +224,15 @@ fn check_is_run(dir: &RunDir) -> Result<(), RunDirError> {
     let foreign = |why: String| RunDirError::ForeignConfig { path: dir.root.clone(), why };
     let path = dir.config_path();
     let text = std::fs::read_to_string(&path).map_err(|e| foreign(format!("its config.toml cannot be read: {e}")))?;
-    // A run's config may have been edited, then its metrics tell.
-    if !text.starts_with(CONFIG_HEADER) && !dir.metrics_path().is_file() {
+    if !is_ours(dir, &text) {
         return Err(foreign("its config.toml was not written by a run".to_owned()));
     }
     dir.config().map(drop).map_err(|e| foreign(e.to_string()))
+}
+
+/// Whether `config.toml` with this text is one that a run wrote. It may have been edited, then the run's metrics tell.
+pub(super) fn is_ours(dir: &RunDir, config: &str) -> bool {
+    config.starts_with(CONFIG_HEADER) || dir.metrics_path().is_file()
 }
 
 /// Deletes the files that a run writes, the config last, so that what a kill leaves is still recognised as a run.

@@ -276,6 +276,17 @@ impl Simd for Avx512 {
     }
 }
 
+/// Places of numbers that alternate: the first ones, and those from `second` on.
+const fn alternating(second: usize) -> [u16; 32] {
+    let mut places = [0; 32];
+    let mut i = 0;
+    while i < 32 {
+        places[i] = (i / 2 + i % 2 * second) as u16;
+        i += 1;
+    }
+    places
+}
+
 /// AVX-512 with bf16: as [`Avx512`], with products of pairs and rounding as one instruction. Subnormal numbers count as zero, as these have it.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512Bf16(Avx512);
@@ -369,16 +380,7 @@ impl Simd for Avx512Bf16 {
     }
     #[inline(always)]
     unsafe fn pairs(low: *const Bf16, high: *const Bf16, n: usize) -> Self {
-        // Number `i` of the first vector, then of the second.
-        const TURNS: [u16; 32] = {
-            let mut turns = [0; 32];
-            let mut i = 0;
-            while i < 32 {
-                turns[i] = (i / 2 + i % 2 * 32) as u16;
-                i += 1;
-            }
-            turns
-        };
+        const TURNS: [u16; 32] = alternating(32);
         // SAFETY: see above; masked lanes are not read.
         unsafe {
             let (low, high) = match n {
@@ -392,16 +394,7 @@ impl Simd for Avx512Bf16 {
     }
     #[inline(always)]
     unsafe fn round_pairs(low: Self, high: Self) -> Self {
-        // The numbers of `low`, then of `high`, are to alternate.
-        const TURNS: [u16; 32] = {
-            let mut turns = [0; 32];
-            let mut i = 0;
-            while i < 32 {
-                turns[i] = (i / 2 + i % 2 * 16) as u16;
-                i += 1;
-            }
-            turns
-        };
+        const TURNS: [u16; 32] = alternating(16);
         // SAFETY: see above; both types are the same 64 bytes.
         unsafe {
             let rounded = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high.0.0, low.0.0));
