@@ -156,6 +156,17 @@ fn another_program_is_run_in_turn() {
 
 #[cfg(unix)]
 #[test]
+fn another_program_s_features_are_compared_with_ours() {
+    let echo = "echo '{\"features_images_per_s\": 4}'";
+    let found = json(&["probe"], &["--seconds", "0.01", "--images", "20", "--rounds", "3", "--against", echo]);
+    let (against, ours) = (&found["against"], found["features_images_per_s"].as_f64().expect("a number"));
+    assert_eq!(against["samples_per_s"], serde_json::json!([4.0, 4.0, 4.0]));
+    assert_eq!((&against["rounds"], &against["ratio"]), (&3.into(), &(ours / 4.0).into()));
+    check_positive(&found, &["head_s"]);
+}
+
+#[cfg(unix)]
+#[test]
 fn another_program_s_convolutions_are_matched_by_shape() {
     let echo = r#"echo '{"shape": "8,8,1,1,4", "forward": 2, "backward_data": 4, "backward_weight": 5}'"#;
     let arguments = ["--seconds", "0.001", "--shape", "8,8,1,1,4", "--rounds", "2", "--against", echo];
@@ -173,10 +184,11 @@ fn a_program_that_does_not_do_is_an_error() {
         ("step", "echo broken >&2; exit 3", "failed (exit code 3); its stderr: broken"),
         ("step", "echo '{\"rate\": 1}'", "printed no JSON line with samples_per_s; it wrote nothing to stderr"),
         ("step", "echo '{\"samples_per_s\": 0}'; echo hm >&2", "its stderr: hm"),
+        ("probe", "echo '{\"samples_per_s\": 1}'", "printed no JSON line with features_images_per_s"),
         ("convs", "echo '{\"shape\": \"1,1,1,1,1\", \"forward\": 2}'", "printed no JSON line with one of these shapes"),
         ("step", "kill -9 $$", "signal: 9"),
     ] {
-        let seconds: &[&str] = if part == "convs" { &["--seconds", "0.001"] } else { &["--steps", "1"] };
+        let seconds: &[&str] = if part == "step" { &["--steps", "1"] } else { &["--seconds", "0.001"] };
         let output = bench(&[part], &[&["--quiet", "--against", command], seconds].concat());
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{command}: {stderr}");

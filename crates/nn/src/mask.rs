@@ -22,6 +22,26 @@ fn ceil_share(f: f64, n: usize) -> usize {
     (f * n as f64).ceil() as usize
 }
 
+/// Leading bits of a magnitude: its exponent's eight, and seven of its mantissa's.
+const LEADING: u32 = 15;
+
+/// Entry `k` of the ascending magnitudes.
+///
+/// Magnitudes are ordered as their bits are. So their leading bits are counted first, and then only those are sorted that share the
+/// entry's: two passes over the weights, and no copy of all of them.
+fn nth_magnitude(weights: &[f32], k: usize) -> f32 {
+    let leading = |w: &f32| (w.abs().to_bits() >> (31 - LEADING)) as usize;
+    let mut counts = vec![0usize; 1 << LEADING];
+    weights.iter().for_each(|w| counts[leading(w)] += 1);
+    let (mut below, mut bin) = (0, 0);
+    while below + counts[bin] <= k {
+        below += counts[bin];
+        bin += 1;
+    }
+    let mut ties: Vec<f32> = weights.iter().filter(|w| leading(w) == bin).map(|w| w.abs()).collect();
+    *ties.select_nth_unstable_by(k - below, f32::total_cmp).1
+}
+
 /// Writes 1 (kept) or 0 for every weight, by magnitude over all of `weights`; `rate` in [0, 1].
 ///
 /// # Panics
@@ -29,9 +49,7 @@ fn ceil_share(f: f64, n: usize) -> usize {
 pub fn magnitude(weights: &[f32], rate: f64, mask: &mut [u8]) -> MaskStats {
     assert_eq!(weights.len(), mask.len());
     let n = weights.len();
-    let k = ceil_share(rate, n).min(n - 1);
-    let mut magnitudes: Vec<f32> = weights.iter().map(|w| w.abs()).collect();
-    let (_, &mut threshold, _) = magnitudes.select_nth_unstable_by(k, f32::total_cmp);
+    let threshold = nth_magnitude(weights, ceil_share(rate, n).min(n - 1));
     let mut n_kept = 0;
     for (m, w) in mask.iter_mut().zip(weights) {
         *m = u8::from(w.abs() >= threshold);
@@ -76,6 +94,19 @@ mod tests {
         assert_eq!(kept(&w, 0.41), [1, 0, 0, 1, 0], "k = ⌈2.05⌉ = 3");
         assert_eq!(kept(&w, 1.0), [1, 0, 0, 0, 0], "k = 5 is cut to 4: the largest always stays");
         assert_eq!(kept(&[1.0, 1.0, -1.0, 0.5], 0.5), [1, 1, 1, 0], "ties at the threshold stay");
+    }
+
+    #[test]
+    fn the_threshold_is_the_entry_of_the_sorted_magnitudes() {
+        let special =
+            [0.0, -0.0, 1e-42, -1e-42, f32::MIN_POSITIVE, 1.0, -1.0, 1.0 + f32::EPSILON, f32::MAX, f32::INFINITY];
+        let weights: Vec<f32> =
+            (0..500).map(|i| (i as f32 * 0.7).sin() * 0.01).chain(special).chain([f32::NAN]).collect();
+        let mut sorted: Vec<f32> = weights.iter().map(|w| w.abs()).collect();
+        sorted.sort_by(f32::total_cmp);
+        for (k, expected) in sorted.iter().enumerate() {
+            assert_eq!(nth_magnitude(&weights, k).to_bits(), expected.to_bits(), "entry {k}");
+        }
     }
 
     #[test]

@@ -114,13 +114,19 @@ pub struct BenchDataArgs {
 
 /// `sdclr bench probe`.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "The other program of --against prints a JSON line with features_images_per_s; sdclr bench probe --json does \
+                        too. The head is not compared."
+)]
 pub struct BenchProbeArgs {
     /// Images whose features are computed, over and over
     #[arg(long, value_name = "N", default_value_t = 512)]
     pub images: usize,
-    /// Seconds for the features
+    /// Seconds for the features; in each round
     #[arg(long, value_name = "S", default_value_t = 3.0)]
     pub seconds: f64,
+    #[command(flatten)]
+    pub against: AgainstArgs,
     #[command(flatten)]
     pub flags: BenchFlags,
 }

@@ -1,5 +1,6 @@
 //! `--against`: another program, run in turn with our own measurements.
 
+use super::setup::Setup;
 use crate::args::AgainstArgs;
 use crate::exit::UsageError;
 use crate::signals;
@@ -67,6 +68,34 @@ impl Rival {
         }
         self.stderr.replace(stderr);
         Ok(self.stop.raised().map_or(Ok(stdout), Err))
+    }
+
+    /// All rounds: our rate, then the program's under `key` of its last JSON line that has one; the inner error is the signal that
+    /// stopped us, or it.
+    ///
+    /// # Errors
+    /// Those of `ours`; a program that cannot be started, fails, or prints no such line.
+    pub fn contest(
+        &self,
+        setup: &mut Setup,
+        key: &str,
+        mut ours: impl FnMut(&mut Setup) -> anyhow::Result<Result<f64, StopSignal>>,
+    ) -> anyhow::Result<Result<Contest, StopSignal>> {
+        let mut contest = Contest { command: self.command.clone(), ours: Vec::new(), theirs: Vec::new() };
+        for round in 1..=self.rounds {
+            setup.context.note(&format!("round {round} of {}", self.rounds));
+            match ours(setup)? {
+                Ok(rate) => contest.ours.push(rate),
+                Err(signal) => return Ok(Err(signal)),
+            }
+            let stdout = match self.run()? {
+                Ok(stdout) => stdout,
+                Err(signal) => return Ok(Err(signal)),
+            };
+            let rate = json_lines(&stdout).iter().filter_map(|line| positive(line, key)).next_back();
+            contest.theirs.push(rate.ok_or_else(|| self.lacks(key))?);
+        }
+        Ok(Ok(contest))
     }
 
     /// What stopped us, if anything did.
@@ -176,17 +205,6 @@ pub struct Contest {
 }
 
 impl Contest {
-    /// Before the first round.
-    pub fn new(rival: &Rival) -> Self {
-        Self { command: rival.command.clone(), ours: Vec::new(), theirs: Vec::new() }
-    }
-
-    /// Adds a round's rates, in images a second.
-    pub fn push(&mut self, ours: f64, theirs: f64) {
-        self.ours.push(ours);
-        self.theirs.push(theirs);
-    }
-
     /// Our median over theirs.
     pub fn ratio(&self) -> f64 {
         median(&self.ours) / median(&self.theirs)

@@ -1,20 +1,22 @@
 //! `sdclr bench probe`: features and the linear head, by the path of `eval linear`.
 
+use super::against::{Contest, Rival};
 use super::setup::{Setup, object};
 use super::{Report, show};
 use crate::args::BenchProbeArgs;
 use crate::context::Context;
 use crate::exit::UsageError;
-use sdclr::bench::Repeats;
 use sdclr::bench::data::made_up;
-use sdclr::bench::probe::{ProbeRates, probe_rates};
+use sdclr::bench::probe::{HeadRate, ProbeBench};
+use sdclr::bench::{Repeats, median};
+use sdclr_data::Dataset;
 use serde_json::{Map, Value, json};
 use std::process::ExitCode;
 
-/// Times the probe of an untrained network.
+/// Times the probe of an untrained network, and another program's features in turn.
 ///
 /// # Errors
-/// Settings that do not do, images without labels, too little memory.
+/// Settings that do not do, images without labels, too little memory, a failing program.
 pub fn run(args: &BenchProbeArgs, context: Context) -> anyhow::Result<ExitCode> {
     if args.images == 0 {
         return Err(UsageError("--images 0: must be at least 1".to_owned()).into());
@@ -22,9 +24,27 @@ pub fn run(args: &BenchProbeArgs, context: Context) -> anyhow::Result<ExitCode> 
     if !(args.seconds > 0.0 && args.seconds.is_finite()) {
         return Err(UsageError(format!("--seconds {}: must be a number above 0", args.seconds)).into());
     }
+    let rival = Rival::new(&args.against)?;
     let mut setup = Setup::new(&args.flags, context)?;
-    let report = measure(&mut setup, args.images, Repeats { at_least: 1, ..Repeats::lasting(args.seconds) })?;
-    show(&report, &setup)
+    let repeats = Repeats { at_least: 1, ..Repeats::lasting(args.seconds) };
+    let Some(rival) = rival else {
+        let report = measure(&mut setup, args.images, repeats)?;
+        return show(&report, &setup);
+    };
+    let images = images(&setup, args.images)?;
+    let mut bench = ProbeBench::new(&setup.config, &setup.machine, &images)?;
+    let mut rates = Vec::new();
+    let contest = rival.contest(&mut setup, "features_images_per_s", |setup| {
+        if let Some(signal) = rival.stopped() {
+            return Ok(Err(signal));
+        }
+        rates.push(bench.features_per_s(&mut setup.peaks, repeats)?);
+        Ok(Ok(rates[rates.len() - 1]))
+    })?;
+    match contest {
+        Ok(contest) => show(&ProbeReport { contest: Some(contest), ..report(&mut bench, median(&rates))? }, &setup),
+        Err(signal) => Ok(ExitCode::from(signal.exit_code())),
+    }
 }
 
 /// Times the features of `n_images` images and the head on them.
@@ -32,43 +52,67 @@ pub fn run(args: &BenchProbeArgs, context: Context) -> anyhow::Result<ExitCode> 
 /// # Errors
 /// Images without labels, too little memory.
 pub fn measure(setup: &mut Setup, n_images: usize, repeats: Repeats) -> anyhow::Result<ProbeReport> {
+    let images = images(setup, n_images)?;
+    let mut bench = ProbeBench::new(&setup.config, &setup.machine, &images)?;
+    let features_per_s = bench.features_per_s(&mut setup.peaks, repeats)?;
+    report(&mut bench, features_per_s)
+}
+
+/// At most `n_images` images with labels.
+fn images(setup: &Setup, n_images: usize) -> anyhow::Result<Dataset> {
     setup.context.note(&format!("features of {n_images} images and the linear head"));
-    let images = match setup.images()? {
+    Ok(match setup.images()? {
         Some(all) if all.len() > n_images => {
             // Spread over the data set, which may be sorted by class.
             all.select(&(0..n_images).map(|i| i * all.len() / n_images).collect::<Vec<_>>())?
         }
         Some(all) => all,
         None => made_up(setup.config.data.image_size, n_images),
-    };
-    Ok(ProbeReport(probe_rates(&setup.config, &setup.machine, &mut setup.peaks, &images, repeats)?))
+    })
+}
+
+/// Times the head, too.
+fn report(bench: &mut ProbeBench, features_per_s: f64) -> anyhow::Result<ProbeReport> {
+    let head = bench.head()?;
+    let (n_images, width) = (bench.features.len(), bench.features.width);
+    Ok(ProbeReport { n_images, width, features_per_s, head, contest: None })
 }
 
 /// What was reached.
-pub struct ProbeReport(ProbeRates);
+pub struct ProbeReport {
+    n_images: usize,
+    /// Length of a feature.
+    width: usize,
+    features_per_s: f64,
+    head: HeadRate,
+    contest: Option<Contest>,
+}
 
 impl Report for ProbeReport {
     fn json(&self, _: &Setup) -> Map<String, Value> {
-        let rates = &self.0;
-        object(json!({
-            "images": rates.n_images,
-            "features_images_per_s": rates.features_per_s,
-            "feature_width": rates.width,
-            "classes": rates.n_classes,
-            "head_epochs": rates.head_epochs,
-            "head_s": rates.head_s,
-            "head_images_per_s": rates.head_features_per_s,
-        }))
+        let mut json = object(json!({
+            "images": self.n_images,
+            "features_images_per_s": self.features_per_s,
+            "feature_width": self.width,
+            "classes": self.head.n_classes,
+            "head_epochs": self.head.epochs,
+            "head_s": self.head.seconds,
+            "head_images_per_s": self.head.features_per_s,
+        }));
+        json.extend(self.contest.iter().map(|contest| ("against".to_owned(), contest.json())));
+        json
     }
 
     fn text(&self, setup: &Setup) -> anyhow::Result<String> {
-        let ProbeRates { features_per_s, width, n_images, n_classes, head_s, head_epochs, head_features_per_s } =
-            self.0;
+        let Self { n_images, width, features_per_s, .. } = self;
+        let HeadRate { n_classes, epochs, seconds, features_per_s: head } = self.head;
         let (model, size) = (&setup.config.model.name, setup.config.data.image_size);
-        Ok(format!(
+        let mut text = format!(
             "linear probe of {model}, {n_images} images of {size} pixels, {width} features, {n_classes} classes\n\
              features  {features_per_s:>9.0} images/s\n\
-             head      {head_features_per_s:>9.0} images/s, {head_s:.2} s for {head_epochs} epochs\n"
-        ))
+             head      {head:>9.0} images/s, {seconds:.2} s for {epochs} epochs\n"
+        );
+        text.extend(self.contest.iter().map(Contest::text));
+        Ok(text)
     }
 }

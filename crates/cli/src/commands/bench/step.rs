@@ -1,6 +1,6 @@
 //! `sdclr bench step`: the training step, timed as pre-training runs it; alone or in turn with another program.
 
-use super::against::{Contest, Rival, json_lines, positive};
+use super::against::{Contest, Rival};
 use super::setup::{Setup, object};
 use super::{Report, explained, show};
 use crate::args::BenchStepArgs;
@@ -21,25 +21,21 @@ pub fn run(args: &BenchStepArgs, context: Context) -> anyhow::Result<ExitCode> {
         return show(&report, &setup);
     };
     let mut bench = Bench::new(&setup)?;
-    let (mut report, mut contest) = (bench.report(&setup), Contest::new(&rival));
-    for round in 1..=rival.rounds {
-        setup.context.note(&format!("round {round} of {}", rival.rounds));
+    let mut report = bench.report(&setup);
+    let contest = rival.contest(&mut setup, "samples_per_s", |setup| {
         let first = report.seconds.len();
         for _ in 0..args.steps.get() {
             if let Some(signal) = rival.stopped() {
-                return Ok(ExitCode::from(signal.exit_code()));
+                return Ok(Err(signal));
             }
-            bench.run(&mut setup, Repeats::exactly(1), &mut report)?;
+            bench.run(setup, Repeats::exactly(1), &mut report)?;
         }
-        let ours = report.batch_size as f64 / median(&report.seconds[first..]);
-        let stdout = match rival.run()? {
-            Ok(stdout) => stdout,
-            Err(signal) => return Ok(ExitCode::from(signal.exit_code())),
-        };
-        let rates = json_lines(&stdout).iter().filter_map(|line| positive(line, "samples_per_s")).next_back();
-        contest.push(ours, rates.ok_or_else(|| rival.lacks("samples_per_s"))?);
+        Ok(Ok(report.batch_size as f64 / median(&report.seconds[first..])))
+    })?;
+    match contest {
+        Ok(contest) => report.contest = Some(contest),
+        Err(signal) => return Ok(ExitCode::from(signal.exit_code())),
     }
-    report.contest = Some(contest);
     show(&report, &setup)
 }
 
