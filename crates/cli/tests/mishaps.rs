@@ -29,8 +29,7 @@ const SMALL: &[&str] = &[
     "2",
     "--lr",
     "0.05",
-    "--threads",
-    "1",
+    "--threads=1",
     "--keep-every",
     "1",
     "--quiet",
@@ -227,6 +226,10 @@ fn a_truncated_image_is_skipped_and_listed_or_stops_a_strict_run() {
     let result: ProbeResult = serde_json::from_str(&stdout).expect("a result");
     assert_eq!((result.n_train, result.n_test, result.n_skipped), (23, 23, 2));
     assert!(stderr.contains("24 of the images that are learned from are tested on too"), "{stderr}");
+    // A run is replaced once there is a batch to replace it with.
+    (0..12).for_each(|i| std::fs::write(dir.path().join(format!("photos/cat/{i}.jpg")), "").expect("writes"));
+    fail(pretrain("run", &["--overwrite", "--strict"]), 1, "broken image");
+    assert!(checkpoint(dir.path(), "run", "last").is_file());
 }
 
 #[test]

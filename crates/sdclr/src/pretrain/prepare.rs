@@ -73,9 +73,14 @@ impl Prepared {
         let boost = config.boost.enabled;
         let boost = boost.then(|| Boost::new(&config.boost, job.dataset.len(), config.train.batch_size, &mut learner));
         let boost = boost.transpose()?;
-        let loader = Loader::new(job.dataset.clone(), loader_spec(config))?;
+        let mut loader = Loader::new(job.dataset.clone(), loader_spec(config))?;
         if let Some(limit) = job.memory_limit {
             backend::check_memory(config.train.batch_size, needed_memory(config, &learner, &loader)?, limit)?;
+        }
+        if job.claim.replaces() {
+            // What is there is worth more than a run that has not an image. The first epoch begins anew.
+            loader.start_epoch(0, 0);
+            loader.next_batch().transpose()?;
         }
         let steps_per_epoch = steps_per_epoch(job.dataset.len(), config.train.batch_size);
         let data = mark(&job.dataset);

@@ -66,6 +66,11 @@ impl Claim {
         self.existing == Existing::Resume
     }
 
+    /// Whether a run that is there is to be deleted.
+    pub fn replaces(&self) -> bool {
+        self.existing == Existing::Overwrite && self.occupied
+    }
+
     /// The directory.
     pub fn dir(&self) -> &RunDir {
         &self.dir
@@ -85,7 +90,7 @@ impl Claim {
     /// [`RunDirError::Write`]; a folder that was empty is then empty again.
     pub fn begin(mut self, config: &RunConfig) -> Result<RunWriter, RunDirError> {
         let root = self.dir.root.clone();
-        if self.existing == Existing::Overwrite && self.occupied {
+        if self.replaces() {
             delete_run(&root)?;
         }
         let writer = self.write(config);
