@@ -99,6 +99,45 @@ fn fine_tuning_and_the_supervised_reference_write_their_results() {
 }
 
 #[test]
+fn what_was_trained_is_kept_tested_again_and_exported() {
+    let dir = trained("resnet10");
+    let (probe, test) = (part("probe-"), part("test-"));
+    let eval = |kind: &str, flags: &[&str]| {
+        let data = ["eval", kind, "run", "--data", &probe, "--split", "some.npy", "--test", &test, "--json"];
+        let stdout = succeeds(dir.path(), &[&data[..], &["--threads", "1"], flags].concat());
+        serde_json::from_str::<ProbeResult>(&stdout).expect("a result")
+    };
+    let tuned = eval("finetune", &["--epochs", "2", "--batch-size", "16"]);
+    assert_eq!(eval("finetune", &["--test-only"]), tuned);
+    eval("linear", &["--protocol", "cached", "--epochs", "2"]);
+    let mut exports = Vec::new();
+    for (name, ending) in [("finetune", "safetensors"), ("linear-cached", "safetensors"), ("finetune", "onnx")] {
+        let out = format!("{name}.{ending}");
+        let stdout = succeeds(dir.path(), &["export", "run", "--probe", name, "--out", &out]);
+        assert!(stdout.starts_with(&format!("{out}: resnet10, epoch 1, probe {name}, ")), "{stdout}");
+        let found = succeeds(dir.path(), &["inspect", &out, "--json"]);
+        let found: serde_json::Value = serde_json::from_str(&found).expect("JSON");
+        assert_eq!((&found["classes"], &found["with_head"]), (&10.into(), &false.into()), "{out}");
+        exports.push((found["floats"].clone(), std::fs::read(dir.path().join(out)).expect("written")));
+    }
+    assert_eq!(exports[0].0, exports[1].0, "the same network");
+    assert_ne!(exports[0].1, exports[1].1, "with other weights");
+    let export = ["export", "run", "--out", "c.onnx", "--probe"];
+    let (code, _, stderr) = sdclr(dir.path(), &[&export[..], &["knn"]].concat());
+    assert!(code == Some(2) && stderr.contains("no such stored probe (stored: finetune, linear-cached)"), "{stderr}");
+    let (code, _, stderr) = sdclr(dir.path(), &[&export[..], &["finetune", "--with-head"]].concat());
+    assert!(code == Some(2) && stderr.contains("cannot be used with"), "{stderr}");
+    // Trained on: the linear probe is of weights that are gone, the fine-tuned network is one of its own.
+    let rerun = ["pretrain", "--out", "other", "--config", "run/config.toml", "--epochs", "2"];
+    succeeds(dir.path(), &rerun);
+    let last = "checkpoints/last.safetensors";
+    std::fs::copy(dir.path().join("other").join(last), dir.path().join("run").join(last)).expect("copies");
+    let (code, _, stderr) = sdclr(dir.path(), &[&export[..], &["linear-cached"]].concat());
+    assert!(code == Some(2) && stderr.contains("probe it anew"), "{stderr}");
+    succeeds(dir.path(), &[&export[..], &["finetune"]].concat());
+}
+
+#[test]
 fn wrong_flags_say_what_would_do() {
     let dir = trained("resnet32s");
     let probe = part("probe-");

@@ -18,8 +18,8 @@ const HEAD_PREFIX: &str = "projection_head.";
 pub struct ExportOptions {
     /// Whose batch norms; the pruned branch's weights are masked.
     pub branch: Branch,
-    /// Whether the projection head goes along, as `projection_head.*`.
-    pub with_head: bool,
+    /// What goes along behind the features.
+    pub head: ExportHead,
     /// The model's name, for example `resnet18`.
     pub model: String,
     /// Its stem: `small` or `imagenet`.
@@ -27,6 +27,23 @@ pub struct ExportOptions {
     /// Epochs that it was trained for.
     pub epoch: usize,
 }
+
+/// What an export has behind the backbone's features.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExportHead {
+    /// Nothing.
+    None,
+    /// The projection head, as `projection_head.*`.
+    Projection,
+    /// A classifier, as `fc.weight` and `fc.bias`, which are among the tensors.
+    Classifier {
+        /// What its classes are called, in order; empty where they have no names.
+        class_names: Vec<String>,
+    },
+}
+
+/// The tensors of a classifier.
+const CLASSIFIER: [&str; 2] = ["fc.weight", "fc.bias"];
 
 /// Why a checkpoint cannot be exported.
 #[derive(Debug, thiserror::Error)]
@@ -112,17 +129,17 @@ pub(crate) fn exported_tensors<'a>(
 ) -> Result<Vec<(String, FloatView<'a>)>, ExportError> {
     let mut exported: Vec<(String, FloatView<'_>)> = Vec::new();
     for (name, tensor) in tensors {
-        let Some(exported_name) = torchvision_name(name, options.branch, options.with_head) else {
+        let Some(exported_name) = torchvision_name(name, options.branch, options.head == ExportHead::Projection) else {
             continue;
         };
         let values = floats_of(tensors, name, tensor, options.branch)?;
         exported.push((exported_name, FloatView { shape: &tensor.shape, values }));
     }
-    let is_head = |name: &str| name.starts_with(HEAD_PREFIX);
+    let is_head = |name: &str| name.starts_with(HEAD_PREFIX) || CLASSIFIER.contains(&name);
     if exported.iter().all(|(name, _)| is_head(name)) {
         return Err(ExportError::Empty);
     }
-    if options.with_head && !exported.iter().any(|(name, _)| is_head(name)) {
+    if options.head != ExportHead::None && !exported.iter().any(|(name, _)| is_head(name)) {
         return Err(ExportError::NoHead);
     }
     Ok(exported)
@@ -158,6 +175,8 @@ pub struct ExportSummary {
     pub n_values: usize,
     /// Whether the projection head came along.
     pub with_head: bool,
+    /// Classes of the classifier, if one came along.
+    pub n_classes: Option<usize>,
 }
 
 /// Tells an export from other safetensors files; `None` for those.
@@ -173,6 +192,7 @@ pub fn export_summary(bytes: &[u8]) -> Option<ExportSummary> {
         n_tensors: file.len(),
         n_values: file.iter().map(|(_, tensor)| tensor.shape().iter().product::<usize>()).sum(),
         with_head: file.names().iter().any(|name| name.starts_with(HEAD_PREFIX)),
+        n_classes: file.tensor(CLASSIFIER[1]).ok().and_then(|bias| bias.shape().first().copied()),
     })
 }
 
@@ -184,16 +204,22 @@ fn masked(values: &[f32], name: &str, tensors: &BTreeMap<String, Tensor>) -> Res
 }
 
 /// What a file says of itself: keys and values in a fixed order.
-pub(crate) fn metadata(options: &ExportOptions) -> [(&'static str, String); 6] {
+pub(crate) fn metadata(options: &ExportOptions) -> Vec<(&'static str, String)> {
     let list = |values: [f64; 3]| serde_json::json!(values).to_string();
-    [
+    let mut lines = vec![
         ("model", options.model.clone()),
         ("stem", options.stem.clone()),
         ("branch", options.branch.as_str().to_owned()),
         ("epoch", options.epoch.to_string()),
         ("mean", list(IMAGENET_MEAN)),
         ("std", list(IMAGENET_STD)),
-    ]
+    ];
+    if let ExportHead::Classifier { class_names } = &options.head
+        && !class_names.is_empty()
+    {
+        lines.push(("classes", serde_json::json!(class_names).to_string()));
+    }
+    lines
 }
 
 /// A tensor as the safetensors library takes it.
@@ -240,7 +266,13 @@ mod tests {
     }
 
     fn options(branch: Branch) -> ExportOptions {
-        ExportOptions { branch, with_head: false, model: "resnet18".to_owned(), stem: "small".to_owned(), epoch: 3 }
+        ExportOptions {
+            branch,
+            head: ExportHead::None,
+            model: "resnet18".to_owned(),
+            stem: "small".to_owned(),
+            epoch: 3,
+        }
     }
 
     fn floats(file: &SafeTensors<'_>, name: &str) -> Vec<f32> {
@@ -268,6 +300,23 @@ mod tests {
     }
 
     #[test]
+    fn a_classifier_keeps_its_names_and_its_classes() {
+        let mut tensors = tensors();
+        tensors.insert("fc.weight".to_owned(), Tensor::f32(&[3, 2], vec![0.5; 6]));
+        tensors.insert("fc.bias".to_owned(), Tensor::f32(&[3], vec![9.0; 3]));
+        let class_names = ["owl", "wren", "\"kite\""].map(str::to_owned).to_vec();
+        let head = ExportHead::Classifier { class_names: class_names.clone() };
+        let bytes = export_safetensors(&tensors, &ExportOptions { head, ..options(Branch::Dense) }).expect("exports");
+        let file = SafeTensors::deserialize(&bytes).expect("valid");
+        assert_eq!((floats(&file, "fc.bias"), file.len()), (vec![9.0; 3], 4), "and no projection head");
+        let summary = export_summary(&bytes).expect("an export");
+        assert_eq!((summary.n_classes, summary.with_head), (Some(3), false));
+        let (_, header) = SafeTensors::read_metadata(&bytes).expect("valid");
+        let classes = &header.metadata().as_ref().expect("there")["classes"];
+        assert_eq!(serde_json::from_str::<Vec<String>>(classes).expect("a list"), class_names);
+    }
+
+    #[test]
     fn equal_exports_are_equal_bytes() {
         let bytes = || export_safetensors(&tensors(), &options(Branch::Dense)).expect("exports");
         // Seven keys have 5040 orders.
@@ -289,7 +338,7 @@ mod tests {
         let error = export_safetensors(&without_mask, &options(Branch::Pruned)).expect_err("no mask");
         assert!(error.to_string().contains("`mask.conv1.weight`"), "{error}");
         without_mask.remove("fc.fc1.weight");
-        let with_head = ExportOptions { with_head: true, ..options(Branch::Dense) };
+        let with_head = ExportOptions { head: ExportHead::Projection, ..options(Branch::Dense) };
         let error = export_safetensors(&without_mask, &with_head).expect_err("no head");
         assert!(error.to_string().contains("leave out --with-head"), "{error}");
         let error = export_safetensors(&BTreeMap::new(), &options(Branch::Dense)).expect_err("nothing");

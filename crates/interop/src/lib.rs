@@ -11,7 +11,7 @@ mod torch;
 mod torch_write;
 
 pub use error::ImportError;
-pub use export::{ExportError, ExportOptions, ExportSummary, export_safetensors, export_summary};
+pub use export::{ExportError, ExportHead, ExportOptions, ExportSummary, export_safetensors, export_summary};
 pub use import::{ImportedMasks, ImportedModel, LinearClassifier, import_masks, import_model};
 pub use names::{Branch, torchvision_name};
 pub use npy::{npy_f32, npy_header};

@@ -24,7 +24,7 @@ impl Branch {
 
 /// The torchvision name of one of our tensors, or `None` for what a backbone file does not hold: the other branch's
 /// batch norms, masks, optimizer buffers, and the projection head unless `with_head`, where `fc.` becomes
-/// `projection_head.` (torchvision's `fc` is a classifier).
+/// `projection_head.`: torchvision's `fc` is a classifier, and so are our `fc.weight` and `fc.bias`.
 pub fn torchvision_name(name: &str, branch: Branch, with_head: bool) -> Option<String> {
     let mut parts: Vec<&str> = name.split('.').collect();
     let last = *parts.last()?;
@@ -38,6 +38,9 @@ pub fn torchvision_name(name: &str, branch: Branch, with_head: bool) -> Option<S
         parts.remove(position);
     }
     let first = *parts.first()?;
+    if first == "fc" && parts.len() == 2 {
+        return Some(name.to_owned());
+    }
     if first == "fc" {
         parts[0] = "projection_head";
         return with_head.then(|| parts.join("."));
@@ -84,6 +87,8 @@ mod tests {
         check("layer2.0.downsample.conv.weight", Some("layer2.0.downsample.0.weight"));
         check("layer2.0.downsample.bn.dense.running_mean", Some("layer2.0.downsample.1.running_mean"));
         check("layer2.0.downsample.bn.weight", Some("layer2.0.downsample.1.weight"));
+        check("fc.weight", Some("fc.weight"));
+        check("fc.bias", Some("fc.bias"));
         check("cb_block.conv1.weight", Some("cb_block.conv1.weight"));
         check("rb_block.bn2.dense.running_mean", Some("rb_block.bn2.running_mean"));
         check("layer3s.2.4.bn1.dense.weight", Some("layer3s.2.4.bn1.weight"));

@@ -7,7 +7,9 @@
 
 mod proto;
 
-use crate::export::{ExportError, ExportOptions, ExportSummary, IMAGENET_MEAN, IMAGENET_STD, floats_of, metadata};
+use crate::export::{
+    ExportError, ExportHead, ExportOptions, ExportSummary, IMAGENET_MEAN, IMAGENET_STD, floats_of, metadata,
+};
 use crate::names::{Branch, torchvision_name};
 use prost::Message as _;
 use proto::{
@@ -27,14 +29,17 @@ const IMAGES: &str = "images";
 const FEATURES: &str = "features";
 /// The output with the projection head's embedding.
 const EMBEDDING: &str = "embedding";
+/// The output with the classifier's logits.
+const LOGITS: &str = "logits";
 /// Readers of protocol buffers take 2 GiB at most.
 const LARGEST_FILE: usize = i32::MAX as usize;
 
 /// The bytes of an ONNX model of one branch in evaluation mode.
 ///
 /// Input `images`: f32 `[batch, 3, H, W]`, RGB, pixels in [0, 1], H and W as `network` was built. Output `features`: f32
-/// `[batch, C]`; with the head also `embedding` `[batch, D]`, not divided by its length. Initialisers have the names of
-/// [`crate::export_safetensors`]; the metadata hold what its metadata hold.
+/// `[batch, C]`; with the projection head also `embedding` `[batch, D]`, not divided by its length, or with a classifier, which
+/// `network` then has, `logits` `[batch, classes]`. Initialisers have the names of [`crate::export_safetensors`]; the metadata hold
+/// what its metadata hold.
 ///
 /// # Errors
 /// [`ExportError`]: tensors that are not those of `network`, no mask for the pruned branch, no head, more than 2 GiB.
@@ -43,23 +48,25 @@ pub fn export_onnx(
     network: &Network,
     options: &ExportOptions,
 ) -> Result<Vec<u8>, ExportError> {
-    if options.with_head && network.output == network.feature {
+    let has_head = options.head != ExportHead::None;
+    if has_head && network.output == network.feature {
         return Err(ExportError::NoHead);
     }
-    let last = if options.with_head { network.output } else { network.feature };
+    let last = if has_head { network.output } else { network.feature };
     let mut writer = Writer::new(tensors, network, options);
     writer.normalize();
     for node in &network.nodes[..network.nodes_until(last)] {
         writer.node(node)?;
     }
-    let metadata_props = metadata(options).map(|(key, value)| StringStringEntryProto { key: key.to_owned(), value });
+    let line = |(key, value): (&str, String)| StringStringEntryProto { key: key.to_owned(), value };
+    let metadata_props = metadata(options).into_iter().map(line).collect();
     let model = ModelProto {
         ir_version: IR_VERSION,
         producer_name: "sdclr".to_owned(),
         producer_version: env!("CARGO_PKG_VERSION").to_owned(),
         graph: Some(writer.finish(last)),
         opset_import: vec![OperatorSetIdProto { domain: String::new(), version: OPSET }],
-        metadata_props: metadata_props.into(),
+        metadata_props,
     };
     check_size(model.encoded_len())?;
     Ok(model.encode_to_vec())
@@ -78,6 +85,10 @@ pub fn onnx_summary(bytes: &[u8]) -> Option<ExportSummary> {
         n_tensors: floats().count(),
         n_values: floats().map(|tensor| tensor.raw_data.len() / 4).sum(),
         with_head: graph.output.iter().any(|output| output.name == EMBEDDING),
+        n_classes: graph.output.iter().any(|output| output.name == LOGITS).then(|| {
+            let bias = graph.initializer.iter().find(|tensor| tensor.name == "fc.bias");
+            bias.map_or(0, |bias| bias.raw_data.len() / 4)
+        }),
     })
 }
 
@@ -227,7 +238,11 @@ impl<'a> Writer<'a> {
 
     /// Gives the last node's output the name of the model's output that `y` is.
     fn rename_last(&mut self, y: ValueId) -> String {
-        let name = if y == self.network.feature { FEATURES } else { EMBEDDING };
+        let name = match self.options.head {
+            _ if y == self.network.feature => FEATURES,
+            ExportHead::Classifier { .. } => LOGITS,
+            ExportHead::None | ExportHead::Projection => EMBEDDING,
+        };
         if let Some(node) = self.graph.node.last_mut() {
             node.output = vec![name.to_owned()];
         }
@@ -270,8 +285,12 @@ impl<'a> Writer<'a> {
             self.graph.output.push(ValueInfoProto::batch_of_floats(name, &[network.dims(value).c], about));
         };
         output(FEATURES, network.feature, "the backbone's pooled features");
-        if last != network.feature {
-            output(EMBEDDING, last, "the projection head's embedding, not divided by its length");
+        match self.options.head {
+            ExportHead::None => {}
+            ExportHead::Projection => {
+                output(EMBEDDING, last, "the projection head's embedding, not divided by its length");
+            }
+            ExportHead::Classifier { .. } => output(LOGITS, last, "the classifier's logits, one a class"),
         }
         self.graph
     }

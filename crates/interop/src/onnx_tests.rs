@@ -36,7 +36,8 @@ fn tensors(network: &Network) -> BTreeMap<String, Tensor> {
 }
 
 fn options(branch: Branch, with_head: bool) -> ExportOptions {
-    ExportOptions { branch, with_head, model: "resnet10".to_owned(), stem: "small".to_owned(), epoch: 7 }
+    let head = if with_head { ExportHead::Projection } else { ExportHead::None };
+    ExportOptions { branch, head, model: "resnet10".to_owned(), stem: "small".to_owned(), epoch: 7 }
 }
 
 fn export(network: &Network, branch: Branch, with_head: bool) -> ModelProto {
@@ -73,6 +74,14 @@ fn input_and_outputs_are_declared() {
     let without = export(&network, Branch::Dense, false);
     assert_eq!(declared(&graph(&without).output), ["features batch 32"]);
     assert!(graph(&without).initializer.iter().all(|tensor| !tensor.name.contains("projection_head")));
+    let network = self::network("resnet10", true, true, Head::Classifier { n_classes: 9 });
+    let head = ExportHead::Classifier { class_names: vec!["owl".to_owned()] };
+    let options = ExportOptions { head, ..options(Branch::Dense, false) };
+    let bytes = export_onnx(&tensors(&network), &network, &options).expect("exports");
+    let classifier = ModelProto::decode(&bytes[..]).expect("valid");
+    assert_eq!(declared(&graph(&classifier).output), ["features batch 32", "logits batch 9"]);
+    assert_eq!(classifier.metadata_props.last().map(|line| line.value.as_str()), Some("[\"owl\"]"));
+    assert_eq!(onnx_summary(&bytes).and_then(|summary| summary.n_classes), Some(9));
     assert_eq!((model.ir_version, model.opset_import[0].version), (8, 17));
 }
 

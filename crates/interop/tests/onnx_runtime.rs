@@ -4,7 +4,7 @@
 use rten_tensor::prelude::*;
 use rten_tensor::{NdTensor, Tensor as OtherTensor};
 use sdclr_engine::{CpuOptions, Engine, Kernels, Rows, f32_engine};
-use sdclr_interop::{Branch as ExportBranch, ExportOptions, export_onnx};
+use sdclr_interop::{Branch as ExportBranch, ExportHead, ExportOptions, export_onnx};
 use sdclr_nn::graph::ValueId;
 use sdclr_nn::model::torch_shape;
 use sdclr_nn::{Batch, Branch, GradPool, Head, Mode, Model, Network, NetworkSpec, ParamKind, Pass, PassSpec, Single};
@@ -132,23 +132,27 @@ fn assert_close(ours: &[f32], theirs: &[f32], what: &str) {
     assert!(ours.iter().zip(theirs).all(is_close), "{what}:\n{ours:?}\n{theirs:?}");
 }
 
-/// Exports both branches with the head and compares both outputs, for several images and for one.
 fn check(model: &str, small_stem: bool, base_width: usize, size: usize, dual_bn: bool) {
     let head = Head::Projection { layers: if dual_bn { 3 } else { 2 }, dim: 16 };
     let spec = NetworkSpec { model: model.into(), image_size: size, small_stem, base_width, dual_bn, head };
-    let network = spec.build().expect("a network");
+    check_head(&spec, &ExportHead::Projection, "embedding");
+}
+
+/// Exports both branches with the head and compares both outputs, for several images and for one.
+fn check_head(spec: &NetworkSpec, head: &ExportHead, output: &str) {
+    let (network, size) = (spec.build().expect("a network"), spec.image_size);
     let mut tensors = trained(&network);
     let mut ours = Ours::new(network.clone(), &mut tensors);
     let mut random = Random(11);
     let images: Vec<u8> = (0..N_IMAGES * size * size * 3).map(|_| (256.0 * random.next()) as u8).collect();
     let mut features = Vec::new();
     for (branch, exported) in [(Branch::Dense, ExportBranch::Dense), (Branch::Pruned, ExportBranch::Pruned)] {
-        let (model, stem) = (model.to_owned(), String::new());
-        let options = ExportOptions { branch: exported, with_head: true, model, stem, epoch: 0 };
+        let (model, stem) = (spec.model.to_string(), String::new());
+        let options = ExportOptions { branch: exported, head: head.clone(), model, stem, epoch: 0 };
         let file = export_onnx(&tensors, &network, &options).expect("exports");
         for images in [&images[..], &images[..size * size * 3]] {
             let what = format!("{branch:?}, {} bytes", images.len());
-            let theirs = theirs(file.clone(), images, size, &["features", "embedding"]);
+            let theirs = theirs(file.clone(), images, size, &["features", output]);
             assert_close(&ours.run(branch, network.feature, images), &theirs[0], &what);
             assert_close(&ours.run(branch, network.output, images), &theirs[1], &format!("{what}, head"));
         }
@@ -160,6 +164,16 @@ fn check(model: &str, small_stem: bool, base_width: usize, size: usize, dual_bn:
 #[test]
 fn small_stem_models_agree() {
     check("resnet18", true, 8, 32, true);
+}
+
+#[test]
+fn classifiers_agree() {
+    for dual_bn in [false, true] {
+        let head = Head::Classifier { n_classes: 5 };
+        let spec =
+            NetworkSpec { model: "resnet18".into(), image_size: 16, small_stem: true, base_width: 8, dual_bn, head };
+        check_head(&spec, &ExportHead::Classifier { class_names: Vec::new() }, "logits");
+    }
 }
 
 #[test]

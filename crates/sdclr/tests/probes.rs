@@ -180,10 +180,12 @@ fn retest(subject: &Subject, stored: &StoredProbe, images: Dataset) -> Result<Pr
 fn a_stored_probe_gives_the_result_of_the_probe_that_made_it() {
     let subject = subject(Weights::Untrained);
     let folder = tempfile::tempdir().unwrap();
-    for protocol in [Protocol::LinearPaper, Protocol::LinearCached, Protocol::FewShot] {
+    let linear = [Protocol::LinearPaper, Protocol::LinearCached, Protocol::FewShot];
+    for protocol in linear.into_iter().chain([Protocol::Finetune, Protocol::Supervised]) {
         let (learn, images) = (images(20, |i| i == 3), images(31, |i| i == 9));
         let made = probed(&subject, protocol, learn, images.clone(), Some(vec![9, 4])).unwrap();
-        let stored = made.classifier.expect("a linear probe has a classifier");
+        let stored = made.classifier.expect("what was trained is kept");
+        assert_eq!(stored.backbone.is_empty(), linear.contains(&protocol), "{protocol}");
         let path = folder.path().join("probes").join(format!("{protocol}.safetensors"));
         stored.save(&path).unwrap();
         let stored = StoredProbe::load(&path).unwrap();
@@ -210,6 +212,9 @@ fn a_stored_probe_is_refused_on_other_weights_features_or_classes() {
     (other.record.n_classes, other.bias) = (1, vec![0.0]);
     other.weight.truncate(32);
     check(&other, "have 2 classes, the stored probe 1");
+    let mut other = probed(&subject, Protocol::Finetune, whole(), whole(), None).unwrap().classifier.unwrap();
+    other.backbone.remove("layer4.0.conv2.weight");
+    check(&other, "layer4.0.conv2.weight");
 }
 
 #[test]

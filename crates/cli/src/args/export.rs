@@ -6,10 +6,12 @@ use std::path::PathBuf;
 /// `sdclr export`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "safetensors and pt: names and shapes are torchvision's and timm's; the classifier is left out, and pixels in \
-                        [0, 1] are to be normalised by the mean and std in the metadata of a safetensors file. onnx: takes \
-                        pixels in [0, 1] and normalises them itself.\n\n\
-                        Example: sdclr export run --out model.onnx"
+    after_help = "safetensors and pt: names and shapes are torchvision's and timm's; pixels in [0, 1] are to be normalised by the \
+                        mean and std in the metadata of a safetensors file. onnx: takes pixels in [0, 1] and normalises them \
+                        itself. A classifier is that of a probe that eval linear, few-shot or finetune has left in the run.\n\n\
+                        Examples:\n  \
+        sdclr export run --out backbone.onnx\n  \
+        sdclr export run --probe finetune --out classifier.onnx"
 )]
 pub struct ExportArgs {
     /// Run directory or checkpoint file
@@ -27,6 +29,9 @@ pub struct ExportArgs {
     /// Keep the projection head, as projection_head.* (onnx: also the output embedding)
     #[arg(long)]
     pub with_head: bool,
+    /// With the classifier of RUN/probes/NAME, as fc.* (onnx: also the output logits); a fine-tuned one with its own backbone
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["branch", "with_head"])]
+    pub probe: Option<String>,
     /// Replace an existing file
     #[arg(long)]
     pub overwrite: bool,

@@ -44,4 +44,7 @@ pub struct FinetuneTrainingArgs {
     /// Weight decay of all that trains [default: 5e-4, above 64 pixels 1e-4]
     #[arg(long, value_name = "W", allow_negative_numbers = true)]
     pub weight_decay: Option<f64>,
+    /// Train nothing: test the network that an earlier fine-tuning of this name left in RUN/probes
+    #[arg(long, conflicts_with_all = ["epochs", "batch_size", "lr", "weight_decay"])]
+    pub test_only: bool,
 }

@@ -1,6 +1,6 @@
 //! `sdclr eval linear|few-shot|knn|finetune`.
 
-mod stored;
+pub mod stored;
 
 use crate::args::{
     ClassifierArgs, EvalCommand, FewShotArgs, FinetuneTrainingArgs, GroupsArg, LinearProtocol, MachineArgs,
@@ -63,7 +63,8 @@ pub fn run(command: EvalCommand, context: Context) -> anyhow::Result<ExitCode> {
     let is_test_only = match &command {
         EvalCommand::Linear(args) => args.classifier.test_only,
         EvalCommand::FewShot(args) => args.classifier.test_only,
-        EvalCommand::Knn(_) | EvalCommand::Finetune(_) => false,
+        EvalCommand::Finetune(args) => args.training.test_only,
+        EvalCommand::Knn(_) => false,
     };
     if is_test_only {
         return stored::run(probe_args, protocol, &name, &run, &subject, context);

@@ -1,6 +1,7 @@
 //! `sdclr export`.
 
 use super::embed::check_folder;
+use super::eval::stored;
 use crate::args::{BranchArg, ExportArgs, ExportFormat};
 use crate::config;
 use crate::context::Context;
@@ -8,13 +9,15 @@ use crate::exit::UsageError;
 use anyhow::Context as _;
 use clap::ValueEnum as _;
 use sdclr::backend;
-use sdclr::checkpoint::Checkpoint;
+use sdclr::checkpoint::{Checkpoint, Tensor};
+use sdclr::probe::StoredProbe;
 use sdclr::run_dir::{describe_io, write_atomic};
-use sdclr_interop::{Branch, ExportOptions, export_onnx, export_pt, export_safetensors};
+use sdclr_interop::{Branch, ExportHead, ExportOptions, export_onnx, export_pt, export_safetensors};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 
-/// Writes the backbone.
+/// Writes the backbone, and the classifier if asked for one.
 ///
 /// # Errors
 /// A run, checkpoint or output file that does not do.
@@ -25,20 +28,26 @@ pub fn run(args: &ExportArgs, context: Context) -> anyhow::Result<ExitCode> {
     let (run, path) = config::locate(&args.run)?;
     let run_config = run.config()?;
     let checkpoint = Checkpoint::load(&path)?;
-    let options = ExportOptions {
-        branch: match args.branch {
-            BranchArg::Dense => Branch::Dense,
-            BranchArg::Pruned => Branch::Pruned,
-        },
-        with_head: args.with_head,
-        model: run_config.model.name.to_string(),
-        stem: run_config.model.stem.to_string(),
-        epoch: checkpoint.state.epoch,
+    let epoch = checkpoint.state.epoch;
+    let (tensors, network, branch, head) = match &args.probe {
+        Some(name) => {
+            let stored = stored::load(&run, name)?;
+            let network = stored.network(&run_config, &checkpoint.state)?;
+            let head = ExportHead::Classifier { class_names: stored.record.class_names.clone() };
+            (with_classifier(&stored, checkpoint), network, Branch::Dense, head)
+        }
+        None => {
+            let branch = if args.branch == BranchArg::Pruned { Branch::Pruned } else { Branch::Dense };
+            let head = if args.with_head { ExportHead::Projection } else { ExportHead::None };
+            (checkpoint.tensors, backend::run_network(&run_config)?, branch, head)
+        }
     };
+    let (model, stem) = (run_config.model.name.to_string(), run_config.model.stem.to_string());
+    let options = ExportOptions { branch, head, model, stem, epoch };
     let bytes = match format {
-        ExportFormat::Safetensors => export_safetensors(&checkpoint.tensors, &options),
-        ExportFormat::Pt => export_pt(&checkpoint.tensors, &options),
-        ExportFormat::Onnx => export_onnx(&checkpoint.tensors, &backend::run_network(&run_config)?, &options),
+        ExportFormat::Safetensors => export_safetensors(&tensors, &options),
+        ExportFormat::Pt => export_pt(&tensors, &options),
+        ExportFormat::Onnx => export_onnx(&tensors, &network, &options),
     };
     let bytes = bytes.with_context(|| format!("{}: cannot export", path.display()))?;
     write_file(&args.out, &bytes)?;
@@ -46,9 +55,19 @@ pub fn run(args: &ExportArgs, context: Context) -> anyhow::Result<ExitCode> {
         context.print_json(&serde_json::json!({ "out": args.out, "bytes": bytes.len() }))?;
     } else {
         let (out, model) = (args.out.display(), &options.model);
-        context.print(&format!("{out}: {model}, epoch {}, {} bytes\n", checkpoint.state.epoch, bytes.len()))?;
+        let what = args.probe.as_ref().map(|name| format!(", probe {name}")).unwrap_or_default();
+        context.print(&format!("{out}: {model}, epoch {epoch}{what}, {} bytes\n", bytes.len()))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The backbone that a stored probe is on, and its classifier.
+fn with_classifier(stored: &StoredProbe, checkpoint: Checkpoint) -> BTreeMap<String, Tensor> {
+    // A fine-tuned backbone is not the checkpoint's.
+    let mut tensors = if stored.backbone.is_empty() { checkpoint.tensors } else { BTreeMap::new() };
+    let own = stored.tensors().into_iter().map(|(name, tensor)| (name, Tensor::f32(&tensor.shape, tensor.data)));
+    tensors.extend(own);
+    tensors
 }
 
 /// The format asked for, or that of the ending of `--out`. The two must not contradict each other: readers, `inspect`

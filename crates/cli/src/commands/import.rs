@@ -13,6 +13,7 @@ use sdclr_records::layers::{Layer, merge};
 use sdclr_records::names::{Method, Protocol};
 use sdclr_records::{CheckpointState, RunConfig};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -221,7 +222,12 @@ fn write_probe(run: &RunDir, name: &str, classifier: &LinearClassifier, epoch: u
         data: Default::default(),
     };
     let floats = |tensor: &Tensor| tensor.as_f32().unwrap_or_default().to_vec();
-    let stored = StoredProbe { record, weight: floats(&classifier.weight), bias: floats(&classifier.bias) };
+    let stored = StoredProbe {
+        record,
+        weight: floats(&classifier.weight),
+        bias: floats(&classifier.bias),
+        backbone: BTreeMap::new(),
+    };
     let path = run.probe_path(name);
     stored.save(&path)?;
     Ok(path)

@@ -69,9 +69,14 @@ fn checkpoint_or_export(path: &Path) -> anyhow::Result<Value> {
     };
     if let Ok(probe) = StoredProbe::load(path) {
         let record = &probe.record;
+        let description = if probe.backbone.is_empty() {
+            "a trained classifier on a run's features; eval --test-only tests it again, export --probe takes it along"
+        } else {
+            "a fine-tuned network with its classifier; eval finetune --test-only tests it again, export --probe writes it"
+        };
         return Ok(json!({
             "kind": "probe",
-            "description": "a trained classifier on a run's features; sdclr eval RUN --test-only tests it again",
+            "description": description,
             "protocol": record.protocol,
             "classes": record.n_classes,
             "features": probe.width(),
@@ -101,6 +106,7 @@ fn described(description: &str, export: &ExportSummary) -> Value {
         "stem": export.stem,
         "branch": export.branch,
         "with_head": export.with_head,
+        "classes": export.n_classes,
         "tensors": export.n_tensors,
         "floats": export.n_values,
     })

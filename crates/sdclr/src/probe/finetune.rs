@@ -4,10 +4,12 @@
 //! The network is the dense branch alone. The classifier begins as the linear probe's does, and the best epoch is chosen as
 //! there; [`sdclr_records::fine_tuning`] has the recipe, which is ours.
 
+mod tuned;
+
 use super::classifier::first_weights;
-use super::features::{ViewSpec, evaluation_batch};
+use super::features::ViewSpec;
 use super::linear::{argmax, is_look_due, lr_at, selection_accuracy};
-use super::{Halt, LEARN, ProbeJob, Subject, TEST, VALIDATION, Verdict, Weights};
+use super::{Halt, LEARN, ProbeJob, ProbeRecord, StoredProbe, Subject, TEST, TestJob, VALIDATION, Verdict, Weights};
 use crate::backend::{self, Machine};
 use crate::checkpoint::Checkpoint;
 use crate::error::Error;
@@ -16,16 +18,18 @@ use crate::progress::{Observer, StepReport};
 use crate::signals::StopFlag;
 use crate::snapshot;
 use sdclr_data::{Dataset, Loader, Order};
-use sdclr_engine::{ByteBuf, Engine, Rows};
+use sdclr_engine::{Engine, Rows};
 use sdclr_nn::{
-    Batch, Branch, CrossEntropy, Fixed, GradPool, Head, Mode, Model, Network, Optimizer, OptimizerKind, Pass, PassSpec,
+    Batch, Branch, CrossEntropy, Fixed, GradPool, Mode, Model, Network, Optimizer, OptimizerKind, Pass, PassSpec,
     Single,
 };
-use sdclr_records::config::ModelConfig;
+use sdclr_records::augment::Augmentation;
 use sdclr_records::names::{FrozenBn, Protocol};
-use sdclr_records::results::WeightsRecord;
+use sdclr_records::results::{ProbeData, WeightsRecord};
 use sdclr_records::{ProbeConfig, RunConfig};
 use std::time::{Duration, Instant};
+pub(super) use tuned::network;
+use tuned::{State, Tuned};
 
 /// Trains, chooses the best epoch and tests it.
 pub(super) fn train(job: &mut ProbeJob, n_classes: usize) -> Result<(Verdict, Option<WeightsRecord>), Halt> {
@@ -34,41 +38,52 @@ pub(super) fn train(job: &mut ProbeJob, n_classes: usize) -> Result<(Verdict, Op
     let views = ViewSpec::new(&job.subject.config, &job.machine);
     let mut epochs = Epochs::new(&views, &job.train, &probe)?;
     if let Some(limit) = job.memory_limit {
-        // The weights once more for the best epoch, once more on their way there.
-        let held = tuner.engine.bytes_held() + epochs.loader.memory_bytes() + 2 * 4 * tuner.model.params().len;
+        // The weights once more for the best epoch, and twice on their way to a file.
+        let held = tuner.net.engine.bytes_held() + epochs.loader.memory_bytes() + 3 * 4 * tuner.net.model.params().len;
         backend::check_memory(probe.batch_size, held as u64, limit)?;
     }
-    let judged = |images: &Dataset, what| Judged::new(&views, images, what, &probe, tuner.eval.max_batch(), job.stop);
+    let judged = |images: &Dataset, what| Judged::new(&views, images, what, &probe.augment_test, &tuner.net, job.stop);
     let mut validation = job.validation.as_ref().map(|images| judged(images, VALIDATION)).transpose()?;
     let mut test = judged(&job.test, TEST)?;
     let mut best: Option<(f64, usize, State)> = None;
     for epoch in 1..=probe.epochs {
         epochs.run(epoch, &mut tuner, &probe, job.stop, job.observer)?;
         let Some(validation) = validation.as_mut().filter(|_| is_look_due(&probe, epoch)) else { continue };
-        let (logits, labels) = validation.classify(&mut tuner, job.stop, None)?;
+        let (logits, labels) = validation.classify(&mut tuner.net, job.stop, None)?;
         let accuracy = selection_accuracy(&probe, &logits, &labels);
         if best.as_ref().is_none_or(|(most, ..)| accuracy > *most) {
-            best = Some((accuracy, epoch, tuner.state()?));
+            best = Some((accuracy, epoch, tuner.net.state()?));
         }
     }
     if let Some((.., state)) = &best {
-        tuner.set_state(state);
+        tuner.net.set_state(state);
     }
-    let (logits, labels) = test.classify(&mut tuner, job.stop, Some(job.observer))?;
-    let n_skipped = [Some(&epochs.loader), validation.as_ref().map(|images| &images.loader), Some(&test.loader)];
-    let labels: Vec<usize> = labels.into_iter().map(|label| label as usize).collect();
-    let rows = || logits.chunks_exact(n_classes);
-    let verdict = Verdict {
-        predictions: rows().map(argmax).collect(),
-        n_top5: Some(rows().zip(&labels).filter(|(row, label)| rank(row, **label) < TOP5).count()),
-        labels,
+    let best_epoch = best.map(|(_, epoch, _)| epoch);
+    let n_skipped = [Some(&epochs.loader), validation.as_ref().map(|images| &images.loader)];
+    let record = ProbeRecord {
+        protocol: probe.protocol,
+        n_classes,
+        class_names: Vec::new(),
+        epoch: best_epoch,
+        weights: None,
         n_train: job.train.len() - epochs.loader.n_skipped(),
         n_skipped: n_skipped.into_iter().flatten().map(Loader::n_skipped).sum(),
-        best_epoch: best.map(|(_, epoch, _)| epoch),
-        // What is trained is the whole network, not a classifier on its features.
-        classifier: None,
+        settings: probe.settings(),
+        data: ProbeData::default(),
     };
-    Ok((verdict, Some(tuner.weights)))
+    let verdict = test.verdict(&mut tuner.net, &record, job.stop, job.observer)?;
+    let classifier = Some(StoredProbe::of_network(record, tuner.net.tensors()?));
+    Ok((Verdict { classifier, ..verdict }, Some(tuner.weights)))
+}
+
+/// Tests a stored network; its images have the classes that it has.
+pub(super) fn test(job: &mut TestJob<'_>) -> Result<Verdict, Halt> {
+    let TestJob { subject, stored, machine, .. } = job;
+    let mut net = Tuned::new(network(&subject.config, stored.record.n_classes)?, machine, 1)?;
+    net.load(&stored.tensors())?;
+    let views = ViewSpec::new(&subject.config, machine);
+    let mut test = Judged::new(&views, &job.test, TEST, &job.recipe, &net, job.stop)?;
+    test.verdict(&mut net, &stored.record, job.stop, job.observer)
 }
 
 /// The passes over the images to learn from.
@@ -144,11 +159,11 @@ impl Judged {
         views: &ViewSpec,
         images: &Dataset,
         what: &str,
-        probe: &ProbeConfig,
-        batch_size: usize,
+        recipe: &Augmentation,
+        net: &Tuned,
         stop: &StopFlag,
     ) -> Result<Self, Halt> {
-        let mut loader = views.loader(images, &probe.augment_test, Order::Sequential, 0, batch_size)?;
+        let mut loader = views.loader(images, recipe, Order::Sequential, 0, net.max_batch())?;
         let (n_images, mut n_whole) = (images.len(), 0);
         loader.start_epoch(0, 0);
         while let Some(batch) = loader.next_batch() {
@@ -168,21 +183,21 @@ impl Judged {
     /// Logits `[n, classes]` and labels of all whole images; tells `observer` how far it is.
     fn classify(
         &mut self,
-        tuner: &mut FineTuner,
+        net: &mut Tuned,
         stop: &StopFlag,
         mut observer: Option<&mut dyn Observer>,
     ) -> Result<(Vec<f32>, Vec<u32>), Halt> {
         let (mut logits, mut labels, mut n_done) = (Vec::new(), Vec::new(), 0);
-        tuner.eval.pack(&mut *tuner.engine, &tuner.model);
+        net.pack();
         self.loader.start_epoch(0, 0);
         while let Some(batch) = self.loader.next_batch() {
             if let Some(signal) = stop.raised() {
                 return Err(Halt::Stopped(signal));
             }
             let batch = batch?;
-            tuner.logits(&batch.views, batch.labels.len(), &mut logits)?;
+            net.logits(&batch.views, batch.labels.len(), &mut logits)?;
             labels.extend_from_slice(&batch.labels);
-            n_done = (n_done + tuner.eval.max_batch()).min(self.n_images);
+            n_done = (n_done + net.max_batch()).min(self.n_images);
             if let Some(observer) = observer.as_deref_mut() {
                 observer.on_features(n_done, self.n_images);
             }
@@ -190,23 +205,36 @@ impl Judged {
         }
         Ok((logits, labels))
     }
-}
 
-/// Parameters and running statistics, to come back to.
-struct State {
-    params: Vec<f32>,
-    running: Vec<f32>,
+    /// What the network, of which `record` tells, makes of these images.
+    fn verdict(
+        &mut self,
+        net: &mut Tuned,
+        record: &ProbeRecord,
+        stop: &StopFlag,
+        observer: &mut dyn Observer,
+    ) -> Result<Verdict, Halt> {
+        let (logits, labels) = self.classify(net, stop, Some(observer))?;
+        let labels: Vec<usize> = labels.into_iter().map(|label| label as usize).collect();
+        let rows = || logits.chunks_exact(record.n_classes);
+        Ok(Verdict {
+            predictions: rows().map(argmax).collect(),
+            n_top5: Some(rows().zip(&labels).filter(|(row, label)| rank(row, **label) < TOP5).count()),
+            labels,
+            n_train: record.n_train,
+            n_skipped: record.n_skipped + self.loader.n_skipped(),
+            best_epoch: record.epoch,
+            classifier: None,
+        })
+    }
 }
 
 /// A backbone with a classifier in training.
 struct FineTuner {
-    engine: Box<dyn Engine>,
-    model: Model,
+    net: Tuned,
     train: Pass,
-    eval: Pass,
     loss: CrossEntropy,
     optimizer: Optimizer,
-    images: ByteBuf,
     /// What it began with.
     weights: WeightsRecord,
 }
@@ -219,21 +247,17 @@ impl FineTuner {
     fn new(subject: &Subject, machine: &Machine, probe: &ProbeConfig, n_classes: usize) -> Result<Self, Error> {
         let network = network(&subject.config, n_classes)?;
         let fixed = fixed(&network, &subject.config, probe)?;
-        let mut engine = machine.engine()?;
-        let e = &mut *engine;
-        let mut model = Model::new(e, network)?;
-        let weights = begin(e, &mut model, subject, probe)?;
-        let (until, eval_batch) = (model.network.output, evaluation_batch(&model.network));
-        let spec = |max_batch, mode| PassSpec { max_batch, branch: Branch::Dense, mode, until };
-        let mut pool = GradPool::default();
-        let train = Pass::with_fixed(e, &model, spec(probe.batch_size, Mode::Train), fixed, &mut pool)?;
-        let eval = Pass::new(e, &model, spec(eval_batch, Mode::Eval), &mut pool)?;
+        let mut net = Tuned::new(network, machine, probe.batch_size)?;
+        let Tuned { engine, model, .. } = &mut net;
+        let e = &mut **engine;
+        let weights = begin(e, model, subject, probe)?;
+        let until = model.network.output;
+        let spec = PassSpec { max_batch: probe.batch_size, branch: Branch::Dense, mode: Mode::Train, until };
+        let train = Pass::with_fixed(e, model, spec, fixed, &mut GradPool::default())?;
         let loss = CrossEntropy::new(e, probe.batch_size)?;
         let (momentum, weight_decay) = (probe.momentum as f32, probe.weight_decay as f32);
-        let optimizer = Optimizer::with_fixed(e, &model, OptimizerKind::Sgd { momentum, weight_decay }, fixed)?;
-        let per_image = model.network.dims(model.network.input).len();
-        let images = e.alloc_bytes(probe.batch_size.max(eval_batch) * per_image)?;
-        Ok(Self { engine, model, train, eval, loss, optimizer, images, weights })
+        let optimizer = Optimizer::with_fixed(e, model, OptimizerKind::Sgd { momentum, weight_decay }, fixed)?;
+        Ok(Self { net, train, loss, optimizer, weights })
     }
 
     /// One SGD step on images `[n, size, size, 3]`; returns the mean cross-entropy before it.
@@ -241,48 +265,21 @@ impl FineTuner {
     /// # Errors
     /// [`Error::NonFiniteLoss`], a failed device.
     fn step(&mut self, views: &[u8], labels: &[u32], lr: f64) -> Result<f32, Error> {
-        let (engine, batch) = (&mut *self.engine, Batch::local(labels.len()));
-        engine.write_bytes(self.images, views);
-        self.train.load(engine, &self.model, batch.n, self.images, Rows::ALL);
-        self.train.pack(engine, &self.model);
-        self.train.forward(engine, &self.model, batch, &Single)?;
-        let (logits, grad) = (self.train.act(self.model.network.output), self.train.output_grad());
+        let Tuned { engine, model, images, .. } = &mut self.net;
+        let (engine, batch) = (&mut **engine, Batch::local(labels.len()));
+        engine.write_bytes(*images, views);
+        self.train.load(engine, model, batch.n, *images, Rows::ALL);
+        self.train.pack(engine, model);
+        self.train.forward(engine, model, batch, &Single)?;
+        let (logits, grad) = (self.train.act(model.network.output), self.train.output_grad());
         let loss = self.loss.forward_backward(engine, batch.n, logits, labels, grad)?;
         if !loss.is_finite() {
             return Err(Error::NonFiniteLoss { loss, step: self.optimizer.n_updates + 1, lr });
         }
-        self.model.zero_grads(engine);
-        self.train.backward(engine, &self.model, batch, &Single)?;
-        self.optimizer.step(engine, &self.model, lr);
+        model.zero_grads(engine);
+        self.train.backward(engine, model, batch, &Single)?;
+        self.optimizer.step(engine, model, lr);
         Ok(loss)
-    }
-
-    /// Logits of at most a batch of `n` images in evaluation mode, appended to `out`; the weights are packed.
-    ///
-    /// # Errors
-    /// A failed device.
-    fn logits(&mut self, views: &[u8], n: usize, out: &mut Vec<f32>) -> Result<(), Error> {
-        let (engine, output) = (&mut *self.engine, self.model.network.output);
-        engine.write_bytes(self.images, views);
-        self.eval.load(engine, &self.model, n, self.images, Rows::ALL);
-        self.eval.forward(engine, &self.model, Batch::local(n), &Single)?;
-        let at = out.len();
-        out.resize(at + n * self.model.network.dims(output).len(), 0.0);
-        engine.read_act(n, self.eval.act(output), &mut out[at..])?;
-        Ok(())
-    }
-
-    fn state(&mut self) -> Result<State, Error> {
-        let (params, running) = (self.model.params(), self.model.running());
-        let mut state = State { params: vec![0.0; params.len], running: vec![0.0; running.len] };
-        self.engine.read_f32(params, &mut state.params)?;
-        self.engine.read_f32(running, &mut state.running)?;
-        Ok(state)
-    }
-
-    fn set_state(&mut self, state: &State) {
-        self.engine.write_f32(self.model.params(), &state.params);
-        self.engine.write_f32(self.model.running(), &state.running);
     }
 }
 
@@ -318,12 +315,6 @@ fn begin(
     Ok(record)
 }
 
-/// The dense branch of a run's backbone with a classifier.
-fn network(config: &RunConfig, n_classes: usize) -> Result<Network, Error> {
-    let one_branch = ModelConfig { dual_bn: false, ..config.model.clone() };
-    backend::network(&one_branch, config.data.image_size, Head::Classifier { n_classes })
-}
-
 /// Checks that a run's model has the layers that a probe fixes, before there are images.
 ///
 /// # Errors
@@ -352,5 +343,4 @@ fn fixed(network: &Network, config: &RunConfig, probe: &ProbeConfig) -> Result<F
 }
 
 #[cfg(test)]
-#[path = "finetune_tests.rs"]
 mod tests;

@@ -14,6 +14,7 @@ use sdclr_engine::Engine;
 use sdclr_nn::rng;
 use sdclr_records::ProbeConfig;
 use sdclr_records::results::ProbeData;
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 /// Augmented images through the frozen network, every epoch anew.
@@ -184,7 +185,7 @@ impl Training {
             settings: self.probe.settings(),
             data: ProbeData::default(),
         };
-        let stored = StoredProbe { record, weight, bias };
+        let stored = StoredProbe { record, weight, bias, backbone: BTreeMap::new() };
         // What is stored is what is tested, so that a later test of it gives the same numbers.
         let labels: Vec<usize> = test.labels.iter().map(|&label| label as usize).collect();
         let (predictions, n_top5) = stored.predict(engine, test, &labels)?;

@@ -47,6 +47,11 @@ impl Subject {
             Weights::RawPixels => "raw pixels",
         }
     }
+
+    /// The same of a probe that may not begin with the subject's weights.
+    fn title_in(&self, protocol: Protocol) -> &'static str {
+        if protocol == Protocol::Supervised { "supervised" } else { self.title() }
+    }
 }
 
 /// Where a subject's weights come from.
@@ -209,13 +214,11 @@ fn labelled(images: &Dataset, what: &str) -> Result<usize, Error> {
 
 fn result(job: ProbeJob<'_>, weights: Option<WeightsRecord>, n_classes: usize, verdict: Verdict) -> ProbeResult {
     let tail = job.tail.as_ref().map(|(counts, rule)| (counts.as_slice(), *rule));
-    // The weights to begin with are not the subject's there.
-    let is_supervised = job.probe.protocol == Protocol::Supervised;
     let found = metrics::accuracies(&verdict.labels, &verdict.predictions, n_classes, tail);
     ProbeResult {
         version: RESULT_VERSION,
         protocol: job.probe.protocol,
-        subject: if is_supervised { "supervised" } else { job.subject.title() }.to_owned(),
+        subject: job.subject.title_in(job.probe.protocol).to_owned(),
         weights,
         top1: found.top1,
         top5: verdict.n_top5.and_then(|n_right| metrics::top5(n_right, verdict.labels.len(), n_classes)),

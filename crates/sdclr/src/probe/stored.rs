@@ -1,12 +1,13 @@
-//! A trained linear classifier as a file, `RUN/probes/NAME.safetensors`, and testing with it alone.
+//! A trained classifier as a file, `RUN/probes/NAME.safetensors`, and testing with it alone.
 //!
 //! The file holds `fc.weight` `[classes, width]` and `fc.bias` `[classes]` on the backbone's plain features (the cached
-//! protocol's standardisation is folded in), and in its metadata under `sdclr_probe` a [`ProbeRecord`] as JSON.
+//! protocol's standardisation is folded in), and in its metadata under `sdclr_probe` a [`ProbeRecord`] as JSON. Fine-tuning
+//! changes the backbone, too: then its tensors are there as well, those of a network with one branch.
 
 use super::classifier::Classifier;
 use super::features::{Extractor, Features};
-use super::{Halt, Subject, TEST};
-use crate::backend::Machine;
+use super::{Halt, Subject, TEST, Verdict, finetune};
+use crate::backend::{self, Machine};
 use crate::error::Error;
 use crate::metrics::{self, GroupRule, TOP5, rank};
 use crate::progress::Observer;
@@ -15,16 +16,20 @@ use crate::signals::{StopFlag, StopSignal};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use sdclr_data::Dataset;
 use sdclr_engine::Engine;
+use sdclr_nn::{Head, Network, Tensor};
 use sdclr_records::augment::Augmentation;
 use sdclr_records::names::Protocol;
 use sdclr_records::results::{ProbeData, RESULT_VERSION, WeightsRecord};
-use sdclr_records::{ProbeConfig, ProbeResult};
+use sdclr_records::{CheckpointState, ProbeConfig, ProbeResult, RunConfig};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 /// The key of the file's metadata that holds the record.
 const METADATA_KEY: &str = "sdclr_probe";
+/// The classifier's tensors.
+const WEIGHT: &str = "fc.weight";
+const BIAS: &str = "fc.bias";
 
 /// What a stored classifier says of itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -56,7 +61,7 @@ pub struct ProbeRecord {
     pub data: ProbeData,
 }
 
-/// A linear classifier on plain features.
+/// A linear classifier on plain features, and the backbone that makes them where it is not the run's.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StoredProbe {
     /// What it is.
@@ -65,9 +70,59 @@ pub struct StoredProbe {
     pub weight: Vec<f32>,
     /// `[n_classes]`.
     pub bias: Vec<f32>,
+    /// The fine-tuned backbone's tensors under their names; empty for a classifier on the features of a run's.
+    pub backbone: BTreeMap<String, Tensor>,
 }
 
 impl StoredProbe {
+    /// Of a network whose tensors are these, `fc.weight` and `fc.bias` among them.
+    pub(super) fn of_network(record: ProbeRecord, mut backbone: BTreeMap<String, Tensor>) -> Self {
+        let [weight, bias] =
+            [WEIGHT, BIAS].map(|name| backbone.remove(name).map(|tensor| tensor.data).unwrap_or_default());
+        Self { record, weight, bias, backbone }
+    }
+
+    /// The network that it is of: a run's backbone and the classifier, whose tensors are those of the run's checkpoint and
+    /// [`Self::tensors`].
+    ///
+    /// # Errors
+    /// [`Error::Unfit`] if it is on other weights or another model's features.
+    pub fn network(&self, config: &RunConfig, state: &CheckpointState) -> Result<Network, Error> {
+        let n_classes = self.record.n_classes;
+        if !self.backbone.is_empty() {
+            return finetune::network(config, n_classes);
+        }
+        let network = backend::network(&config.model, config.data.image_size, Head::Classifier { n_classes })?;
+        self.check_fit(network.dims(network.feature).len(), Some((&state.model, state.step)))?;
+        Ok(network)
+    }
+
+    /// Refuses features of another width, or of weights (the model in words, steps) that it is not on.
+    fn check_fit(&self, width: usize, weights: Option<(&str, u64)>) -> Result<(), Error> {
+        if self.width() != width {
+            let own = self.width();
+            let text = format!("the stored probe reads {own} features, the model has {width}: it is another model's");
+            return Err(Error::Unfit(text));
+        }
+        match (&self.record.weights, weights) {
+            (Some(own), Some((model, step))) if own.step != step || own.model != model => Err(Error::Unfit(format!(
+                "the stored probe is on the weights of step {} and the checkpoint is of step {step}: probe it anew",
+                own.step
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// All tensors under their names.
+    #[must_use]
+    pub fn tensors(&self) -> BTreeMap<String, Tensor> {
+        let mut tensors = self.backbone.clone();
+        let n_classes = self.bias.len();
+        tensors.insert(WEIGHT.to_owned(), Tensor { shape: vec![n_classes, self.width()], data: self.weight.clone() });
+        tensors.insert(BIAS.to_owned(), Tensor { shape: vec![n_classes], data: self.bias.clone() });
+        tensors
+    }
+
     /// Length of the features that it reads.
     #[must_use]
     pub fn width(&self) -> usize {
@@ -84,15 +139,16 @@ impl StoredProbe {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(failed)?;
         }
-        let (weight, bias) = (little_endian(&self.weight), little_endian(&self.bias));
-        let view = |shape: Vec<usize>, bytes| TensorView::new(Dtype::F32, shape, bytes);
-        let tensors = [
-            ("fc.bias", view(vec![self.bias.len()], &bias)),
-            ("fc.weight", view(vec![self.bias.len(), self.width()], &weight)),
-        ];
+        let tensors: Vec<_> = self
+            .tensors()
+            .into_iter()
+            .map(|(name, Tensor { shape, data })| (name, shape, little_endian(&data)))
+            .collect();
         let record = serde_json::to_string(&self.record).map_err(|e| other(e.to_string()))?;
         let metadata = HashMap::from([(METADATA_KEY.to_owned(), record)]);
-        let tensors: Result<Vec<_>, _> = tensors.into_iter().map(|(name, view)| Ok((name, view?))).collect();
+        let views =
+            tensors.iter().map(|(name, shape, bytes)| Ok((name, TensorView::new(Dtype::F32, shape.clone(), bytes)?)));
+        let tensors: Result<Vec<_>, _> = views.collect();
         let bytes = tensors
             .and_then(|tensors| safetensors::serialize(tensors, Some(metadata)))
             .map_err(|e: safetensors::SafeTensorError| other(e.to_string()))?;
@@ -112,21 +168,29 @@ impl StoredProbe {
         let record = header.metadata().as_ref().and_then(|metadata| metadata.get(METADATA_KEY));
         let record = record.ok_or_else(|| other("its metadata have no entry `sdclr_probe`"))?;
         let record: ProbeRecord = serde_json::from_str(record).map_err(|e| other(&e.to_string()))?;
-        let floats = |name: &str, n_axes: usize| {
+        let floats = |name: &str| {
             let tensor = file.tensor(name).map_err(|e| other(&e.to_string()))?;
             let shape = tensor.shape().to_vec();
-            if tensor.dtype() != Dtype::F32 || shape.len() != n_axes || shape[0] != record.n_classes {
+            if tensor.dtype() != Dtype::F32 {
                 return Err(other(&format!("{name} is {:?} {shape:?}", tensor.dtype())));
             }
-            let values: Vec<f32> =
+            let data: Vec<f32> =
                 tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-            if values.is_empty() || !values.iter().all(|v| v.is_finite()) {
+            if data.is_empty() || !data.iter().all(|v| v.is_finite()) {
                 return Err(other(&format!("{name} is empty or holds values that are not numbers")));
             }
-            Ok(values)
+            Ok(Tensor { shape, data })
         };
-        let (weight, bias) = (floats("fc.weight", 2)?, floats("fc.bias", 1)?);
-        Ok(Self { record, weight, bias })
+        let tensors: Result<BTreeMap<String, Tensor>, Error> =
+            file.names().into_iter().map(|name| Ok((name.to_owned(), floats(name)?))).collect();
+        let tensors = tensors?;
+        for (name, n_axes) in [(WEIGHT, 2), (BIAS, 1)] {
+            let shape = tensors.get(name).map(|tensor| tensor.shape.as_slice()).unwrap_or_default();
+            if shape.len() != n_axes || shape[0] != record.n_classes {
+                return Err(other(&format!("{name} is {shape:?}, with {} classes", record.n_classes)));
+            }
+        }
+        Ok(Self::of_network(record, tensors))
     }
 
     /// The most likely class of each row of features, and how many of the `labels` are among the five most likely.
@@ -177,60 +241,66 @@ pub struct TestJob<'a> {
 ///
 /// # Errors
 /// A classifier of other features or on other weights, classes that do not fit, a failed device.
-pub fn test(job: TestJob<'_>) -> Result<Result<ProbeResult, StopSignal>, Error> {
-    let TestJob { subject, stored, test, recipe, tail, data, machine, stop, observer } = job;
-    let record = &stored.record;
+pub fn test(mut job: TestJob<'_>) -> Result<Result<ProbeResult, StopSignal>, Error> {
+    let record = &job.stored.record;
     let names = (!record.class_names.is_empty()).then_some(record.class_names.as_slice());
-    let test = with_classes(&test, names, record.n_classes)?;
-    if let Some((counts, _)) = tail.as_ref().filter(|(counts, _)| counts.len() != record.n_classes) {
+    job.test = with_classes(&job.test, names, record.n_classes)?;
+    if let Some((counts, _)) = job.tail.as_ref().filter(|(counts, _)| counts.len() != record.n_classes) {
         let text = format!("the long tail has {} classes, the stored probe {}", counts.len(), record.n_classes);
         return Err(Error::Unfit(text));
     }
-    let mut extractor = Extractor::new(subject, &machine)?;
-    check_fit(stored, &extractor)?;
-    let features = match extractor.all(&test, TEST, &recipe, stop, observer) {
-        Ok(features) => features,
+    let tested = if job.stored.backbone.is_empty() {
+        on_features(&mut job)
+    } else {
+        finetune::test(&mut job).map(|verdict| (verdict, record.weights.clone()))
+    };
+    let (verdict, weights) = match tested {
+        Ok(tested) => tested,
         Err(Halt::Stopped(signal)) => return Ok(Err(signal)),
         Err(Halt::Failed(error)) => return Err(error),
     };
-    let labels: Vec<usize> = features.labels.iter().map(|&label| label as usize).collect();
-    let (predictions, n_top5) = stored.predict(&mut *extractor.engine, &features, &labels)?;
-    let tail = tail.as_ref().map(|(counts, rule)| (counts.as_slice(), *rule));
-    let found = metrics::accuracies(&labels, &predictions, record.n_classes, tail);
+    let tail = job.tail.as_ref().map(|(counts, rule)| (counts.as_slice(), *rule));
+    let found = metrics::accuracies(&verdict.labels, &verdict.predictions, record.n_classes, tail);
     Ok(Ok(ProbeResult {
         version: RESULT_VERSION,
         protocol: record.protocol,
-        subject: subject.title().to_owned(),
-        weights: extractor.weights,
+        subject: job.subject.title_in(record.protocol).to_owned(),
+        weights,
         top1: found.top1,
-        top5: metrics::top5(n_top5, labels.len(), record.n_classes),
+        top5: verdict.n_top5.and_then(|n_right| metrics::top5(n_right, verdict.labels.len(), record.n_classes)),
         class_accuracy: found.class_accuracy,
         groups: found.groups,
         all: found.all,
         class_std: found.class_std,
         class_names: record.class_names.clone(),
         n_train: record.n_train,
-        n_test: labels.len(),
-        n_skipped: record.n_skipped + test.len() - features.len(),
+        n_test: verdict.labels.len(),
+        n_skipped: verdict.n_skipped,
         best_epoch: record.epoch,
         settings: record.settings.clone(),
-        data: ProbeData { train: record.data.train.clone(), validation: record.data.validation.clone(), ..data },
+        data: ProbeData { train: record.data.train.clone(), validation: record.data.validation.clone(), ..job.data },
     }))
 }
 
-fn check_fit(stored: &StoredProbe, extractor: &Extractor) -> Result<(), Error> {
-    if stored.width() != extractor.width() {
-        let (own, features) = (stored.width(), extractor.width());
-        let text = format!("the stored probe reads {own} features, the model has {features}: it is another model's");
-        return Err(Error::Unfit(text));
-    }
-    match (&stored.record.weights, &extractor.weights) {
-        (Some(own), Some(now)) if (own.step, &own.model) != (now.step, &now.model) => Err(Error::Unfit(format!(
-            "the stored probe is on the weights of step {} and the checkpoint is of step {}: probe it anew",
-            own.step, now.step
-        ))),
-        _ => Ok(()),
-    }
+/// Tests a classifier on the features of the subject.
+fn on_features(job: &mut TestJob<'_>) -> Result<(Verdict, Option<WeightsRecord>), Halt> {
+    let (stored, record) = (job.stored, &job.stored.record);
+    let mut extractor = Extractor::new(job.subject, &job.machine)?;
+    let weights = extractor.weights.as_ref().map(|weights| (weights.model.as_str(), weights.step));
+    stored.check_fit(extractor.width(), weights)?;
+    let features = extractor.all(&job.test, TEST, &job.recipe, job.stop, job.observer)?;
+    let labels: Vec<usize> = features.labels.iter().map(|&label| label as usize).collect();
+    let (predictions, n_top5) = stored.predict(&mut *extractor.engine, &features, &labels)?;
+    let verdict = Verdict {
+        predictions,
+        n_top5: Some(n_top5),
+        labels,
+        n_train: record.n_train,
+        n_skipped: record.n_skipped + job.test.len() - features.len(),
+        best_epoch: record.epoch,
+        classifier: None,
+    };
+    Ok((verdict, extractor.weights))
 }
 
 /// The images under the classifier's numbering of the classes.

@@ -6,11 +6,28 @@ use crate::context::Context;
 use crate::exit::UsageError;
 use crate::progress::Progress;
 use crate::signals;
+use anyhow::Context as _;
 use sdclr::probe::{StoredProbe, Subject, TestJob, test};
 use sdclr::run_dir::RunDir;
 use sdclr_records::ProbeConfig;
 use sdclr_records::names::Protocol;
 use std::process::ExitCode;
+
+/// The stored probe `name` of a run.
+///
+/// # Errors
+/// No such probe, or a file that is none.
+pub fn load(run: &RunDir, name: &str) -> anyhow::Result<StoredProbe> {
+    RunDir::check_result_name(name).with_context(|| format!("stored probe {name:?}"))?;
+    let path = run.probe_path(name);
+    if !path.is_file() {
+        let there = run.probe_names().join(", ");
+        let there = if there.is_empty() { "none is stored yet".to_owned() } else { format!("stored: {there}") };
+        let text = format!("{}: no such stored probe ({there}); sdclr eval trains one", path.display());
+        return Err(UsageError(text).into());
+    }
+    Ok(StoredProbe::load(&path)?)
+}
 
 /// Tests the stored probe `name` of a run, writes the result and prints it.
 ///
@@ -25,14 +42,7 @@ pub fn run(
     context: Context,
 ) -> anyhow::Result<ExitCode> {
     check_writable(run, name)?;
-    let path = run.probe_path(name);
-    if !path.is_file() {
-        let there = run.probe_names().join(", ");
-        let there = if there.is_empty() { "none is stored yet".to_owned() } else { format!("stored: {there}") };
-        let text = format!("{}: no such stored probe ({there}); probe without --test-only first", path.display());
-        return Err(UsageError(text).into());
-    }
-    let stored = StoredProbe::load(&path)?;
+    let stored = load(run, name)?;
     let Images { train, test: images, data, .. } = open(&args.data, false, &context)?;
     // Groups are of the classes as the classifier numbers them.
     let names = &stored.record.class_names;

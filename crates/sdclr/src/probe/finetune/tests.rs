@@ -92,7 +92,7 @@ fn tuner(subject: &Subject, probe: &ProbeConfig) -> Result<FineTuner, Error> {
 }
 
 fn tensors(tuner: &mut FineTuner) -> (BTreeMap<String, Tensor>, BTreeMap<String, Tensor>) {
-    let FineTuner { engine, model, .. } = tuner;
+    let Tuned { engine, model, .. } = &mut tuner.net;
     (model.export(&mut **engine, model.params()).unwrap(), model.export_running(&mut **engine).unwrap())
 }
 
