@@ -4,16 +4,23 @@
     check_export.py --sdclr PROGRAM --images DIR RUN...        prints one line a comparison; fails if one is too far off
 
 Needs torch, torchvision, timm, onnx, onnxruntime, safetensors, numpy, Pillow.  RUN is a run directory in f32 of standard width, SimCLR's
-or SDCLR's; DIR holds images of any size.  `check_export.txt` beside this file is what it printed for five runs on 48 synthetic photographs:
+or SDCLR's; DIR holds images of any size that every decoder reads alike, so no JPEGs.  `check_export.txt` beside this file is what it printed
+for five runs on 48 synthetic photographs in two folders:
 
     sdclr pretrain --data DIR --out run-MODEL-SIZE --model MODEL --image-size SIZE --stem small|imagenet --batch-size 16 --epochs 3 \\
         --lr 0.1 --precision f32 [--method simclr]
+    sdclr eval linear run-MODEL-SIZE --data DIR --test DIR --protocol cached
+    sdclr eval finetune run-MODEL-SIZE --data DIR --test DIR --epochs 2 --batch-size 16
 
 For each run and each of its branches:
   onnx      the checker's full check passes; onnxruntime gives the features (and the embedding) from pixels in [0, 1]
   timm      `create_model(NAME, num_classes=0)` takes the safetensors file, strictly
   torchvision  `resnetN` with its `fc` taken off takes it, strictly
   pt        `torch.load(..., weights_only=True)` gives the same tensors as the safetensors file, bit for bit
+
+For each classifier in RUN/probes, exported with `--probe`: timm's and torchvision's networks with as many classes take it, strictly, and
+give onnxruntime's logits; a linear one's are also held against its `fc` on what `sdclr embed` writes.
+
 `sdclr embed` writes the dense branch's features, so onnxruntime, timm and torchvision are held against it there.  The pruned branch and the
 embedding have no command of their own; there onnxruntime is held against torchvision's network (for ResNet-32s, which neither timm nor
 torchvision has, against nothing: that comparison is in `onnx_runtime.rs`).
@@ -44,12 +51,12 @@ TOLERANCE = 1e-4  # largest difference over largest magnitude; all sides compute
 failures = 0
 
 
-def report(run, what, ours, theirs):
-    """One line: how far two arrays are apart."""
+def report(run, what, ours, theirs, magnitude=None):
+    """One line: how far two arrays are apart, of the largest value or of a magnitude that they came from."""
     global failures
     ours, theirs = np.asarray(ours), np.asarray(theirs)
     assert ours.shape == theirs.shape, (run, what, ours.shape, theirs.shape)
-    apart = np.abs(ours - theirs).max() / np.abs(ours).max()
+    apart = np.abs(ours - theirs).max() / (magnitude or np.abs(ours).max())
     good = bool(apart <= TOLERANCE)
     failures += not good
     print(f"{run:26} {what:42} {apart:.1e}  {'agrees' if good else 'DIFFERS'}")
@@ -61,23 +68,23 @@ def small_stem(model):
     model.maxpool = nn.Identity()
 
 
-def torchvision_model(name, stem):
+def torchvision_model(name, stem, n_classes=0):
     blocks = {"resnet10": (BasicBlock, [1, 1, 1, 1])}
     if name in blocks:
         model = ResNet(*blocks[name])
     else:
         model = torchvision.models.get_model(name.replace("wide-resnet50-2", "wide_resnet50_2"))
-    model.fc = nn.Identity()
+    model.fc = nn.Linear(model.fc.in_features, n_classes) if n_classes else nn.Identity()
     if stem == "small":
         small_stem(model)
     return model
 
 
-def timm_model(name, stem):
+def timm_model(name, stem, n_classes=0):
     if name == "resnet10":
-        model = timm.models.resnet.ResNet(timm.models.resnet.BasicBlock, (1, 1, 1, 1), num_classes=0)
+        model = timm.models.resnet.ResNet(timm.models.resnet.BasicBlock, (1, 1, 1, 1), num_classes=n_classes)
     else:
-        model = timm.create_model(name.replace("wide-resnet50-2", "wide_resnet50_2"), num_classes=0)
+        model = timm.create_model(name.replace("wide-resnet50-2", "wide_resnet50_2"), num_classes=n_classes)
     if stem == "small":
         small_stem(model)
     return model
@@ -96,6 +103,13 @@ def projection_head(tensors):
         norm.load_state_dict(bn)
         layers += [linear, norm] + [nn.ReLU()] * (i < n_layers)
     return nn.Sequential(*layers).eval()
+
+
+def normalized(pixels, path):
+    """Pixels in [0, 1] by the mean and standard deviation that a safetensors file names."""
+    with safe_open(path, "pt") as file:
+        mean, std = (torch.tensor(json.loads(file.metadata()[k])).view(3, 1, 1) for k in ("mean", "std"))
+    return (torch.from_numpy(pixels) - mean) / std
 
 
 def run_model(model, x):
@@ -134,8 +148,6 @@ def check(program, images, run, folder):
         for ending in ["safetensors", "pt", "onnx"]:
             sdclr("export", run, "--out", folder / f"{branch}.{ending}", *flags)
         tensors = load_file(folder / f"{branch}.safetensors")
-        with safe_open(folder / f"{branch}.safetensors", "pt") as file:
-            metadata = file.metadata()
         # pt
         state = torch.load(folder / f"{branch}.pt", weights_only=True)
         mapped = torch.load(folder / f"{branch}.pt", weights_only=True, mmap=True)
@@ -154,8 +166,7 @@ def check(program, images, run, folder):
             continue
         # timm and torchvision
         backbone = {k: v for k, v in tensors.items() if not k.startswith("projection_head.")}
-        mean, std = (torch.tensor(json.loads(metadata[k])).view(3, 1, 1) for k in ("mean", "std"))
-        x = (torch.from_numpy(pixels) - mean) / std
+        x = normalized(pixels, folder / f"{branch}.safetensors")
         for library, make in [("timm", timm_model), ("torchvision", torchvision_model)]:
             model = make(name, stem)
             model.load_state_dict(backbone, strict=True)
@@ -164,6 +175,27 @@ def check(program, images, run, folder):
                 report(run.name, f"dense, {library} against embed", embedded, theirs)
             report(run.name, f"{branch}, {library} against onnxruntime", features, theirs)
         report(run.name, f"{branch}, head in torch against onnxruntime", embedding, run_model(projection_head(tensors), theirs))
+    for probe in sorted(run.glob("probes/*.safetensors")):
+        files = [folder / f"classifier.{ending}" for ending in ["safetensors", "onnx"]]
+        for file in files:
+            sdclr("export", run, "--probe", probe.stem, "--out", file, "--overwrite", "--quiet")
+        tensors = load_file(files[0])
+        onnx.checker.check_model(files[1], full_check=True)
+        features, logits = onnxruntime.InferenceSession(files[1]).run(["features", "logits"], {"images": pixels})
+        # Logits of features that hardly differ are small sums of large products, and as exact as those.
+        weight, bias = tensors["fc.weight"].numpy(), tensors["fc.bias"].numpy()
+        magnitude = (np.abs(features) @ np.abs(weight).T + np.abs(bias)).max()
+        if set(load_file(probe)) == {"fc.weight", "fc.bias"}:
+            own = embedded @ weight.T + bias
+            report(run.name, f"{probe.stem}, fc of embed against onnxruntime", own, logits, magnitude)
+        if name.startswith("resnet32s"):
+            continue
+        x = normalized(pixels, files[0])
+        for library, make in [("timm", timm_model), ("torchvision", torchvision_model)]:
+            model = make(name, stem, len(bias))
+            model.load_state_dict(tensors, strict=True)
+            theirs = run_model(model, x)
+            report(run.name, f"{probe.stem}, {library} against onnxruntime", logits, theirs, magnitude)
 
 
 main()
