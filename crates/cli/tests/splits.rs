@@ -56,6 +56,10 @@ fn a_long_tail_its_counterpart_and_a_few_shot_set_leave_the_held_out_images_alon
     // Sets of one seed nest where one is large enough.
     let shared = tail.iter().filter(|line| balanced.contains(line)).count();
     assert_eq!(shared, 37 + 10 + 1);
+    assert!(made(root, "check tail.txt --data images").contains("Many: c 100"), "the tail's groups");
+    std::fs::write(root.join("two.txt"), "a/001.png\na/002.png\nb/001.png\n").unwrap();
+    let said = made(root, "check two.txt --data images");
+    assert!(said.contains("1 class without any") && !said.contains("Many:"), "{said}");
     let checked = made(root, "check tail.txt --data images --validation val.txt --json");
     let checked: serde_json::Value = serde_json::from_str(&checked).unwrap();
     assert_eq!((&checked["n_images"], &checked["n_shared_with_validation"]), (&111.into(), &0.into()));

@@ -1,7 +1,7 @@
 //! What can be typed after `sdclr bench`.
 
 use crate::flags::BenchFlags;
-use clap::{Args, Subcommand};
+use clap::{Arg, Args, Subcommand};
 use std::num::NonZeroUsize;
 
 /// `sdclr bench …`.
@@ -48,11 +48,18 @@ pub struct AgainstArgs {
     pub rounds: usize,
 }
 
+/// Hides flags that only images have a use for.
+fn without_images(arg: Arg) -> Arg {
+    let is_of_images = matches!(arg.get_help_heading(), Some("Data" | "Views")) && arg.get_id() != "image-size";
+    if is_of_images { arg.hide(true) } else { arg }
+}
+
 /// `sdclr bench step`.
 #[derive(Debug, Args)]
 #[command(
     after_help = "The other program of --against prints a JSON line with samples_per_s; sdclr bench step --json does too.\n\n\
-                  Example: sdclr bench step --model resnet18 --image-size 32 --batch-size 128 --json"
+                  Example: sdclr bench step --model resnet18 --image-size 32 --batch-size 128 --json",
+    mut_args(without_images)
 )]
 pub struct BenchStepArgs {
     /// Steps that are timed, after one that is not; in each round
@@ -71,7 +78,8 @@ pub struct BenchStepArgs {
                         bandwidth, with every operand read once and every result written once. What is still in a cache \
                         can be faster, and so can convolutions by products at points: their GFLOP/s count the direct way's \
                         multiplications, of which those of 3 × 3 need a quarter on vectors, or nine sixteenths with \
-                        stride 2, in bf16 for the gradients only."
+                        stride 2, in bf16 for the gradients only.",
+    mut_args(without_images)
 )]
 pub struct BenchLayersArgs {
     /// Steps that are timed, after one that is not
@@ -86,7 +94,8 @@ pub struct BenchLayersArgs {
 #[command(
     after_help = "GFLOP/s count the multiplications of the direct way, whatever way is taken: they can exceed the peak. --json \
                         prints a line a shape. The other program of --against prints JSON lines with shape, forward, \
-                        backward_data and backward_weight, in GFLOP/s; sdclr bench convs --json does too."
+                        backward_data and backward_weight, in GFLOP/s; sdclr bench convs --json does too.",
+    mut_args(without_images)
 )]
 pub struct BenchConvsArgs {
     /// Time this convolution instead of the model's, as 64,128,3,2,32; may be repeated

@@ -169,6 +169,10 @@ fn open(args: &ProbeDataArgs, learns: bool, context: &Context) -> anyhow::Result
         None => None,
     };
     let (validation, validation_record) = validation.unzip();
+    if learns {
+        // Before what is only worth a warning.
+        matched(&test, &train, "to test on")?;
+    }
     let same_test = !has_parts && same_file(&args.data, test_source);
     for (name, other) in [("tested", same_test.then_some(&test)), ("validated", validation.as_ref())] {
         let n_shared = other.map_or(0, |other| train.n_shared_with(other));

@@ -50,7 +50,8 @@ pub fn run(args: &CheckArgs, context: Context) -> anyhow::Result<ExitCode> {
     } else {
         text.push_str(&format!("{}\n", Summary::of(&counts).line()));
         text.push_str(&histogram(&counts, &names));
-        if counts.iter().any(|count| *count != counts[0]) {
+        // Groups are of a long tail, in which every class has images.
+        if counts.iter().any(|count| *count != counts[0]) && !counts.contains(&0) {
             let groups = class_groups(&counts, GroupRule::Thirds);
             text.push_str(&format!("{}\n", tail_line(&counts, &groups, &names)));
         }
@@ -98,7 +99,11 @@ impl Summary {
 
     /// In words.
     pub fn line(&self) -> String {
-        let empty = if self.n_empty > 0 { format!(", {} classes without any", self.n_empty) } else { String::new() };
+        let empty = match self.n_empty {
+            0 => String::new(),
+            1 => ", 1 class without any".to_owned(),
+            n => format!(", {n} classes without any"),
+        };
         let Self { n_images, n_classes, largest, smallest, .. } = self;
         if largest == smallest && self.n_empty == 0 {
             return format!("{n_images} images, {largest} of each of {n_classes} classes");
