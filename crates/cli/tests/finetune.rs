@@ -133,8 +133,36 @@ fn what_was_trained_is_kept_tested_again_and_exported() {
     let last = "checkpoints/last.safetensors";
     std::fs::copy(dir.path().join("other").join(last), dir.path().join("run").join(last)).expect("copies");
     let (code, _, stderr) = sdclr(dir.path(), &[&export[..], &["linear-cached"]].concat());
-    assert!(code == Some(2) && stderr.contains("probe it anew"), "{stderr}");
-    succeeds(dir.path(), &[&export[..], &["finetune"]].concat());
+    assert!(code == Some(2) && stderr.contains("probe this one anew"), "{stderr}");
+    let stdout = succeeds(dir.path(), &[&export[..], &["finetune"]].concat());
+    assert!(stdout.contains("epoch 1, probe finetune"), "the epoch that it began with: {stdout}");
+    // A run that is replaced takes what it kept along.
+    succeeds(dir.path(), &[&rerun[..2], &["run"], &rerun[3..], &["--overwrite"]].concat());
+    assert!(!dir.path().join("run/probes").exists());
+}
+
+#[test]
+fn what_was_trained_is_not_taken_for_something_else() {
+    let (dir, other) = (trained("resnet10"), trained("resnet18"));
+    let (probe, test) = (part("probe-"), part("test-"));
+    let data = ["--data", &probe, "--split", "some.npy", "--test", &test, "--threads", "1", "--quiet"];
+    let eval = |kind: &str, flags: &[&str]| [&["eval", kind, "run"], flags, &data[..]].concat().join("\n");
+    let run = |folder: &Path, arguments: &str| sdclr(folder, &arguments.split('\n').collect::<Vec<_>>());
+    assert_eq!(run(dir.path(), &eval("finetune", &["--epochs", "1"])).0, Some(0));
+    let (code, _, stderr) = run(dir.path(), &eval("linear", &["--test-only", "--name", "finetune"]));
+    assert!(code == Some(2) && stderr.contains("what eval finetune trained"), "{stderr}");
+    std::fs::create_dir(other.path().join("run/probes")).expect("makes a folder");
+    let kept = "run/probes/finetune.safetensors";
+    std::fs::copy(dir.path().join(kept), other.path().join(kept)).expect("copies");
+    let (code, _, stderr) = run(other.path(), &eval("finetune", &["--test-only"]));
+    assert!(code == Some(2) && stderr.contains("it is another model's"), "{stderr}");
+    let (code, _, stderr) = sdclr(other.path(), &["export", "run", "--probe", "finetune", "--out", "c.pt"]);
+    assert!(code == Some(2) && stderr.contains(kept) && stderr.contains("it is another model's"), "{stderr}");
+    // Known before the training, not after it.
+    std::fs::remove_dir_all(dir.path().join("run/probes")).expect("removes");
+    std::fs::write(dir.path().join("run/probes"), "in the way").expect("writes");
+    let (code, _, stderr) = run(dir.path(), &eval("finetune", &["--epochs", "100000"]));
+    assert!(code == Some(1) && stderr.contains("run/probes: cannot write"), "{stderr}");
 }
 
 #[test]

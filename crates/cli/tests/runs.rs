@@ -298,3 +298,34 @@ fn classes_too_few_for_a_draw_or_a_long_tail_are_named() {
     let (code, stderr) = eval("knn", &["--tail", "tail.txt"]);
     assert!(code == Some(2) && stderr.contains("2 of its classes have images"), "{code:?} {stderr}");
 }
+
+#[test]
+fn a_run_is_replaced_once_there_is_a_batch_to_replace_it_with() {
+    let dir = folder();
+    run_to_end(pretrain_for(dir.path(), "run", "1"));
+    std::fs::create_dir(dir.path().join("empty")).expect("makes a folder");
+    (0..20).for_each(|i| std::fs::write(dir.path().join(format!("empty/{i}.jpg")), "").expect("writes"));
+    let last = dir.path().join("run/checkpoints/last.safetensors");
+    let before = std::fs::read(&last).expect("a checkpoint");
+    for (out, flags, expected) in [
+        ("run", &["--strict"][..], "broken image: the file is empty"),
+        ("run", &["--max-broken", "1"], "none of the 20 images to train on can be decoded"),
+        ("new", &["--max-broken", "1"], "none of the 20 images to train on can be decoded"),
+    ] {
+        let mut command = Command::new(cargo_bin("sdclr"));
+        command.current_dir(dir.path()).args([
+            "pretrain",
+            "--data",
+            "empty",
+            "--model",
+            "resnet10",
+            "--base-width",
+            "4",
+        ]);
+        command.args(["--image-size", "8", "--batch-size", "16", "--epochs", "1", "--overwrite", "--out", out]);
+        let output = command.args(flags).output().expect("runs");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(1) && stderr.contains(expected), "{flags:?}: {stderr}");
+    }
+    assert!(std::fs::read(&last).expect("still there") == before, "the run is as it was");
+}

@@ -43,7 +43,7 @@ pub enum ExportHead {
 }
 
 /// The tensors of a classifier.
-const CLASSIFIER: [&str; 2] = ["fc.weight", "fc.bias"];
+pub(crate) const CLASSIFIER: [&str; 2] = ["fc.weight", "fc.bias"];
 
 /// Why a checkpoint cannot be exported.
 #[derive(Debug, thiserror::Error)]

@@ -8,7 +8,7 @@
 mod proto;
 
 use crate::export::{
-    ExportError, ExportHead, ExportOptions, ExportSummary, IMAGENET_MEAN, IMAGENET_STD, floats_of, metadata,
+    CLASSIFIER, ExportError, ExportHead, ExportOptions, ExportSummary, IMAGENET_MEAN, IMAGENET_STD, floats_of, metadata,
 };
 use crate::names::{Branch, torchvision_name};
 use prost::Message as _;
@@ -86,7 +86,7 @@ pub fn onnx_summary(bytes: &[u8]) -> Option<ExportSummary> {
         n_values: floats().map(|tensor| tensor.raw_data.len() / 4).sum(),
         with_head: graph.output.iter().any(|output| output.name == EMBEDDING),
         n_classes: graph.output.iter().any(|output| output.name == LOGITS).then(|| {
-            let bias = graph.initializer.iter().find(|tensor| tensor.name == "fc.bias");
+            let bias = graph.initializer.iter().find(|tensor| tensor.name == CLASSIFIER[1]);
             bias.map_or(0, |bias| bias.raw_data.len() / 4)
         }),
     })

@@ -28,7 +28,7 @@ const LEADING: u32 = 15;
 /// Entry `k` of the ascending magnitudes.
 ///
 /// Magnitudes are ordered as their bits are. So their leading bits are counted first, and then only those are sorted that share the
-/// entry's: two passes over the weights, and no copy of all of them.
+/// entry's: two passes over the weights, and no copy of all of them unless they are all alike.
 fn nth_magnitude(weights: &[f32], k: usize) -> f32 {
     let leading = |w: &f32| (w.abs().to_bits() >> (31 - LEADING)) as usize;
     let mut counts = vec![0usize; 1 << LEADING];

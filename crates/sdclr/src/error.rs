@@ -74,7 +74,7 @@ pub enum Error {
     #[error(transparent)]
     Config(#[from] sdclr_records::Error),
     /// A file could not be written.
-    #[error("{path}: {}", crate::run_dir::describe_io(.source))]
+    #[error("{path}: cannot write: {}", crate::run_dir::describe_io(.source))]
     Write {
         /// The file.
         path: std::path::PathBuf,

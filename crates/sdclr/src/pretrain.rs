@@ -15,14 +15,14 @@ use crate::progress::{Observer, StepReport};
 use crate::run_dir::{CheckpointName, Claim, RunWriter};
 use crate::signals::{StopFlag, StopSignal};
 use crate::snapshot;
-use prepare::{Prepared, settled, thread_counts};
+use prepare::{Prepared, no_step, settled, thread_counts};
 use sdclr_data::{Batch, Dataset, Loader};
 use sdclr_engine::Kernels;
 use sdclr_nn::Schedule;
 use sdclr_nn::mask::MaskStats;
 use sdclr_records::RunConfig;
 use sdclr_records::checkpoint::{CheckpointState, DataMark};
-use sdclr_records::metrics::{EpochMetrics, MetricLine, StepMetrics};
+use sdclr_records::metrics::{MetricLine, StepMetrics};
 use speed::Speed;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -300,21 +300,12 @@ impl<'a> Run<'a> {
     fn end_of_epoch(&mut self) -> Result<(), Error> {
         let (config, epoch) = (self.config, self.at.epoch);
         self.write_skipped()?;
+        if self.at.step == 0 {
+            return Err(no_step(self.loader.dataset()));
+        }
         if self.at.epoch_steps > 0 {
             let report = self.report(epoch);
-            let line = EpochMetrics {
-                epoch,
-                step: report.step,
-                loss: report.loss,
-                lr: report.lr,
-                images_per_s: report.images_per_s,
-                wait_share: report.wait_share,
-                elapsed_s: self.elapsed_s(),
-                n_skipped: self.writer.n_skipped(),
-                temperature: epoch::scheduled_temperature(config, epoch),
-                mask_threshold: self.mask.map(|mask| f64::from(mask.threshold)),
-                mask_kept_share: self.mask.map(|mask| mask.n_kept as f64 / mask.n_weights as f64),
-            };
+            let line = self.epoch_metrics(&report);
             self.writer.append_metric(&MetricLine::Epoch(line))?;
             self.observer.on_epoch(&report);
         }

@@ -44,7 +44,7 @@ pub enum ExportFormat {
     Safetensors,
     /// The same tensors as a state dict for torch.load
     Pt,
-    /// A model for ONNX runtimes, from pixels to features
+    /// A model for ONNX runtimes, from pixels to features and what else is asked for
     Onnx,
 }
 

@@ -45,6 +45,6 @@ pub struct FinetuneTrainingArgs {
     #[arg(long, value_name = "W", allow_negative_numbers = true)]
     pub weight_decay: Option<f64>,
     /// Train nothing: test the network that an earlier fine-tuning of this name left in RUN/probes
-    #[arg(long, conflicts_with_all = ["epochs", "batch_size", "lr", "weight_decay"])]
+    #[arg(long, conflicts_with_all = ["epochs", "batch_size", "lr", "weight_decay", "frozen_bn"])]
     pub test_only: bool,
 }

@@ -1,29 +1,29 @@
 //! `sdclr eval linear|few-shot|knn|finetune`.
 
+mod outcome;
 pub mod stored;
 
 use crate::args::{
-    ClassifierArgs, EvalCommand, FewShotArgs, FinetuneTrainingArgs, GroupsArg, LinearProtocol, MachineArgs,
+    ClassifierArgs, EvalCommand, FewShotArgs, FinetuneTrainingArgs, GroupsArg, LinearProtocol, MachineArgs, ProbeArgs,
     ProbeDataArgs,
 };
 use crate::context::Context;
 use crate::exit::UsageError;
 use crate::progress::Progress;
 use crate::{config, signals, system};
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::Context as _;
+use outcome::{check_writable, print, show};
 use sdclr::Machine;
 use sdclr::metrics::GroupRule;
 use sdclr::probe::{ProbeJob, Probed, Subject, Weights, matched};
-use sdclr::run_dir::{RunDir, describe_io};
+use sdclr::run_dir::RunDir;
 use sdclr_data::Dataset;
 use sdclr_data::source::has_parts;
 use sdclr_data::splits::SplitFamily;
 use sdclr_records::names::{Freeze, Part, Precision, Protocol};
 use sdclr_records::results::{ImagesRecord, ProbeData};
-use sdclr_records::{ProbeConfig, ProbeResult, RunConfig};
-use sdclr_report::{result_table, tail_line};
-use std::io;
-use std::path::{Path, PathBuf};
+use sdclr_records::{ProbeConfig, RunConfig};
+use std::path::Path;
 use std::process::ExitCode;
 
 /// Probes, writes the result into the run and prints it.
@@ -31,16 +31,7 @@ use std::process::ExitCode;
 /// # Errors
 /// A run, image or setting that does not do.
 pub fn run(command: EvalCommand, context: Context) -> anyhow::Result<ExitCode> {
-    let (protocol, probe_args) = match &command {
-        EvalCommand::Linear(args) => match args.protocol {
-            LinearProtocol::Paper => (Protocol::LinearPaper, &args.probe),
-            LinearProtocol::Cached => (Protocol::LinearCached, &args.probe),
-        },
-        EvalCommand::FewShot(args) => (Protocol::FewShot, &args.probe),
-        EvalCommand::Knn(args) => (Protocol::Knn, &args.probe),
-        EvalCommand::Finetune(args) if args.training.from_scratch => (Protocol::Supervised, &args.probe),
-        EvalCommand::Finetune(args) => (Protocol::Finetune, &args.probe),
-    };
+    let (protocol, probe_args) = asked(&command);
     if let Some(name) = &probe_args.name {
         RunDir::check_result_name(name).context("--name")?;
     }
@@ -59,13 +50,8 @@ pub fn run(command: EvalCommand, context: Context) -> anyhow::Result<ExitCode> {
     probe.validate()?;
     sdclr::probe::check_layers(&subject.config, &probe)?;
     let name = probe_args.name.clone().unwrap_or_else(|| result_name(&probe, &checkpoint));
-    check_writable(&run, &name)?;
-    let is_test_only = match &command {
-        EvalCommand::Linear(args) => args.classifier.test_only,
-        EvalCommand::FewShot(args) => args.classifier.test_only,
-        EvalCommand::Finetune(args) => args.training.test_only,
-        EvalCommand::Knn(_) => false,
-    };
+    let is_test_only = is_test_only(&command);
+    check_writable(&run, &name, !is_test_only && protocol != Protocol::Knn)?;
     if is_test_only {
         return stored::run(probe_args, protocol, &name, &run, &subject, context);
     }
@@ -102,8 +88,9 @@ pub fn run(command: EvalCommand, context: Context) -> anyhow::Result<ExitCode> {
     match result? {
         Ok(Probed { result, classifier }) => {
             // The classifier first: beside a result there is always the one that it is of.
-            if let Some(classifier) = classifier {
-                classifier.save(&run.probe_path(&name))?;
+            if let Some(Err(error)) = classifier.map(|classifier| classifier.save(&run.probe_path(&name))) {
+                print(&result, &name, context)?;
+                return Err(error.into());
             }
             show(&result, &run, &name, context)
         }
@@ -111,6 +98,29 @@ pub fn run(command: EvalCommand, context: Context) -> anyhow::Result<ExitCode> {
             context.note("stopped; no result was written");
             Ok(ExitCode::from(signal.exit_code()))
         }
+    }
+}
+
+/// The protocol of a part of the command, and what all parts have.
+fn asked(command: &EvalCommand) -> (Protocol, &ProbeArgs) {
+    match command {
+        EvalCommand::Linear(args) => match args.protocol {
+            LinearProtocol::Paper => (Protocol::LinearPaper, &args.probe),
+            LinearProtocol::Cached => (Protocol::LinearCached, &args.probe),
+        },
+        EvalCommand::FewShot(args) => (Protocol::FewShot, &args.probe),
+        EvalCommand::Knn(args) => (Protocol::Knn, &args.probe),
+        EvalCommand::Finetune(args) if args.training.from_scratch => (Protocol::Supervised, &args.probe),
+        EvalCommand::Finetune(args) => (Protocol::Finetune, &args.probe),
+    }
+}
+
+fn is_test_only(command: &EvalCommand) -> bool {
+    match command {
+        EvalCommand::Linear(args) => args.classifier.test_only,
+        EvalCommand::FewShot(args) => args.classifier.test_only,
+        EvalCommand::Finetune(args) => args.training.test_only,
+        EvalCommand::Knn(_) => false,
     }
 }
 
@@ -332,69 +342,4 @@ fn tail_counts(images: &Dataset, train: &Dataset) -> Result<Vec<usize>, String> 
 fn training_record(run: &RunConfig) -> ImagesRecord {
     let data = run.data.clone();
     ImagesRecord { source: data.source, part: data.part, split: data.split, root: data.root, per_class: None }
-}
-
-/// A result that cannot be written is noticed before the work, not after it; nothing stays behind.
-fn check_writable(run: &RunDir, name: &str) -> anyhow::Result<()> {
-    let path = result_path(run, name);
-    let folder = run.root().join("results");
-    let cannot = |path: &Path, e: &io::Error| anyhow!("{}: cannot write: {}", path.display(), describe_io(e));
-    if path.is_dir() {
-        bail!("{}: cannot write: a folder is in the way; choose another --name", path.display());
-    }
-    let is_new = !folder.exists();
-    std::fs::create_dir_all(&folder).map_err(|e| cannot(&folder, &e))?;
-    let trial = folder.join(format!(".{name}.json.{}.trial", std::process::id()));
-    let written = std::fs::File::create(&trial).and_then(|_| std::fs::remove_file(&trial));
-    if is_new {
-        // An empty folder that stays does no harm.
-        let _ = std::fs::remove_dir(&folder);
-    }
-    written.map_err(|e| cannot(&path, &e))
-}
-
-fn result_path(run: &RunDir, name: &str) -> PathBuf {
-    run.root().join("results").join(format!("{name}.json"))
-}
-
-/// What is lost by writing `result` over the file that is there, if that is more than another try of the same.
-fn replaced(path: &Path, result: &ProbeResult) -> Option<&'static str> {
-    let text = std::fs::read_to_string(path).ok()?;
-    let Ok(old) = serde_json::from_str::<ProbeResult>(&text) else { return Some("a file that is no result") };
-    if old.weights != result.weights {
-        Some("the result of other weights")
-    } else if old.data != result.data {
-        Some("a result on other images")
-    } else {
-        (old.settings != result.settings || old.protocol != result.protocol).then_some("a result of other settings")
-    }
-}
-
-/// Writes the result and prints it; numbers that cannot be written are printed before that is said.
-fn show(result: &ProbeResult, run: &RunDir, name: &str, context: Context) -> anyhow::Result<ExitCode> {
-    let replaced = replaced(&result_path(run, name), result);
-    let written = run.write_result(name, result);
-    if result.n_skipped > 0 {
-        context.warn(&format!("{} broken images are left out", result.n_skipped));
-    }
-    let printed = print(result, name, context);
-    let path = written?;
-    printed?;
-    match replaced {
-        Some(what) => context.note(&format!("{}: replaces {what}; --name keeps both", path.display())),
-        None if context.json => {}
-        None => context.note(&format!("{}: written", path.display())),
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-fn print(result: &ProbeResult, name: &str, context: Context) -> anyhow::Result<()> {
-    if context.json {
-        return context.print_json(&serde_json::to_value(result)?);
-    }
-    context.print(&result_table(name, result).to_text())?;
-    if let Some(groups) = &result.groups {
-        context.note(&tail_line(&groups.class_counts, &groups.class_groups, &result.class_names));
-    }
-    Ok(())
 }

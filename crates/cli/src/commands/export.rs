@@ -9,11 +9,9 @@ use crate::exit::UsageError;
 use anyhow::Context as _;
 use clap::ValueEnum as _;
 use sdclr::backend;
-use sdclr::checkpoint::{Checkpoint, Tensor};
-use sdclr::probe::StoredProbe;
+use sdclr::checkpoint::Checkpoint;
 use sdclr::run_dir::{describe_io, write_atomic};
 use sdclr_interop::{Branch, ExportHead, ExportOptions, export_onnx, export_pt, export_safetensors};
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -25,21 +23,22 @@ pub fn run(args: &ExportArgs, context: Context) -> anyhow::Result<ExitCode> {
     let format = format(args)?;
     refuse_existing(&args.out, args.overwrite)?;
     check_folder(&args.out)?;
-    let (run, path) = config::locate(&args.run)?;
+    let (run, mut path) = config::locate(&args.run)?;
     let run_config = run.config()?;
-    let checkpoint = Checkpoint::load(&path)?;
-    let epoch = checkpoint.state.epoch;
-    let (tensors, network, branch, head) = match &args.probe {
+    let (tensors, network, epoch, branch, head) = match &args.probe {
         Some(name) => {
             let stored = stored::load(&run, name)?;
-            let network = stored.network(&run_config, &checkpoint.state)?;
-            let head = ExportHead::Classifier { class_names: stored.record.class_names.clone() };
-            (with_classifier(&stored, checkpoint), network, Branch::Dense, head)
+            let whole = stored.whole(&run_config, &path);
+            path = run.probe_path(name);
+            let whole = whole.with_context(|| cannot_export(&path))?;
+            let head = ExportHead::Classifier { class_names: stored.record.class_names };
+            (whole.tensors, whole.network, whole.epoch, Branch::Dense, head)
         }
         None => {
             let branch = if args.branch == BranchArg::Pruned { Branch::Pruned } else { Branch::Dense };
             let head = if args.with_head { ExportHead::Projection } else { ExportHead::None };
-            (checkpoint.tensors, backend::run_network(&run_config)?, branch, head)
+            let Checkpoint { state, tensors, .. } = Checkpoint::load(&path)?;
+            (tensors, backend::run_network(&run_config)?, state.epoch, branch, head)
         }
     };
     let (model, stem) = (run_config.model.name.to_string(), run_config.model.stem.to_string());
@@ -49,7 +48,7 @@ pub fn run(args: &ExportArgs, context: Context) -> anyhow::Result<ExitCode> {
         ExportFormat::Pt => export_pt(&tensors, &options),
         ExportFormat::Onnx => export_onnx(&tensors, &network, &options),
     };
-    let bytes = bytes.with_context(|| format!("{}: cannot export", path.display()))?;
+    let bytes = bytes.with_context(|| cannot_export(&path))?;
     write_file(&args.out, &bytes)?;
     if context.json {
         context.print_json(&serde_json::json!({ "out": args.out, "bytes": bytes.len() }))?;
@@ -61,13 +60,8 @@ pub fn run(args: &ExportArgs, context: Context) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The backbone that a stored probe is on, and its classifier.
-fn with_classifier(stored: &StoredProbe, checkpoint: Checkpoint) -> BTreeMap<String, Tensor> {
-    // A fine-tuned backbone is not the checkpoint's.
-    let mut tensors = if stored.backbone.is_empty() { checkpoint.tensors } else { BTreeMap::new() };
-    let own = stored.tensors().into_iter().map(|(name, tensor)| (name, Tensor::f32(&tensor.shape, tensor.data)));
-    tensors.extend(own);
-    tensors
+fn cannot_export(path: &Path) -> String {
+    format!("{}: cannot export", path.display())
 }
 
 /// The format asked for, or that of the ending of `--out`. The two must not contradict each other: readers, `inspect`

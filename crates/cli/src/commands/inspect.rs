@@ -72,7 +72,7 @@ fn checkpoint_or_export(path: &Path) -> anyhow::Result<Value> {
         let description = if probe.backbone.is_empty() {
             "a trained classifier on a run's features; eval --test-only tests it again, export --probe takes it along"
         } else {
-            "a fine-tuned network with its classifier; eval finetune --test-only tests it again, export --probe writes it"
+            "a network trained with its classifier; eval finetune --test-only tests it again, export --probe writes it"
         };
         return Ok(json!({
             "kind": "probe",
@@ -87,7 +87,7 @@ fn checkpoint_or_export(path: &Path) -> anyhow::Result<Value> {
     let Some(export) = std::fs::read(path).ok().and_then(|bytes| export_summary(&bytes)) else {
         return Err(checkpoint_error);
     };
-    Ok(described("a backbone for other programs, without the state of a training", &export))
+    Ok(described(&format!("{} for other programs, without the state of a training", noun(&export)), &export))
 }
 
 fn onnx(path: &Path) -> anyhow::Result<Value> {
@@ -95,7 +95,12 @@ fn onnx(path: &Path) -> anyhow::Result<Value> {
     let Some(export) = onnx_summary(&bytes) else {
         bail!("{}: not an ONNX model that export wrote, or a damaged one", path.display());
     };
-    Ok(described("a backbone for ONNX runtimes: from pixels in [0, 1] to features", &export))
+    let outputs = if export.n_classes.is_some() { "features and logits" } else { "features" };
+    Ok(described(&format!("{} for ONNX runtimes: from pixels in [0, 1] to {outputs}", noun(&export)), &export))
+}
+
+fn noun(export: &ExportSummary) -> &'static str {
+    if export.n_classes.is_some() { "a classifier with its backbone" } else { "a backbone" }
 }
 
 fn described(description: &str, export: &ExportSummary) -> Value {

@@ -78,9 +78,9 @@ impl Prepared {
             backend::check_memory(config.train.batch_size, needed_memory(config, &learner, &loader)?, limit)?;
         }
         if job.claim.replaces() {
-            // What is there is worth more than a run that has not an image. The first epoch begins anew.
+            // What is there is worth more than a run that comes to no step. The first epoch begins anew.
             loader.start_epoch(0, 0);
-            loader.next_batch().transpose()?;
+            while loader.next_batch().ok_or_else(|| no_step(&job.dataset))??.n_images() < 2 {}
         }
         let steps_per_epoch = steps_per_epoch(job.dataset.len(), config.train.batch_size);
         let data = mark(&job.dataset);
@@ -150,6 +150,11 @@ impl Prepared {
         );
         Err(Error::Unfit(text))
     }
+}
+
+/// The error of a run that has no batch of two whole images, which batch norm needs.
+pub(super) fn no_step(dataset: &Dataset) -> Error {
+    Error::NoImages { n: dataset.len(), what: "to train on".to_owned() }
 }
 
 fn check_batch_size(config: &RunConfig, dataset: &Dataset) -> Result<(), Error> {

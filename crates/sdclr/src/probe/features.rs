@@ -10,9 +10,9 @@ use crate::snapshot;
 use sdclr_data::{Dataset, Loader, LoaderSpec, Order, Shard};
 use sdclr_engine::{ByteBuf, Engine, Rows};
 use sdclr_nn::{Batch, Branch, GradPool, Mode, Model, Network, Pass, PassSpec, Single};
-use sdclr_records::RunConfig;
 use sdclr_records::augment::Augmentation;
 use sdclr_records::results::WeightsRecord;
+use sdclr_records::{CheckpointState, RunConfig};
 
 /// Features of a data set, in its order; broken images are left out.
 pub struct Features {
@@ -132,8 +132,8 @@ impl Extractor {
                 let frozen = frozen(&mut *engine, subject)?;
                 let checkpoint = Checkpoint::load(path)?;
                 snapshot::load_model(&mut *engine, &frozen.model, &checkpoint)?;
-                let (epoch, step) = (checkpoint.state.epoch, checkpoint.state.step);
-                let record = WeightsRecord { checkpoint: Some(path.clone()), epoch, step, ..record(&frozen) };
+                let CheckpointState { epoch, step, seed, .. } = checkpoint.state;
+                let record = WeightsRecord { checkpoint: Some(path.clone()), epoch, step, seed, ..record(&frozen) };
                 (Some(frozen), Some(record))
             }
         };

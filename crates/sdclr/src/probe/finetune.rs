@@ -42,7 +42,9 @@ pub(super) fn train(job: &mut ProbeJob, n_classes: usize) -> Result<(Verdict, Op
         let held = tuner.net.engine.bytes_held() + epochs.loader.memory_bytes() + 3 * 4 * tuner.net.model.params().len;
         backend::check_memory(probe.batch_size, held as u64, limit)?;
     }
-    let judged = |images: &Dataset, what| Judged::new(&views, images, what, &probe.augment_test, &tuner.net, job.stop);
+    let judged = |images: &Dataset, what| {
+        Judged::new(&views, images, &probe.augment_test, &tuner.net)?.decoded_once(what, job.stop)
+    };
     let mut validation = job.validation.as_ref().map(|images| judged(images, VALIDATION)).transpose()?;
     let mut test = judged(&job.test, TEST)?;
     let mut best: Option<(f64, usize, State)> = None;
@@ -79,10 +81,10 @@ pub(super) fn train(job: &mut ProbeJob, n_classes: usize) -> Result<(Verdict, Op
 /// Tests a stored network; its images have the classes that it has.
 pub(super) fn test(job: &mut TestJob<'_>) -> Result<Verdict, Halt> {
     let TestJob { subject, stored, machine, .. } = job;
-    let mut net = Tuned::new(network(&subject.config, stored.record.n_classes)?, machine, 1)?;
+    let mut net = Tuned::new(stored.own_network(&subject.config)?, machine, 1)?;
     net.load(&stored.tensors())?;
     let views = ViewSpec::new(&subject.config, machine);
-    let mut test = Judged::new(&views, &job.test, TEST, &job.recipe, &net, job.stop)?;
+    let mut test = Judged::new(&views, &job.test, &job.recipe, &net)?;
     test.verdict(&mut net, &stored.record, job.stop, job.observer)
 }
 
@@ -154,30 +156,27 @@ struct Judged {
 }
 
 impl Judged {
-    /// Decodes all images once: what cannot be is better known before the training than after it.
-    fn new(
-        views: &ViewSpec,
-        images: &Dataset,
-        what: &str,
-        recipe: &Augmentation,
-        net: &Tuned,
-        stop: &StopFlag,
-    ) -> Result<Self, Halt> {
-        let mut loader = views.loader(images, recipe, Order::Sequential, 0, net.max_batch())?;
-        let (n_images, mut n_whole) = (images.len(), 0);
-        loader.start_epoch(0, 0);
-        while let Some(batch) = loader.next_batch() {
+    fn new(views: &ViewSpec, images: &Dataset, recipe: &Augmentation, net: &Tuned) -> Result<Self, Error> {
+        let loader = views.loader(images, recipe, Order::Sequential, 0, net.max_batch())?;
+        Ok(Self { loader, n_images: images.len() })
+    }
+
+    /// Decodes all images: what cannot be is better known before the training than after it.
+    fn decoded_once(mut self, what: &str, stop: &StopFlag) -> Result<Self, Halt> {
+        let mut n_whole = 0;
+        self.loader.start_epoch(0, 0);
+        while let Some(batch) = self.loader.next_batch() {
             if let Some(signal) = stop.raised() {
                 return Err(Halt::Stopped(signal));
             }
             let batch = batch?;
             n_whole += batch.labels.len();
-            loader.recycle(batch);
+            self.loader.recycle(batch);
         }
         if n_whole == 0 {
-            return Err(Error::NoImages { n: n_images, what: what.to_owned() }.into());
+            return Err(Error::NoImages { n: self.n_images, what: what.to_owned() }.into());
         }
-        Ok(Self { loader, n_images })
+        Ok(self)
     }
 
     /// Logits `[n, classes]` and labels of all whole images; tells `observer` how far it is.
@@ -215,6 +214,9 @@ impl Judged {
         observer: &mut dyn Observer,
     ) -> Result<Verdict, Halt> {
         let (logits, labels) = self.classify(net, stop, Some(observer))?;
+        if labels.is_empty() {
+            return Err(Error::NoImages { n: self.n_images, what: TEST.to_owned() }.into());
+        }
         let labels: Vec<usize> = labels.into_iter().map(|label| label as usize).collect();
         let rows = || logits.chunks_exact(record.n_classes);
         Ok(Verdict {

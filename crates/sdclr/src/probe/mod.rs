@@ -14,7 +14,7 @@ mod stored;
 
 pub use features::{Extractor, Features};
 pub use finetune::check_layers;
-pub use stored::{ProbeRecord, StoredProbe, TestJob, test};
+pub use stored::{Classifying, ProbeRecord, StoredProbe, TestJob, test};
 
 use crate::backend::Machine;
 use crate::error::Error;

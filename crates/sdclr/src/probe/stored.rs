@@ -8,6 +8,7 @@ use super::classifier::Classifier;
 use super::features::{Extractor, Features};
 use super::{Halt, Subject, TEST, Verdict, finetune};
 use crate::backend::{self, Machine};
+use crate::checkpoint::{Checkpoint, Tensor as Stored};
 use crate::error::Error;
 use crate::metrics::{self, GroupRule, TOP5, rank};
 use crate::progress::Observer;
@@ -20,7 +21,7 @@ use sdclr_nn::{Head, Network, Tensor};
 use sdclr_records::augment::Augmentation;
 use sdclr_records::names::Protocol;
 use sdclr_records::results::{ProbeData, RESULT_VERSION, WeightsRecord};
-use sdclr_records::{CheckpointState, ProbeConfig, ProbeResult, RunConfig};
+use sdclr_records::{ProbeConfig, ProbeResult, RunConfig};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -44,7 +45,7 @@ pub struct ProbeRecord {
     /// The epoch of its training that it is of, if one was chosen.
     #[serde(default)]
     pub epoch: Option<usize>,
-    /// The weights whose features it is on; absent where it came from elsewhere.
+    /// The weights whose features it is on, or which fine-tuning began with; absent where it came from elsewhere.
     #[serde(default)]
     pub weights: Option<WeightsRecord>,
     /// Images that it learned from.
@@ -59,6 +60,16 @@ pub struct ProbeRecord {
     /// Where its images came from.
     #[serde(default)]
     pub data: ProbeData,
+}
+
+/// A backbone with a trained classifier, whole.
+pub struct Classifying {
+    /// The backbone with the classifier as its output.
+    pub network: Network,
+    /// Its tensors, `fc.weight` and `fc.bias` among them; there may be others.
+    pub tensors: BTreeMap<String, Stored>,
+    /// Epochs of pre-training that the backbone had.
+    pub epoch: usize,
 }
 
 /// A linear classifier on plain features, and the backbone that makes them where it is not the run's.
@@ -82,45 +93,71 @@ impl StoredProbe {
         Self { record, weight, bias, backbone }
     }
 
-    /// The network that it is of: a run's backbone and the classifier, whose tensors are those of the run's checkpoint and
-    /// [`Self::tensors`].
+    /// The whole network: the classifier on the backbone of a run's checkpoint, or on its own.
     ///
     /// # Errors
-    /// [`Error::Unfit`] if it is on other weights or another model's features.
-    pub fn network(&self, config: &RunConfig, state: &CheckpointState) -> Result<Network, Error> {
-        let n_classes = self.record.n_classes;
+    /// [`Error::Unfit`] if it is on other weights or of another model than the run's; a checkpoint that cannot be read.
+    pub fn whole(&self, config: &RunConfig, checkpoint: &Path) -> Result<Classifying, Error> {
+        let own =
+            self.parts().into_iter().map(|(name, shape, data)| (name.to_owned(), Stored::f32(&shape, data.to_vec())));
         if !self.backbone.is_empty() {
-            return finetune::network(config, n_classes);
+            let epoch = self.record.weights.as_ref().map_or(0, |weights| weights.epoch);
+            return Ok(Classifying { network: self.own_network(config)?, tensors: own.collect(), epoch });
         }
-        let network = backend::network(&config.model, config.data.image_size, Head::Classifier { n_classes })?;
-        self.check_fit(network.dims(network.feature).len(), Some((&state.model, state.step)))?;
-        Ok(network)
+        let head = Head::Classifier { n_classes: self.record.n_classes };
+        let network = backend::network(&config.model, config.data.image_size, head)?;
+        let Checkpoint { state, mut tensors, .. } = Checkpoint::load(checkpoint)?;
+        self.check_fit(network.dims(network.feature).len(), Some((&state.model, state.step, state.seed)))?;
+        tensors.extend(own);
+        Ok(Classifying { network, tensors, epoch: state.epoch })
     }
 
-    /// Refuses features of another width, or of weights (the model in words, steps) that it is not on.
-    fn check_fit(&self, width: usize, weights: Option<(&str, u64)>) -> Result<(), Error> {
+    /// The network of its own backbone and its classifier, which is the run's model.
+    pub(super) fn own_network(&self, config: &RunConfig) -> Result<Network, Error> {
+        let network = finetune::network(config, self.record.n_classes)?;
+        let own: BTreeMap<&str, Vec<usize>> = self.parts().into_iter().map(|(name, shape, _)| (name, shape)).collect();
+        let layout = network.tensor_layout();
+        if layout.len() == own.len() && layout.iter().all(|(name, shape)| own.get(name.as_str()) == Some(shape)) {
+            return Ok(network);
+        }
+        let of = self.record.weights.as_ref().map_or("another network", |weights| weights.model.as_str());
+        let text = format!("the stored probe is of {of}, the run's network is {}: it is another model's", network.name);
+        Err(Error::Unfit(text))
+    }
+
+    /// Refuses features of another width, or of weights (the model in words, steps, seed) that it is not on.
+    fn check_fit(&self, width: usize, weights: Option<(&str, u64, u64)>) -> Result<(), Error> {
         if self.width() != width {
             let own = self.width();
             let text = format!("the stored probe reads {own} features, the model has {width}: it is another model's");
             return Err(Error::Unfit(text));
         }
         match (&self.record.weights, weights) {
-            (Some(own), Some((model, step))) if own.step != step || own.model != model => Err(Error::Unfit(format!(
-                "the stored probe is on the weights of step {} and the checkpoint is of step {step}: probe it anew",
-                own.step
+            (Some(own), Some(now)) if (own.model.as_str(), own.step, own.seed) != now => Err(Error::Unfit(format!(
+                "the stored probe is on the weights of step {} and seed {}, the checkpoint is of step {} and seed {}: name its own \
+                 checkpoint, or probe this one anew",
+                own.step, own.seed, now.1, now.2
             ))),
             _ => Ok(()),
         }
     }
 
-    /// All tensors under their names.
-    #[must_use]
-    pub fn tensors(&self) -> BTreeMap<String, Tensor> {
-        let mut tensors = self.backbone.clone();
+    /// All tensors: name, shape, values.
+    fn parts(&self) -> Vec<(&str, Vec<usize>, &[f32])> {
         let n_classes = self.bias.len();
-        tensors.insert(WEIGHT.to_owned(), Tensor { shape: vec![n_classes, self.width()], data: self.weight.clone() });
-        tensors.insert(BIAS.to_owned(), Tensor { shape: vec![n_classes], data: self.bias.clone() });
-        tensors
+        let backbone = self.backbone.iter();
+        let mut parts: Vec<(&str, Vec<usize>, &[f32])> =
+            backbone.map(|(name, tensor)| (name.as_str(), tensor.shape.clone(), tensor.data.as_slice())).collect();
+        parts.push((WEIGHT, vec![n_classes, self.width()], &self.weight));
+        parts.push((BIAS, vec![n_classes], &self.bias));
+        parts
+    }
+
+    /// All tensors under their names.
+    pub(super) fn tensors(&self) -> BTreeMap<String, Tensor> {
+        let owned =
+            |(name, shape, data): (&str, Vec<usize>, &[f32])| (name.to_owned(), Tensor { shape, data: data.to_vec() });
+        self.parts().into_iter().map(owned).collect()
     }
 
     /// Length of the features that it reads.
@@ -219,7 +256,7 @@ impl StoredProbe {
 pub struct TestJob<'a> {
     /// The backbone.
     pub subject: &'a Subject,
-    /// The classifier on its features.
+    /// The classifier on its features, or on a backbone of its own.
     pub stored: &'a StoredProbe,
     /// Labelled images.
     pub test: Dataset,
@@ -286,7 +323,7 @@ pub fn test(mut job: TestJob<'_>) -> Result<Result<ProbeResult, StopSignal>, Err
 fn on_features(job: &mut TestJob<'_>) -> Result<(Verdict, Option<WeightsRecord>), Halt> {
     let (stored, record) = (job.stored, &job.stored.record);
     let mut extractor = Extractor::new(job.subject, &job.machine)?;
-    let weights = extractor.weights.as_ref().map(|weights| (weights.model.as_str(), weights.step));
+    let weights = extractor.weights.as_ref().map(|weights| (weights.model.as_str(), weights.step, weights.seed));
     stored.check_fit(extractor.width(), weights)?;
     let features = extractor.all(&job.test, TEST, &job.recipe, job.stop, job.observer)?;
     let labels: Vec<usize> = features.labels.iter().map(|&label| label as usize).collect();

@@ -205,9 +205,14 @@ pub struct Contest {
 }
 
 impl Contest {
+    /// Our median.
+    pub fn ours(&self) -> f64 {
+        median(&self.ours)
+    }
+
     /// Our median over theirs.
     pub fn ratio(&self) -> f64 {
-        median(&self.ours) / median(&self.theirs)
+        self.ours() / median(&self.theirs)
     }
 
     /// The command, all rates, and the ratio of their medians.

@@ -6,9 +6,9 @@ use super::{Report, show};
 use crate::args::BenchProbeArgs;
 use crate::context::Context;
 use crate::exit::UsageError;
+use sdclr::bench::Repeats;
 use sdclr::bench::data::made_up;
 use sdclr::bench::probe::{HeadRate, ProbeBench};
-use sdclr::bench::{Repeats, median};
 use sdclr_data::Dataset;
 use serde_json::{Map, Value, json};
 use std::process::ExitCode;
@@ -33,16 +33,17 @@ pub fn run(args: &BenchProbeArgs, context: Context) -> anyhow::Result<ExitCode> 
     };
     let images = images(&setup, args.images)?;
     let mut bench = ProbeBench::new(&setup.config, &setup.machine, &images)?;
-    let mut rates = Vec::new();
     let contest = rival.contest(&mut setup, "features_images_per_s", |setup| {
         if let Some(signal) = rival.stopped() {
             return Ok(Err(signal));
         }
-        rates.push(bench.features_per_s(&mut setup.peaks, repeats)?);
-        Ok(Ok(rates[rates.len() - 1]))
+        Ok(Ok(bench.features_per_s(&mut setup.peaks, repeats)?))
     })?;
     match contest {
-        Ok(contest) => show(&ProbeReport { contest: Some(contest), ..report(&mut bench, median(&rates))? }, &setup),
+        Ok(contest) => {
+            let alone = report(&mut bench, contest.ours())?;
+            show(&ProbeReport { contest: Some(contest), ..alone }, &setup)
+        }
         Err(signal) => Ok(ExitCode::from(signal.exit_code())),
     }
 }

@@ -1,6 +1,7 @@
 //! `--test-only`: testing a probe that was trained before.
 
-use super::{Images, check_writable, machine, open, show, tail};
+use super::outcome::show;
+use super::{Images, machine, open, tail};
 use crate::args::ProbeArgs;
 use crate::context::Context;
 use crate::exit::UsageError;
@@ -41,8 +42,14 @@ pub fn run(
     subject: &Subject,
     context: Context,
 ) -> anyhow::Result<ExitCode> {
-    check_writable(run, name)?;
     let stored = load(run, name)?;
+    let (asked, own) = (command_of(protocol), command_of(stored.record.protocol));
+    if asked != own {
+        let path = run.probe_path(name);
+        let text =
+            format!("{}: what eval {own} trained: test it by eval {own} --test-only --name {name}", path.display());
+        return Err(UsageError(text).into());
+    }
     let Images { train, test: images, data, .. } = open(&args.data, false, &context)?;
     // Groups are of the classes as the classifier numbers them.
     let names = &stored.record.class_names;
@@ -70,5 +77,15 @@ pub fn run(
             context.note("stopped; no result was written");
             Ok(ExitCode::from(signal.exit_code()))
         }
+    }
+}
+
+/// The part of `sdclr eval` that trains by a protocol.
+fn command_of(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::LinearPaper | Protocol::LinearCached | Protocol::RawPixels => "linear",
+        Protocol::FewShot => "few-shot",
+        Protocol::Knn => "knn",
+        Protocol::Finetune | Protocol::Supervised => "finetune",
     }
 }

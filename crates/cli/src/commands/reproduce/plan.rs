@@ -309,9 +309,7 @@ fn measured_sizes(plan: &Plan) -> anyhow::Result<Sizes> {
 
 fn expected_sizes(experiment: &Experiment, settings: &Settings) -> anyhow::Result<Sizes> {
     reproduce::check_images(experiment, &settings.data)?;
-    let n_images = |part| -> anyhow::Result<usize> {
-        Ok(Dataset::open(&settings.data, &OpenOptions { part, ..OpenOptions::default() })?.len())
-    };
+    let test = OpenOptions { part: DataPart::Test, ..OpenOptions::default() };
     let each = |count: usize| experiment.n_classes * reproduce::scaled(count, settings.scale);
     let there = Dataset::open(&settings.data, &OpenOptions::default())?.class_counts().unwrap_or_default();
     let kept = reproduce::scaled(experiment.validation_per_class, settings.scale);
@@ -325,14 +323,15 @@ fn expected_sizes(experiment: &Experiment, settings: &Settings) -> anyhow::Resul
         );
         return Err(UsageError(text).into());
     }
-    let share = |count: usize| (count as f64 * settings.scale).round() as usize;
-    let (all, validation) = (n_images(DataPart::Train)?, each(experiment.validation_per_class));
+    // As the sets are made: a share of what each class has left.
+    let rest = || there.iter().map(|&count| count.saturating_sub(kept));
+    let share = |count: usize| reproduce::scaled(count, settings.scale).min(count);
     Ok(Sizes {
         tail: (1..=experiment.n_splits).map(|s| tail_counts(experiment, s, settings.scale).iter().sum()).collect(),
         balanced: each(experiment.balanced_per_class),
         few_shot: each(experiment.few_shot_per_class),
-        train: experiment.probe_per_class.map_or_else(|| share(all.saturating_sub(validation)), each),
-        validation,
-        test: n_images(DataPart::Test)?,
+        train: experiment.probe_per_class.map_or_else(|| rest().map(share).sum(), each),
+        validation: each(experiment.validation_per_class),
+        test: Dataset::open(&settings.data, &test)?.len(),
     })
 }

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 pub(in crate::probe) struct Tuned {
     pub engine: Box<dyn Engine>,
     pub model: Model,
+    /// A batch of images as bytes.
     pub images: ByteBuf,
     eval: Pass,
 }
@@ -24,7 +25,7 @@ pub(super) struct State {
 }
 
 impl Tuned {
-    /// Plans the network of a run's config, and room for `max_batch` images where that is more than are evaluated at a time.
+    /// Plans the buffers of a [`network`], and room for `max_batch` images where that is more than are evaluated at a time.
     ///
     /// # Errors
     /// A model that cannot be built, out of memory.
@@ -50,7 +51,7 @@ impl Tuned {
         self.eval.pack(&mut *self.engine, &self.model);
     }
 
-    /// Logits of images as bytes `[n, size, size, 3]`, `n` at most a batch, appended to `out`.
+    /// Logits `[n, classes]` of images as bytes `[n, size, size, 3]`, `n` at most a batch, appended to `out`.
     ///
     /// # Errors
     /// A failed device.
@@ -65,6 +66,10 @@ impl Tuned {
         Ok(())
     }
 
+    /// What [`Self::set_state`] brings back.
+    ///
+    /// # Errors
+    /// A failed device.
     pub fn state(&mut self) -> Result<State, Error> {
         let (params, running) = (self.model.params(), self.model.running());
         let mut state = State { params: vec![0.0; params.len], running: vec![0.0; running.len] };
@@ -73,6 +78,7 @@ impl Tuned {
         Ok(state)
     }
 
+    /// Takes the weights that the network had.
     pub fn set_state(&mut self, state: &State) {
         self.engine.write_f32(self.model.params(), &state.params);
         self.engine.write_f32(self.model.running(), &state.running);
