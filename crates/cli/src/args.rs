@@ -150,7 +150,7 @@ pub struct PretrainArgs {
     /// Go on with the run in --out from its last checkpoint
     #[arg(long, conflicts_with = "overwrite")]
     pub resume: bool,
-    /// Replace the run in --out
+    /// Replace the run in --out, its probes and results included
     #[arg(long)]
     pub overwrite: bool,
     #[command(flatten)]
@@ -261,6 +261,9 @@ pub struct ClassifierArgs {
     /// Train nothing: test the classifier that an earlier probe of this name left in RUN/probes
     #[arg(long, conflicts_with_all = ["epochs", "batch_size", "lr"])]
     pub test_only: bool,
+    /// With --test-only: the stored probe, where --name is another result's [default: --name]
+    #[arg(long, value_name = "NAME", requires = "test_only")]
+    pub stored: Option<String>,
 }
 
 /// `sdclr eval linear`.

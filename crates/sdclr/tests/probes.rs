@@ -204,7 +204,7 @@ fn a_stored_probe_is_refused_on_other_weights_features_or_classes() {
     };
     let mut other = made.clone();
     other.record.weights.as_mut().unwrap().step = 7;
-    check(&other, "on the weights of step 7 and the checkpoint is of step 0");
+    check(&other, "on the weights of step 7 and seed 10, the checkpoint is of step 0 and seed 10");
     let mut other = made.clone();
     other.weight.truncate(2 * 5);
     check(&other, "reads 5 features, the model has 32");
@@ -231,9 +231,15 @@ fn a_damaged_or_foreign_file_is_no_stored_probe() {
     let whole = || images(20, |_| false);
     let subject = subject(Weights::Untrained);
     let mut made = probed(&subject, Protocol::LinearCached, whole(), whole(), None).unwrap().classifier.unwrap();
-    made.bias[0] = f32::NAN;
     made.save(&path).unwrap();
-    check(&std::fs::read(&path).unwrap(), "not numbers");
+    let mut bytes = std::fs::read(&path).unwrap();
+    check(&bytes[..bytes.len() - 1], "damaged (its length is not what its header says)");
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    check(&bytes, "damaged (its checksum does not match)");
+    made.bias[0] = f32::NAN;
+    let message = made.save(&path).unwrap_err().to_string();
+    assert!(message.contains("fc.bias holds values that are not numbers; try a lower --lr"), "{message}");
     let message = StoredProbe::load(&folder.path().join("none")).unwrap_err().to_string();
     assert!(message.contains("cannot read"), "{message}");
 }

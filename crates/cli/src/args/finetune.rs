@@ -47,4 +47,7 @@ pub struct FinetuneTrainingArgs {
     /// Train nothing: test the network that an earlier fine-tuning of this name left in RUN/probes
     #[arg(long, conflicts_with_all = ["epochs", "batch_size", "lr", "weight_decay", "frozen_bn"])]
     pub test_only: bool,
+    /// With --test-only: the stored network, where --name is another result's [default: --name]
+    #[arg(long, value_name = "NAME", requires = "test_only")]
+    pub stored: Option<String>,
 }

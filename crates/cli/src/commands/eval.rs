@@ -50,11 +50,11 @@ pub fn run(command: EvalCommand, context: Context) -> anyhow::Result<ExitCode> {
     probe.validate()?;
     sdclr::probe::check_layers(&subject.config, &probe)?;
     let name = probe_args.name.clone().unwrap_or_else(|| result_name(&probe, &checkpoint));
-    let is_test_only = is_test_only(&command);
-    check_writable(&run, &name, !is_test_only && protocol != Protocol::Knn)?;
-    if is_test_only {
-        return stored::run(probe_args, protocol, &name, &run, &subject, context);
+    if let Some(stored) = to_test(&command, &name) {
+        check_writable(&run, &name, None)?;
+        return stored::run(probe_args, protocol, stored, &name, &run, &subject, context);
     }
+    check_writable(&run, &name, Some(protocol))?;
     if matches!(command, EvalCommand::Knn(_)) && probe_args.data.val_split.is_some() {
         context.note("--val-split has no effect on kNN, which has no epochs to choose from");
     }
@@ -115,13 +115,15 @@ fn asked(command: &EvalCommand) -> (Protocol, &ProbeArgs) {
     }
 }
 
-fn is_test_only(command: &EvalCommand) -> bool {
-    match command {
-        EvalCommand::Linear(args) => args.classifier.test_only,
-        EvalCommand::FewShot(args) => args.classifier.test_only,
-        EvalCommand::Finetune(args) => args.training.test_only,
-        EvalCommand::Knn(_) => false,
-    }
+/// The stored probe that is only to be tested, if that is asked for.
+fn to_test<'a>(command: &'a EvalCommand, name: &'a str) -> Option<&'a str> {
+    let (is_asked, stored) = match command {
+        EvalCommand::Linear(args) => (args.classifier.test_only, &args.classifier.stored),
+        EvalCommand::FewShot(args) => (args.classifier.test_only, &args.classifier.stored),
+        EvalCommand::Finetune(args) => (args.training.test_only, &args.training.stored),
+        EvalCommand::Knn(_) => return None,
+    };
+    is_asked.then(|| stored.as_deref().unwrap_or(name))
 }
 
 /// The probe's name, the last fixed layer's, and the checkpoint's where it is not the last one: `knn`, `finetune-layer2`,

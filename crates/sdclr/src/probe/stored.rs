@@ -4,6 +4,8 @@
 //! protocol's standardisation is folded in), and in its metadata under `sdclr_probe` a [`ProbeRecord`] as JSON. Fine-tuning
 //! changes the backbone, too: then its tensors are there as well, those of a network with one branch.
 
+mod file;
+
 use super::classifier::Classifier;
 use super::features::{Extractor, Features};
 use super::{Halt, Subject, TEST, Verdict, finetune};
@@ -12,9 +14,7 @@ use crate::checkpoint::{Checkpoint, Tensor as Stored};
 use crate::error::Error;
 use crate::metrics::{self, GroupRule, TOP5, rank};
 use crate::progress::Observer;
-use crate::run_dir::write_atomic;
 use crate::signals::{StopFlag, StopSignal};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use sdclr_data::Dataset;
 use sdclr_engine::Engine;
 use sdclr_nn::{Head, Network, Tensor};
@@ -23,11 +23,9 @@ use sdclr_records::names::Protocol;
 use sdclr_records::results::{ProbeData, RESULT_VERSION, WeightsRecord};
 use sdclr_records::{ProbeConfig, ProbeResult, RunConfig};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::Path;
 
-/// The key of the file's metadata that holds the record.
-const METADATA_KEY: &str = "sdclr_probe";
 /// The classifier's tensors.
 const WEIGHT: &str = "fc.weight";
 const BIAS: &str = "fc.bias";
@@ -166,70 +164,6 @@ impl StoredProbe {
         self.weight.len() / self.bias.len().max(1)
     }
 
-    /// Writes the file whole or not at all.
-    ///
-    /// # Errors
-    /// [`Error::Write`].
-    pub fn save(&self, path: &Path) -> Result<(), Error> {
-        let failed = |source| Error::Write { path: path.to_owned(), source };
-        let other = |e: String| failed(std::io::Error::other(e));
-        if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).map_err(failed)?;
-        }
-        let tensors: Vec<_> = self
-            .tensors()
-            .into_iter()
-            .map(|(name, Tensor { shape, data })| (name, shape, little_endian(&data)))
-            .collect();
-        let record = serde_json::to_string(&self.record).map_err(|e| other(e.to_string()))?;
-        let metadata = HashMap::from([(METADATA_KEY.to_owned(), record)]);
-        let views =
-            tensors.iter().map(|(name, shape, bytes)| Ok((name, TensorView::new(Dtype::F32, shape.clone(), bytes)?)));
-        let tensors: Result<Vec<_>, _> = views.collect();
-        let bytes = tensors
-            .and_then(|tensors| safetensors::serialize(tensors, Some(metadata)))
-            .map_err(|e: safetensors::SafeTensorError| other(e.to_string()))?;
-        write_atomic(path, |file| file.write_all(&bytes)).map_err(failed)
-    }
-
-    /// Reads a file.
-    ///
-    /// # Errors
-    /// [`Error::StoredProbe`] for one that cannot be read or is of another kind.
-    pub fn load(path: &Path) -> Result<Self, Error> {
-        let wrong = |reason: String| Error::StoredProbe { path: path.to_owned(), reason };
-        let bytes = std::fs::read(path).map_err(|e| wrong(format!("cannot read: {e}")))?;
-        let other = |what: &str| wrong(format!("not a stored probe ({what})"));
-        let file = SafeTensors::deserialize(&bytes).map_err(|e| other(&e.to_string()))?;
-        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| other(&e.to_string()))?;
-        let record = header.metadata().as_ref().and_then(|metadata| metadata.get(METADATA_KEY));
-        let record = record.ok_or_else(|| other("its metadata have no entry `sdclr_probe`"))?;
-        let record: ProbeRecord = serde_json::from_str(record).map_err(|e| other(&e.to_string()))?;
-        let floats = |name: &str| {
-            let tensor = file.tensor(name).map_err(|e| other(&e.to_string()))?;
-            let shape = tensor.shape().to_vec();
-            if tensor.dtype() != Dtype::F32 {
-                return Err(other(&format!("{name} is {:?} {shape:?}", tensor.dtype())));
-            }
-            let data: Vec<f32> =
-                tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-            if data.is_empty() || !data.iter().all(|v| v.is_finite()) {
-                return Err(other(&format!("{name} is empty or holds values that are not numbers")));
-            }
-            Ok(Tensor { shape, data })
-        };
-        let tensors: Result<BTreeMap<String, Tensor>, Error> =
-            file.names().into_iter().map(|name| Ok((name.to_owned(), floats(name)?))).collect();
-        let tensors = tensors?;
-        for (name, n_axes) in [(WEIGHT, 2), (BIAS, 1)] {
-            let shape = tensors.get(name).map(|tensor| tensor.shape.as_slice()).unwrap_or_default();
-            if shape.len() != n_axes || shape[0] != record.n_classes {
-                return Err(other(&format!("{name} is {shape:?}, with {} classes", record.n_classes)));
-            }
-        }
-        Ok(Self::of_network(record, tensors))
-    }
-
     /// The most likely class of each row of features, and how many of the `labels` are among the five most likely.
     ///
     /// # Errors
@@ -359,8 +293,4 @@ fn with_classes(images: &Dataset, names: Option<&[String]>, n_classes: usize) ->
     images.with_class_names(names).map_err(|unknown| {
         Error::Unfit(format!("the images {TEST} have classes that the stored probe lacks: {}", unknown.join(", ")))
     })
-}
-
-fn little_endian(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }

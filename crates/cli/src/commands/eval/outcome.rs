@@ -1,21 +1,43 @@
 //! What a probe found: written, printed, and checked beforehand that it can be.
 
 use crate::context::Context;
+use crate::exit::UsageError;
 use anyhow::{anyhow, bail};
+use sdclr::probe::StoredProbe;
 use sdclr::run_dir::{RunDir, describe_io};
 use sdclr_records::ProbeResult;
+use sdclr_records::names::Protocol;
+use sdclr_records::results::{ProbeData, WeightsRecord};
 use sdclr_report::{result_table, tail_line};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Checks that a result can be written, and what was trained where that is `kept`: before the work, not after it. Nothing stays behind.
+/// Checks that a result can be written, and what is `trained` by a protocol: before the work, not after it. Nothing stays behind.
 ///
 /// # Errors
-/// What is in the way, or what the system says.
-pub fn check_writable(run: &RunDir, name: &str, kept: bool) -> anyhow::Result<()> {
-    let probe = kept.then(|| run.probe_path(name));
-    std::iter::once(result_path(run, name)).chain(probe).try_for_each(|path| try_to_write(&path))
+/// What is in the way, what another part of eval has trained under this name, or what the system says.
+pub fn check_writable(run: &RunDir, name: &str, trained: Option<Protocol>) -> anyhow::Result<()> {
+    try_to_write(&result_path(run, name))?;
+    let Some(protocol) = trained else { return Ok(()) };
+    let (path, asked) = (run.probe_path(name), command_of(protocol));
+    if let Ok(StoredProbe { record, .. }) = StoredProbe::load(&path)
+        && command_of(record.protocol) != asked
+    {
+        let (path, own) = (path.display(), command_of(record.protocol));
+        return Err(UsageError(format!("{path}: what eval {own} trained is there; choose another --name")).into());
+    }
+    if protocol == Protocol::Knn { Ok(()) } else { try_to_write(&path) }
+}
+
+/// The part of `sdclr eval` that trains by a protocol.
+pub fn command_of(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::LinearPaper | Protocol::LinearCached | Protocol::RawPixels => "linear",
+        Protocol::FewShot => "few-shot",
+        Protocol::Knn => "knn",
+        Protocol::Finetune | Protocol::Supervised => "finetune",
+    }
 }
 
 fn try_to_write(path: &Path) -> anyhow::Result<()> {
@@ -43,12 +65,19 @@ fn result_path(run: &RunDir, name: &str) -> PathBuf {
 fn replaced(path: &Path, result: &ProbeResult) -> Option<&'static str> {
     let text = std::fs::read_to_string(path).ok()?;
     let Ok(old) = serde_json::from_str::<ProbeResult>(&text) else { return Some("a file that is no result") };
-    if old.weights != result.weights {
+    // A run may have been moved, and its checkpoint with it.
+    let weights =
+        |result: &ProbeResult| result.weights.clone().map(|weights| WeightsRecord { checkpoint: None, ..weights });
+    let images = |result: &ProbeResult| ProbeData { tail: None, ..result.data.clone() };
+    let settings = |result: &ProbeResult| (result.protocol, result.settings.clone());
+    if settings(&old) != settings(result) {
+        Some("a result of other settings")
+    } else if weights(&old) != weights(result) {
         Some("the result of other weights")
-    } else if old.data != result.data {
+    } else if images(&old) != images(result) {
         Some("a result on other images")
     } else {
-        (old.settings != result.settings || old.protocol != result.protocol).then_some("a result of other settings")
+        (old.data != result.data).then_some("a result grouped by another tail")
     }
 }
 
