@@ -118,9 +118,12 @@ impl StoredProbe {
         if layout.len() == own.len() && layout.iter().all(|(name, shape)| own.get(name.as_str()) == Some(shape)) {
             return Ok(network);
         }
-        let of = self.record.weights.as_ref().map_or("another network", |weights| weights.model.as_str());
-        let text = format!("the stored probe is of {of}, the run's network is {}: it is another model's", network.name);
-        Err(Error::Unfit(text))
+        Err(Error::Unfit(match self.record.weights.as_ref().map(|weights| &weights.model) {
+            Some(own) if *own != network.name => {
+                format!("the stored probe is of {own}, the run's network is {}: it is another model's", network.name)
+            }
+            _ => format!("the stored probe's tensors are not those of {}: train it anew", network.name),
+        }))
     }
 
     /// Refuses features of another width, or of weights (the model in words, steps, seed) that it is not on.
