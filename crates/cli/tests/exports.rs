@@ -134,6 +134,7 @@ fn what_contradicts_itself_is_wrong_usage() {
         ("b.bin", &[], "use .safetensors, .pt or .onnx, or give --format"),
         ("b", &[], "use .safetensors, .pt or .onnx, or give --format"),
         ("there.onnx", &[], "--overwrite"),
+        ("run/checkpoints/last.safetensors", &["--overwrite"], "that folder is the run's own"),
     ] {
         let (code, _, stderr) = sdclr(dir.path(), &[&["export", "run", "--out", out], more].concat());
         assert_eq!(code, Some(2), "{out}: {stderr}");

@@ -24,6 +24,8 @@ pub struct ExportOptions {
     pub model: String,
     /// Its stem: `small` or `imagenet`.
     pub stem: String,
+    /// Side in pixels of its square input.
+    pub image_size: usize,
     /// Epochs that it was trained for.
     pub epoch: usize,
 }
@@ -169,6 +171,12 @@ pub struct ExportSummary {
     pub stem: String,
     /// `dense` or `pruned`.
     pub branch: String,
+    /// Epochs of pre-training.
+    pub epoch: Option<usize>,
+    /// Side in pixels of its square input; older exports do not say it.
+    pub image_size: Option<usize>,
+    /// What its classes are called; empty without a classifier or names.
+    pub class_names: Vec<String>,
     /// Number of tensors.
     pub n_tensors: usize,
     /// Number of values in all of them.
@@ -184,15 +192,30 @@ pub fn export_summary(bytes: &[u8]) -> Option<ExportSummary> {
     let file = SafeTensors::deserialize(bytes).ok()?;
     let (_, header) = SafeTensors::read_metadata(bytes).ok()?;
     let metadata = header.metadata().as_ref()?;
-    let value = |key: &str| metadata.get(key).cloned();
+    let summary = described(|key| metadata.get(key).cloned())?;
     Some(ExportSummary {
-        model: value("model")?,
-        stem: value("stem")?,
-        branch: value("branch")?,
         n_tensors: file.len(),
         n_values: file.iter().map(|(_, tensor)| tensor.shape().iter().product::<usize>()).sum(),
         with_head: file.names().iter().any(|name| name.starts_with(HEAD_PREFIX)),
         n_classes: file.tensor(CLASSIFIER[1]).ok().and_then(|bias| bias.shape().first().copied()),
+        ..summary
+    })
+}
+
+/// What the metadata alone say; `None` if they are not those of an export.
+pub(crate) fn described(value: impl Fn(&str) -> Option<String>) -> Option<ExportSummary> {
+    let number = |key: &str| value(key)?.parse().ok();
+    Some(ExportSummary {
+        model: value("model")?,
+        stem: value("stem")?,
+        branch: value("branch")?,
+        epoch: number("epoch"),
+        image_size: number("image_size"),
+        class_names: value("classes").and_then(|names| serde_json::from_str(&names).ok()).unwrap_or_default(),
+        n_tensors: 0,
+        n_values: 0,
+        with_head: false,
+        n_classes: None,
     })
 }
 
@@ -211,6 +234,7 @@ pub(crate) fn metadata(options: &ExportOptions) -> Vec<(&'static str, String)> {
         ("stem", options.stem.clone()),
         ("branch", options.branch.as_str().to_owned()),
         ("epoch", options.epoch.to_string()),
+        ("image_size", options.image_size.to_string()),
         ("mean", list(IMAGENET_MEAN)),
         ("std", list(IMAGENET_STD)),
     ];
@@ -271,6 +295,7 @@ mod tests {
             head: ExportHead::None,
             model: "resnet18".to_owned(),
             stem: "small".to_owned(),
+            image_size: 32,
             epoch: 3,
         }
     }
@@ -296,7 +321,7 @@ mod tests {
         let (_, header) = SafeTensors::read_metadata(&bytes).expect("valid");
         let metadata = header.metadata().clone().expect("there");
         assert_eq!((metadata["format"].as_str(), metadata["mean"].as_str()), ("pt", "[0.485,0.456,0.406]"));
-        assert_eq!((metadata.len(), metadata["epoch"].as_str()), (7, "3"));
+        assert_eq!((metadata.len(), metadata["epoch"].as_str()), (8, "3"));
     }
 
     #[test]
@@ -311,6 +336,7 @@ mod tests {
         assert_eq!((floats(&file, "fc.bias"), file.len()), (vec![9.0; 3], 4), "and no projection head");
         let summary = export_summary(&bytes).expect("an export");
         assert_eq!((summary.n_classes, summary.with_head), (Some(3), false));
+        assert_eq!((&summary.class_names, summary.epoch, summary.image_size), (&class_names, Some(3), Some(32)));
         let (_, header) = SafeTensors::read_metadata(&bytes).expect("valid");
         let classes = &header.metadata().as_ref().expect("there")["classes"];
         assert_eq!(serde_json::from_str::<Vec<String>>(classes).expect("a list"), class_names);
@@ -319,7 +345,7 @@ mod tests {
     #[test]
     fn equal_exports_are_equal_bytes() {
         let bytes = || export_safetensors(&tensors(), &options(Branch::Dense)).expect("exports");
-        // Seven keys have 5040 orders.
+        // Eight keys have 40320 orders.
         (0..9).for_each(|_| assert_eq!(bytes(), bytes()));
     }
 

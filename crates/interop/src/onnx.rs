@@ -8,7 +8,8 @@
 mod proto;
 
 use crate::export::{
-    CLASSIFIER, ExportError, ExportHead, ExportOptions, ExportSummary, IMAGENET_MEAN, IMAGENET_STD, floats_of, metadata,
+    CLASSIFIER, ExportError, ExportHead, ExportOptions, ExportSummary, IMAGENET_MEAN, IMAGENET_STD, described,
+    floats_of, metadata,
 };
 use crate::names::{Branch, torchvision_name};
 use prost::Message as _;
@@ -78,10 +79,8 @@ pub fn onnx_summary(bytes: &[u8]) -> Option<ExportSummary> {
     let graph = model.graph.as_ref()?;
     let value = |key: &str| Some(model.metadata_props.iter().find(|line| line.key == key)?.value.clone());
     let floats = || graph.initializer.iter().filter(|tensor| tensor.data_type == FLOAT);
+    let summary = described(value)?;
     Some(ExportSummary {
-        model: value("model")?,
-        stem: value("stem")?,
-        branch: value("branch")?,
         n_tensors: floats().count(),
         n_values: floats().map(|tensor| tensor.raw_data.len() / 4).sum(),
         with_head: graph.output.iter().any(|output| output.name == EMBEDDING),
@@ -89,6 +88,7 @@ pub fn onnx_summary(bytes: &[u8]) -> Option<ExportSummary> {
             let bias = graph.initializer.iter().find(|tensor| tensor.name == CLASSIFIER[1]);
             bias.map_or(0, |bias| bias.raw_data.len() / 4)
         }),
+        ..summary
     })
 }
 

@@ -37,7 +37,7 @@ fn tensors(network: &Network) -> BTreeMap<String, Tensor> {
 
 fn options(branch: Branch, with_head: bool) -> ExportOptions {
     let head = if with_head { ExportHead::Projection } else { ExportHead::None };
-    ExportOptions { branch, head, model: "resnet10".to_owned(), stem: "small".to_owned(), epoch: 7 }
+    ExportOptions { branch, head, model: "resnet10".to_owned(), stem: "small".to_owned(), image_size: 16, epoch: 7 }
 }
 
 fn export(network: &Network, branch: Branch, with_head: bool) -> ModelProto {
@@ -94,6 +94,7 @@ fn the_file_says_what_it_is() {
         "stem=small",
         "branch=pruned",
         "epoch=7",
+        "image_size=16",
         "mean=[0.485,0.456,0.406]",
         "std=[0.229,0.224,0.225]",
     ];

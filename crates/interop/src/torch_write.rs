@@ -155,7 +155,7 @@ mod tests {
 
     fn options(branch: Branch) -> ExportOptions {
         let (model, stem) = ("resnet18".to_owned(), "small".to_owned());
-        ExportOptions { branch, head: crate::ExportHead::None, model, stem, epoch: 3 }
+        ExportOptions { branch, head: crate::ExportHead::None, model, stem, image_size: 32, epoch: 3 }
     }
 
     fn tensors() -> BTreeMap<String, Tensor> {

@@ -150,7 +150,7 @@ fn check_head(spec: &NetworkSpec, head: &ExportHead, output: &str) {
     let mut features = Vec::new();
     for (branch, exported) in [(Branch::Dense, ExportBranch::Dense), (Branch::Pruned, ExportBranch::Pruned)] {
         let (model, stem) = (spec.model.to_string(), String::new());
-        let options = ExportOptions { branch: exported, head: head.clone(), model, stem, epoch: 0 };
+        let options = ExportOptions { branch: exported, head: head.clone(), model, stem, image_size: size, epoch: 0 };
         let file = export_onnx(&tensors, &network, &options).expect("exports");
         for images in [&images[..], &images[..size * size * 3]] {
             let what = format!("{branch:?}, {} bytes", images.len());

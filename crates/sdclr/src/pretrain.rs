@@ -116,7 +116,7 @@ struct Run<'a> {
 impl<'a> Run<'a> {
     /// Opens the run directory for writing, which is the first that changes in it.
     fn begin(job: PretrainJob<'a>, prepared: Prepared) -> Result<Self, Error> {
-        let resumes = job.claim.resumes();
+        let (resumes, replaces) = (job.claim.resumes(), job.claim.replaces());
         let Prepared { learner, loader, schedule, n_steps, data, at, mask, boost, notes } = prepared;
         let last = job.claim.dir().checkpoint_path(CheckpointName::Last);
         let mut kept = job.config.clone();
@@ -150,6 +150,9 @@ impl<'a> Run<'a> {
             n_noted: 0,
             last_good: at.map(|at| (last, at.step)),
         };
+        if replaces {
+            run.observer.message("replaced the run that was there, with its probes and results");
+        }
         run.observer.message(&format!("training on {}", run.loader.dataset().description()));
         match at {
             Some(Position { epoch, batch, step, .. }) => {
@@ -226,7 +229,7 @@ impl<'a> Run<'a> {
         self.at.batch += 1;
         if n < 2 {
             self.loader.recycle(batch);
-            if self.at.epoch == 0 {
+            if self.at.epoch == 0 && n == 1 {
                 let text = format!("a batch of {n} image was skipped: batch norm needs two (the last of the epoch)");
                 self.observer.message(&text);
             }

@@ -301,8 +301,8 @@ fn tail(args: &ProbeDataArgs, run: &RunConfig, train: &Dataset, context: &Contex
     let (counts, record) = match found {
         Ok(found) => found,
         Err(problem) => {
-            let hint = "name its split with --tail";
-            context.note(&format!("no Many, Medium and Few by the run's training images: {problem} ({hint})"));
+            let hint = "--tail FILE makes groups by a split of --data that is the long tail";
+            context.note(&format!("no Many, Medium and Few: by the run's training images, {problem}; {hint}"));
             return Ok(None);
         }
     };

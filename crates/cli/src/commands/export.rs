@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use clap::ValueEnum as _;
 use sdclr::backend;
 use sdclr::checkpoint::Checkpoint;
-use sdclr::run_dir::{describe_io, write_atomic};
+use sdclr::run_dir::{RunDir, describe_io, write_atomic};
 use sdclr_interop::{Branch, ExportHead, ExportOptions, export_onnx, export_pt, export_safetensors};
 use std::path::Path;
 use std::process::ExitCode;
@@ -24,6 +24,7 @@ pub fn run(args: &ExportArgs, context: Context) -> anyhow::Result<ExitCode> {
     refuse_existing(&args.out, args.overwrite)?;
     check_folder(&args.out)?;
     let (run, mut path) = config::locate(&args.run)?;
+    refuse_own(&run, &args.out)?;
     let run_config = run.config()?;
     let (tensors, network, epoch, branch, head) = match &args.probe {
         Some(name) => {
@@ -42,7 +43,7 @@ pub fn run(args: &ExportArgs, context: Context) -> anyhow::Result<ExitCode> {
         }
     };
     let (model, stem) = (run_config.model.name.to_string(), run_config.model.stem.to_string());
-    let options = ExportOptions { branch, head, model, stem, epoch };
+    let options = ExportOptions { branch, head, model, stem, image_size: run_config.data.image_size, epoch };
     let bytes = match format {
         ExportFormat::Safetensors => export_safetensors(&tensors, &options),
         ExportFormat::Pt => export_pt(&tensors, &options),
@@ -58,6 +59,17 @@ pub fn run(args: &ExportArgs, context: Context) -> anyhow::Result<ExitCode> {
         context.print(&format!("{out}: {model}, epoch {epoch}{what}, {} bytes\n", bytes.len()))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Refuses to write over what the run itself needs.
+fn refuse_own(run: &RunDir, out: &Path) -> anyhow::Result<()> {
+    let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folders = ["checkpoints", "probes"].map(|name| run.root().join(name).canonicalize().ok());
+    if parent.canonicalize().is_ok_and(|parent| folders.contains(&Some(parent))) {
+        let text = format!("--out {}: that folder is the run's own; write elsewhere", out.display());
+        return Err(UsageError(text).into());
+    }
+    Ok(())
 }
 
 fn cannot_export(path: &Path) -> String {

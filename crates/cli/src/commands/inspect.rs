@@ -112,6 +112,9 @@ fn described(description: &str, export: &ExportSummary) -> Value {
         "branch": export.branch,
         "with_head": export.with_head,
         "classes": export.n_classes,
+        "class_names": (!export.class_names.is_empty()).then(|| export.class_names.join(", ")),
+        "epoch": export.epoch,
+        "image_size": export.image_size,
         "tensors": export.n_tensors,
         "floats": export.n_values,
     })

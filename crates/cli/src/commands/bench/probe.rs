@@ -6,12 +6,13 @@ use super::{Report, show};
 use crate::args::BenchProbeArgs;
 use crate::context::Context;
 use crate::exit::UsageError;
-use sdclr::bench::Repeats;
 use sdclr::bench::data::made_up;
 use sdclr::bench::probe::{HeadRate, ProbeBench};
+use sdclr::bench::{Repeats, median};
 use sdclr_data::Dataset;
 use serde_json::{Map, Value, json};
 use std::process::ExitCode;
+use std::time::Instant;
 
 /// Times the probe of an untrained network, and another program's features in turn.
 ///
@@ -26,18 +27,22 @@ pub fn run(args: &BenchProbeArgs, context: Context) -> anyhow::Result<ExitCode> 
     }
     let rival = Rival::new(&args.against)?;
     let mut setup = Setup::new(&args.flags, context)?;
-    let repeats = Repeats { at_least: 1, ..Repeats::lasting(args.seconds) };
     let Some(rival) = rival else {
+        let repeats = Repeats { at_least: 1, ..Repeats::lasting(args.seconds) };
         let report = measure(&mut setup, args.images, repeats)?;
         return show(&report, &setup);
     };
     let images = images(&setup, args.images)?;
     let mut bench = ProbeBench::new(&setup.config, &setup.machine, &images)?;
     let contest = rival.contest(&mut setup, "features_images_per_s", |setup| {
-        if let Some(signal) = rival.stopped() {
-            return Ok(Err(signal));
+        let (began, mut rates) = (Instant::now(), Vec::new());
+        while rates.is_empty() || began.elapsed().as_secs_f64() < args.seconds {
+            if let Some(signal) = rival.stopped() {
+                return Ok(Err(signal));
+            }
+            rates.push(bench.features_per_s(&mut setup.peaks, Repeats::exactly(1))?);
         }
-        Ok(Ok(bench.features_per_s(&mut setup.peaks, repeats)?))
+        Ok(Ok(median(&rates)))
     })?;
     match contest {
         Ok(contest) => {
