@@ -151,6 +151,18 @@ fn what_was_trained_is_not_taken_for_something_else() {
     assert_eq!(run(dir.path(), &eval("finetune", &["--epochs", "1"])).0, Some(0));
     let (code, _, stderr) = run(dir.path(), &eval("linear", &["--test-only", "--name", "finetune"]));
     assert!(code == Some(2) && stderr.contains("what eval finetune trained"), "{stderr}");
+    let (code, _, stderr) = run(dir.path(), &eval("knn", &["--name", "finetune"]));
+    assert!(code == Some(2) && stderr.contains("choose another --name"), "{stderr}");
+    let (code, _, stderr) =
+        run(dir.path(), &eval("finetune", &["--test-only", "--from-scratch", "--stored", "finetune"]));
+    assert!(code == Some(2) && stderr.contains("without --from-scratch"), "{stderr}");
+    let own = ["eval", "finetune", "run", "--test-only", "--stored", "finetune", "--name", "own", "--threads", "1"];
+    let learned = ["--data", &probe, "--test", &probe, "--test-split", "some.npy"];
+    let (code, _, stderr) = sdclr(dir.path(), &[&own[..], &learned].concat());
+    assert!(code == Some(0) && stderr.contains("40 of the images that it learned from are tested on"), "{stderr}");
+    assert!(
+        dir.path().join("run/results/own.json").is_file() && dir.path().join("run/results/finetune.json").is_file()
+    );
     std::fs::create_dir(other.path().join("run/probes")).expect("makes a folder");
     let kept = "run/probes/finetune.safetensors";
     std::fs::copy(dir.path().join(kept), other.path().join(kept)).expect("copies");
