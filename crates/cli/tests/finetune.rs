@@ -170,6 +170,10 @@ fn what_was_trained_is_not_taken_for_something_else() {
     assert!(code == Some(2) && stderr.contains("it is another model's"), "{stderr}");
     let (code, _, stderr) = sdclr(other.path(), &["export", "run", "--probe", "finetune", "--out", "c.pt"]);
     assert!(code == Some(2) && stderr.contains(kept) && stderr.contains("it is another model's"), "{stderr}");
+    let damaged = std::fs::read(other.path().join(kept)).expect("there");
+    std::fs::write(other.path().join(kept), &damaged[..damaged.len() / 2]).expect("writes");
+    let (code, _, stderr) = sdclr(other.path(), &["inspect", kept]);
+    assert!(code == Some(1) && stderr.contains("the stored probe is damaged"), "{stderr}");
     // Known before the training, not after it.
     std::fs::remove_dir_all(dir.path().join("run/probes")).expect("removes");
     std::fs::write(dir.path().join("run/probes"), "in the way").expect("writes");

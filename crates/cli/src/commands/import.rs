@@ -267,7 +267,7 @@ fn report(
             "note: the file has no projection head; one is drawn from seed {seed} (features do not see it)"
         ));
     }
-    if args.image_size.is_none() {
+    if args.image_size.is_none() && !model.tells_image_size {
         let size = config.data.image_size;
         context.note(&format!("note: --image-size {size} by its stem, for no file tells; give the size that it was trained on if it is another"));
     }

@@ -67,7 +67,13 @@ fn checkpoint_or_export(path: &Path) -> anyhow::Result<Value> {
         Ok(description) => return Ok(description),
         Err(error) => error,
     };
-    if let Ok(probe) = StoredProbe::load(path) {
+    let probe = StoredProbe::load(path);
+    if path.parent().is_some_and(|folder| folder.ends_with("probes"))
+        && let Err(error) = probe
+    {
+        return Err(error.into());
+    }
+    if let Ok(probe) = probe {
         let record = &probe.record;
         let description = if probe.backbone.is_empty() {
             "a trained classifier on a run's features; eval --test-only tests it again, export --probe takes it along"

@@ -23,6 +23,8 @@ pub(crate) struct ForeignFile {
     pub is_masks: bool,
     /// The epoch that it says it is of.
     pub epoch: Option<usize>,
+    /// Side in pixels of the images, where it says one.
+    pub image_size: Option<usize>,
     /// What it holds beside tensors, for messages.
     keys: Vec<String>,
 }
@@ -120,7 +122,8 @@ impl ForeignFile {
         });
         let keys = pickle.entries(root).iter().filter_map(|(name, _)| pickle.text(*name).map(str::to_owned)).collect();
         let entries = tensors(masks.or(state).unwrap_or(root));
-        Ok(Self { entries, is_masks: masks.is_some(), epoch, keys, backing: Backing::Torch(torch) })
+        let backing = Backing::Torch(torch);
+        Ok(Self { entries, is_masks: masks.is_some(), epoch, image_size: None, keys, backing })
     }
 
     fn from_safetensors(bytes: Vec<u8>) -> Result<Self, ImportError> {
@@ -135,7 +138,8 @@ impl ForeignFile {
             _ => foreign(),
         })?;
         let (header_len, header) = SafeTensors::read_metadata(&bytes).map_err(|_| foreign())?;
-        if header.metadata().as_ref().is_some_and(|metadata| metadata.contains_key(OWN_KEY)) {
+        let told = |key: &str| header.metadata().as_ref().and_then(|metadata| metadata.get(key));
+        if told(OWN_KEY).is_some() {
             return Err(ImportError::Unfit(
                 "this is a checkpoint of sdclr itself; use it where it lies, in its run directory".to_owned(),
             ));
@@ -151,7 +155,10 @@ impl ForeignFile {
             entries.push(Entry { name, shape: info.shape.clone(), dtype, at });
         }
         entries.sort_by_key(|entry| entry.at);
-        Ok(Self { entries, is_masks: false, epoch: None, keys: Vec::new(), backing: Backing::Safetensors(bytes) })
+        // As our own exports say them.
+        let number = |key| told(key).and_then(|text| text.parse().ok());
+        let (epoch, image_size) = (number("epoch"), number("image_size"));
+        Ok(Self { entries, is_masks: false, epoch, image_size, keys: Vec::new(), backing: Backing::Safetensors(bytes) })
     }
 }
 

@@ -23,8 +23,10 @@ const NORMALIZATION: [(&str, [f32; 3]); 2] = [("mean", [0.485, 0.456, 0.406]), (
 /// A model of another program.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ImportedModel {
-    /// The network, with its projection head if it came with one; the image size is the usual one of its stem.
+    /// The network, with its projection head if it came with one; the image size is the file's or the usual one of its stem.
     pub spec: NetworkSpec,
+    /// Whether the file says the image size, as our own exports to safetensors do.
+    pub tells_image_size: bool,
     /// Parameters and running statistics by this project's names, in PyTorch's layout.
     pub tensors: BTreeMap<String, Tensor>,
     /// A linear classifier on the features.
@@ -73,12 +75,17 @@ pub fn import_model(path: &Path) -> Result<ImportedModel, ImportError> {
         ));
     }
     let sorted = sort(&file)?;
-    let spec = fit(&sorted.layout()).map_err(|e| match e {
+    let mut spec = fit(&sorted.layout()).map_err(|e| match e {
         ImportError::Unfit(text) if !sorted.network.contains_key("conv1.weight") => {
             ImportError::Unfit(format!("{text}; {}", file.contents()))
         }
         e => e,
     })?;
+    let told = file.image_size.map(|image_size| NetworkSpec { image_size, ..spec.clone() });
+    // A size that the network cannot have is no help.
+    let told = told.filter(|told| told.build().is_ok());
+    let tells_image_size = told.is_some();
+    spec = told.unwrap_or(spec);
     let tensors = read_network(&mut file, &sorted)?;
     let width = feature_width(&spec)?;
     let (classifier, mut left_out) = (read_classifier(&mut file, &sorted, width)?, sorted.unknown.clone());
@@ -94,6 +101,7 @@ pub fn import_model(path: &Path) -> Result<ImportedModel, ImportError> {
     let has_named_shortcuts = file.entries.iter().any(|entry| entry.name.contains(".downsample.conv."));
     Ok(ImportedModel {
         spec,
+        tells_image_size,
         tensors,
         classifier,
         is_probe,
