@@ -250,16 +250,23 @@ pub struct MachineArgs {
 #[command(next_help_heading = "Classifier")]
 pub struct ClassifierArgs {
     /// Passes over the labelled images [default: 100, the paper's linear probe 30]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", conflicts_with = "test_only")]
     pub epochs: Option<usize>,
     /// Images a step [default: 128, above 64 pixels 512]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", conflicts_with = "test_only")]
     pub batch_size: Option<usize>,
     /// Learning rate [default: 30, cached features 0.1]
-    #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true, conflicts_with = "test_only")]
     pub lr: Option<f64>,
-    /// Train nothing: test the classifier that an earlier probe of this name left in RUN/probes
-    #[arg(long, conflicts_with_all = ["epochs", "batch_size", "lr"])]
+    #[command(flatten)]
+    pub again: AgainArgs,
+}
+
+/// Testing what was trained before.
+#[derive(Debug, Clone, Args)]
+pub struct AgainArgs {
+    /// Train nothing: test what an earlier probe of this name left in RUN/probes
+    #[arg(long)]
     pub test_only: bool,
     /// With --test-only: the stored probe, where --name is another result's [default: --name]
     #[arg(long, value_name = "NAME", requires = "test_only")]

@@ -136,7 +136,10 @@ fn what_was_trained_is_kept_tested_again_and_exported() {
     assert!(code == Some(2) && stderr.contains("probe this one anew"), "{stderr}");
     let stdout = succeeds(dir.path(), &[&export[..], &["finetune"]].concat());
     assert!(stdout.contains("epoch 1, probe finetune"), "the epoch that it began with: {stdout}");
-    // A run that is replaced takes what it kept along.
+    // A run that is replaced takes what it kept along, damaged or not.
+    let kept = dir.path().join("run/probes/finetune.safetensors");
+    let bytes = std::fs::read(&kept).expect("kept");
+    std::fs::write(&kept, &bytes[..bytes.len() / 2]).expect("writes");
     succeeds(dir.path(), &[&rerun[..2], &["run"], &rerun[3..], &["--overwrite"]].concat());
     assert!(!dir.path().join("run/probes").exists());
 }

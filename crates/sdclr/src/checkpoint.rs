@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
-use std::io::Read as _;
+use std::io::{ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 
 /// The key of the file's metadata that holds the state.
@@ -133,31 +133,18 @@ impl Checkpoint {
     /// # Errors
     /// [`CheckpointError`] for a file that is no checkpoint.
     pub fn load_state(path: &Path) -> Result<CheckpointState, CheckpointError> {
-        /// No header of ours is nearly as long; a longer one is not read into memory.
-        const LONGEST_HEADER: u64 = 100 << 20;
-        let failed = |source| CheckpointError::Read { path: path.to_owned(), source };
-        let corrupt = |reason: &str| CheckpointError::Corrupt { path: path.to_owned(), reason: reason.to_owned() };
-        let mut file = std::fs::File::open(path).map_err(failed)?;
-        let cut = |e: std::io::Error| match e.kind() {
-            std::io::ErrorKind::UnexpectedEof => corrupt("it is cut short"),
-            _ => failed(e),
-        };
-        let mut length = [0; 8];
-        file.read_exact(&mut length).map_err(cut)?;
-        let length = u64::from_le_bytes(length);
-        if length > LONGEST_HEADER {
-            return Err(corrupt("its header is longer than any of a checkpoint"));
-        }
-        let mut header = vec![0; length as usize];
-        file.read_exact(&mut header).map_err(cut)?;
-        let header: serde_json::Value = serde_json::from_slice(&header).map_err(|e| corrupt(&e.to_string()))?;
-        let text = header.get("__metadata__").and_then(|m| m.get(METADATA_KEY)).and_then(serde_json::Value::as_str);
+        let corrupt = |reason: String| CheckpointError::Corrupt { path: path.to_owned(), reason };
+        let text = metadata_entry(path, METADATA_KEY).map_err(|e| match e.kind() {
+            ErrorKind::UnexpectedEof => corrupt("it is cut short".to_owned()),
+            ErrorKind::InvalidData => corrupt(e.to_string()),
+            _ => CheckpointError::Read { path: path.to_owned(), source: e },
+        })?;
         let text = text.ok_or_else(|| CheckpointError::NotACheckpoint {
             path: path.to_owned(),
             reason: "a safetensors file, but no checkpoint of this program".to_owned(),
         })?;
-        let envelope: Envelope = serde_json::from_str(text).map_err(|e| corrupt(&e.to_string()))?;
-        serde_json::from_str(envelope.state.get()).map_err(|e| corrupt(&e.to_string()))
+        let envelope: Envelope = serde_json::from_str(&text).map_err(|e| corrupt(e.to_string()))?;
+        serde_json::from_str(envelope.state.get()).map_err(|e| corrupt(e.to_string()))
     }
 
     /// Checks that exactly these tensors are inside, with these shapes.
@@ -265,6 +252,27 @@ impl Checkpoint {
         }
         format!("{:08x}", hasher.finalize())
     }
+}
+
+/// An entry of a safetensors file's metadata; its tensors are not read.
+///
+/// # Errors
+/// `UnexpectedEof` for a file that is cut short, `InvalidData` for a header that is none.
+pub(crate) fn metadata_entry(path: &Path, key: &str) -> std::io::Result<Option<String>> {
+    /// No header of ours is nearly as long; a longer one is not read into memory.
+    const LONGEST_HEADER: u64 = 100 << 20;
+    let mut file = std::fs::File::open(path)?;
+    let mut length = [0; 8];
+    file.read_exact(&mut length)?;
+    let length = u64::from_le_bytes(length);
+    if length > LONGEST_HEADER {
+        return Err(std::io::Error::new(ErrorKind::InvalidData, "its header is longer than any of ours"));
+    }
+    let mut header = vec![0; length as usize];
+    file.read_exact(&mut header)?;
+    let header: serde_json::Value = serde_json::from_slice(&header)?;
+    let entry = header.get("__metadata__").and_then(|metadata| metadata.get(key));
+    Ok(entry.and_then(serde_json::Value::as_str).map(str::to_owned))
 }
 
 /// What the metadata holds, as JSON.

@@ -1,6 +1,6 @@
 //! What can be typed after `sdclr eval finetune`.
 
-use super::ProbeArgs;
+use super::{AgainArgs, ProbeArgs};
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 use sdclr_records::names::{Freeze, FrozenBn};
@@ -27,27 +27,23 @@ pub struct FinetuneTrainingArgs {
     #[arg(long, value_name = "LAYER", value_parser = PossibleValuesParser::new(Freeze::NAMES))]
     pub freeze: Option<String>,
     /// Batch norms of fixed layers: eval uses the run's statistics, train the batch's [default: eval]
-    #[arg(long, value_name = "MODE", requires = "freeze", value_parser = PossibleValuesParser::new(FrozenBn::NAMES))]
+    #[arg(long, value_name = "MODE", requires = "freeze", conflicts_with = "test_only", value_parser = PossibleValuesParser::new(FrozenBn::NAMES))]
     pub frozen_bn: Option<String>,
     /// Draw all weights anew from --seed instead of taking the run's: the supervised reference
     #[arg(long, conflicts_with = "freeze")]
     pub from_scratch: bool,
     /// Passes over the labelled images [default: 100, above 64 pixels 30; from scratch 200, 90]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", conflicts_with = "test_only")]
     pub epochs: Option<usize>,
     /// Images a step [default: 128, above 64 pixels 256]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", conflicts_with = "test_only")]
     pub batch_size: Option<usize>,
     /// Learning rate [default: 0.02, from scratch 0.05, above 64 pixels 0.1]
-    #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true, conflicts_with = "test_only")]
     pub lr: Option<f64>,
     /// Weight decay of all that trains [default: 5e-4, above 64 pixels 1e-4]
-    #[arg(long, value_name = "W", allow_negative_numbers = true)]
+    #[arg(long, value_name = "W", allow_negative_numbers = true, conflicts_with = "test_only")]
     pub weight_decay: Option<f64>,
-    /// Train nothing: test the network that an earlier fine-tuning of this name left in RUN/probes
-    #[arg(long, conflicts_with_all = ["epochs", "batch_size", "lr", "weight_decay", "frozen_bn"])]
-    pub test_only: bool,
-    /// With --test-only: the stored network, where --name is another result's [default: --name]
-    #[arg(long, value_name = "NAME", requires = "test_only")]
-    pub stored: Option<String>,
+    #[command(flatten)]
+    pub again: AgainArgs,
 }

@@ -117,13 +117,13 @@ fn asked(command: &EvalCommand) -> (Protocol, &ProbeArgs) {
 
 /// The stored probe that is only to be tested, if that is asked for.
 fn to_test<'a>(command: &'a EvalCommand, name: &'a str) -> Option<&'a str> {
-    let (is_asked, stored) = match command {
-        EvalCommand::Linear(args) => (args.classifier.test_only, &args.classifier.stored),
-        EvalCommand::FewShot(args) => (args.classifier.test_only, &args.classifier.stored),
-        EvalCommand::Finetune(args) => (args.training.test_only, &args.training.stored),
+    let again = match command {
+        EvalCommand::Linear(args) => &args.classifier.again,
+        EvalCommand::FewShot(args) => &args.classifier.again,
+        EvalCommand::Finetune(args) => &args.training.again,
         EvalCommand::Knn(_) => return None,
     };
-    is_asked.then(|| stored.as_deref().unwrap_or(name))
+    again.test_only.then(|| again.stored.as_deref().unwrap_or(name))
 }
 
 /// The probe's name, the last fixed layer's, and the checkpoint's where it is not the last one: `knn`, `finetune-layer2`,

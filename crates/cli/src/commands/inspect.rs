@@ -5,7 +5,7 @@ use crate::config;
 use crate::context::Context;
 use anyhow::{Context as _, bail};
 use sdclr::checkpoint::{Checkpoint, TensorData};
-use sdclr::probe::StoredProbe;
+use sdclr::probe::{ProbeRecord, StoredProbe};
 use sdclr::reproduce::{Phase, Plan, Settings, State};
 use sdclr::run_dir::{CheckpointName, RunDir};
 use sdclr_interop::{ExportSummary, export_summary, npy_header, onnx_summary};
@@ -67,13 +67,8 @@ fn checkpoint_or_export(path: &Path) -> anyhow::Result<Value> {
         Ok(description) => return Ok(description),
         Err(error) => error,
     };
-    let probe = StoredProbe::load(path);
-    if path.parent().is_some_and(|folder| folder.ends_with("probes"))
-        && let Err(error) = probe
-    {
-        return Err(error.into());
-    }
-    if let Ok(probe) = probe {
+    if ProbeRecord::load(path).is_ok() {
+        let probe = StoredProbe::load(path)?;
         let record = &probe.record;
         let description = if probe.backbone.is_empty() {
             "a trained classifier on a run's features; eval --test-only tests it again, export --probe takes it along"

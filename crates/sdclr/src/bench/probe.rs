@@ -3,7 +3,7 @@
 //! The path is that of `eval linear`: images through the loader and the frozen network in evaluation mode, then SGD on the
 //! cached features.
 
-use super::{Repeats, median, sample};
+use super::sample;
 use crate::backend::Machine;
 use crate::error::Error;
 use crate::probe::classifier::Classifier;
@@ -54,18 +54,15 @@ impl<'a> ProbeBench<'a> {
         Ok(Self { images, n_classes, probe, extractor, features })
     }
 
-    /// Images a second from the source to features.
+    /// Images a second from the source to features, of one pass over all.
     ///
     /// # Errors
     /// Images that can no longer be read, a failed device.
-    pub fn features_per_s(&mut self, peaks: &mut Peaks, repeats: Repeats) -> Result<f64, Error> {
-        let times = repeats.collect(|| {
-            sample(peaks);
-            let began = Instant::now();
-            extract(&mut self.extractor, self.images, &self.probe)?;
-            Ok::<f64, Error>(began.elapsed().as_secs_f64())
-        })?;
-        Ok(self.features.len() as f64 / median(&times))
+    pub fn features_per_s(&mut self, peaks: &mut Peaks) -> Result<f64, Error> {
+        sample(peaks);
+        let began = Instant::now();
+        extract(&mut self.extractor, self.images, &self.probe)?;
+        Ok(self.features.len() as f64 / began.elapsed().as_secs_f64())
     }
 
     /// Trains the linear head on the features, as long as the probe does.

@@ -4,7 +4,7 @@
 
 use super::writer::{append_to, read_skipped};
 use super::{CONFIG_HEADER, Existing, LOCK_FILE, RUN_FILES, RunDir, RunDirError, RunWriter, write_atomic};
-use crate::probe::StoredProbe;
+use crate::probe::ProbeRecord;
 use sdclr_records::names::Precision;
 use sdclr_records::{ProbeResult, RunConfig};
 use std::fs::{File, TryLockError};
@@ -245,7 +245,7 @@ pub(super) fn is_ours(dir: &RunDir, config: &str) -> bool {
 fn delete_run(root: &Path) -> Result<(), RunDirError> {
     delete_matching(&root.join("checkpoints"), is_checkpoint)?;
     delete_matching(&root.join("results"), is_result)?;
-    delete_matching(&root.join("probes"), |path| StoredProbe::load(path).is_ok())?;
+    delete_matching(&root.join("probes"), |path| ProbeRecord::load(path).is_ok())?;
     for file in RUN_FILES.iter().rev() {
         delete_file(&root.join(file))?;
     }

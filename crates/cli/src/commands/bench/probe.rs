@@ -12,7 +12,6 @@ use sdclr::bench::{Repeats, median};
 use sdclr_data::Dataset;
 use serde_json::{Map, Value, json};
 use std::process::ExitCode;
-use std::time::Instant;
 
 /// Times the probe of an untrained network, and another program's features in turn.
 ///
@@ -27,22 +26,22 @@ pub fn run(args: &BenchProbeArgs, context: Context) -> anyhow::Result<ExitCode> 
     }
     let rival = Rival::new(&args.against)?;
     let mut setup = Setup::new(&args.flags, context)?;
+    let repeats = Repeats { at_least: 1, ..Repeats::lasting(args.seconds) };
     let Some(rival) = rival else {
-        let repeats = Repeats { at_least: 1, ..Repeats::lasting(args.seconds) };
         let report = measure(&mut setup, args.images, repeats)?;
         return show(&report, &setup);
     };
     let images = images(&setup, args.images)?;
     let mut bench = ProbeBench::new(&setup.config, &setup.machine, &images)?;
     let contest = rival.contest(&mut setup, "features_images_per_s", |setup| {
-        let (began, mut rates) = (Instant::now(), Vec::new());
-        while rates.is_empty() || began.elapsed().as_secs_f64() < args.seconds {
-            if let Some(signal) = rival.stopped() {
-                return Ok(Err(signal));
-            }
-            rates.push(bench.features_per_s(&mut setup.peaks, Repeats::exactly(1))?);
+        let rates = repeats.collect(|| match rival.stopped() {
+            Some(signal) => Err(Ok(signal)),
+            None => bench.features_per_s(&mut setup.peaks).map_err(|e| Err(e.into())),
+        });
+        match rates {
+            Ok(rates) => Ok(Ok(median(&rates))),
+            Err(stopped) => stopped.map(Err),
         }
-        Ok(Ok(median(&rates)))
     })?;
     match contest {
         Ok(contest) => {
@@ -60,8 +59,8 @@ pub fn run(args: &BenchProbeArgs, context: Context) -> anyhow::Result<ExitCode> 
 pub fn measure(setup: &mut Setup, n_images: usize, repeats: Repeats) -> anyhow::Result<ProbeReport> {
     let images = images(setup, n_images)?;
     let mut bench = ProbeBench::new(&setup.config, &setup.machine, &images)?;
-    let features_per_s = bench.features_per_s(&mut setup.peaks, repeats)?;
-    report(&mut bench, features_per_s)
+    let rates = repeats.collect(|| bench.features_per_s(&mut setup.peaks))?;
+    report(&mut bench, median(&rates))
 }
 
 /// At most `n_images` images with labels.

@@ -3,7 +3,7 @@
 use crate::context::Context;
 use crate::exit::UsageError;
 use anyhow::{anyhow, bail};
-use sdclr::probe::StoredProbe;
+use sdclr::probe::ProbeRecord;
 use sdclr::run_dir::{RunDir, describe_io};
 use sdclr_records::ProbeResult;
 use sdclr_records::names::Protocol;
@@ -21,7 +21,7 @@ pub fn check_writable(run: &RunDir, name: &str, trained: Option<Protocol>) -> an
     try_to_write(&result_path(run, name))?;
     let Some(protocol) = trained else { return Ok(()) };
     let (path, asked) = (run.probe_path(name), command_of(protocol));
-    if let Ok(StoredProbe { record, .. }) = StoredProbe::load(&path)
+    if let Ok(record) = ProbeRecord::load(&path)
         && command_of(record.protocol) != asked
     {
         let (path, own) = (path.display(), command_of(record.protocol));

@@ -1,6 +1,7 @@
 //! The file of a stored probe, and its checksum.
 
 use super::{BIAS, ProbeRecord, StoredProbe, WEIGHT};
+use crate::checkpoint::metadata_entry;
 use crate::error::Error;
 use crate::run_dir::write_atomic;
 use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorView};
@@ -20,6 +21,20 @@ struct Envelope {
     crc32: Option<String>,
     #[serde(flatten)]
     record: ProbeRecord,
+}
+
+impl ProbeRecord {
+    /// Reads what a stored probe says of itself; its tensors and the checksum are not looked at.
+    ///
+    /// # Errors
+    /// [`Error::StoredProbe`] for a file that is none.
+    pub fn load(path: &Path) -> Result<Self, Error> {
+        let wrong = |reason: String| Error::StoredProbe { path: path.to_owned(), reason };
+        let text = metadata_entry(path, METADATA_KEY).map_err(|e| wrong(format!("cannot read: {e}")))?;
+        let text = text.ok_or_else(|| wrong("not a stored probe".to_owned()))?;
+        let envelope: Envelope = serde_json::from_str(&text).map_err(|e| wrong(format!("not a stored probe ({e})")))?;
+        Ok(envelope.record)
+    }
 }
 
 impl StoredProbe {
