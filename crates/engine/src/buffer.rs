@@ -23,6 +23,8 @@ unsafe impl Zero for f32 {}
 unsafe impl Zero for u8 {}
 // SAFETY: as above.
 unsafe impl Zero for u16 {}
+// SAFETY: as above.
+unsafe impl Zero for u32 {}
 
 /// A slice on the heap that begins with a cache line.
 pub struct Buffer<T> {

@@ -84,7 +84,7 @@ pub struct WeightGrad {
     pub dy: Act,
     /// Where the gradient `[cout, kh, kw, cin]` is added.
     pub dw: Span,
-    /// Keeps the gradient only where the byte is 1.
+    /// Keeps the gradient only where the byte is 1: the mask that the weights were packed with, or none, for the gradient of all.
     pub mask: Option<ByteSpan>,
 }
 
@@ -187,11 +187,18 @@ pub trait Engine: Memory + Send {
     /// `y = (images / 255 - mean) / std`; image `i` of `y` is image `rows.at(i)` of the byte buffer `[·, h, w, 3]`.
     fn input_normalize(&mut self, n: usize, images: ByteBuf, rows: Rows, norm: &Normalization, y: Act);
 
-    /// Plans a convolution for at most `max_batch` images.
+    /// Plans a convolution for at most `max_batch` images. `masked`: whether its weights will be packed with masks, which an engine may
+    /// make use of.
     ///
     /// # Errors
     /// [`EngineError::OutOfMemory`].
-    fn alloc_conv(&mut self, shape: ConvShape, max_batch: usize, used: ConvUse) -> Result<Conv, EngineError>;
+    fn alloc_conv(
+        &mut self,
+        shape: ConvShape,
+        max_batch: usize,
+        used: ConvUse,
+        masked: bool,
+    ) -> Result<Conv, EngineError>;
 
     /// Brings master weights `[cout, kh, kw, cin]`, zeroed where `mask` is 0, into the compute layout.
     fn pack_conv(&mut self, conv: Conv, weights: Span, mask: Option<ByteSpan>);

@@ -146,7 +146,13 @@ impl Engine for Oracle {
         });
     }
 
-    fn alloc_conv(&mut self, shape: ConvShape, _max_batch: usize, _used: ConvUse) -> Result<Conv, EngineError> {
+    fn alloc_conv(
+        &mut self,
+        shape: ConvShape,
+        _max_batch: usize,
+        _used: ConvUse,
+        _masked: bool,
+    ) -> Result<Conv, EngineError> {
         self.convs.push(OracleConv { shape, weights: vec![0.0; shape.n_weights()] });
         Ok(Conv(self.convs.len() - 1))
     }

@@ -19,7 +19,9 @@ fn check(what: &str, f: impl Fn(&mut Bench) -> Vec<Vec<f32>>) -> Result<(), Test
 fn check_at(threads: &[usize], what: &str, f: impl Fn(&mut Bench) -> Vec<Vec<f32>>) -> Result<(), TestCaseError> {
     let expected = f(&mut Bench::new(Box::new(Oracle::new()), BITS));
     for level in Level::available().filter(|&level| level <= Level::Avx512) {
-        let both = |&n_threads: &usize| [(n_threads, Algorithm::Direct), (n_threads, Algorithm::Winograd)];
+        let both = |&n_threads: &usize| {
+            [Algorithm::Direct, Algorithm::Winograd, Algorithm::Sparse].map(|algorithm| (n_threads, algorithm))
+        };
         for (n_threads, algorithm) in threads.iter().flat_map(both) {
             let engine =
                 f32_engine(CpuOptions { n_threads, kernels: Kernels { level: Some(level), algorithm } }).unwrap();
@@ -57,7 +59,7 @@ fn check_conv_at(threads: &[usize], shape: ConvShape, n: usize) -> Result<(), Te
     check_at(threads, &format!("{shape:?}, n = {n}"), |b| {
         // The plan is for a larger batch than the one that runs.
         let max = n + 2;
-        let conv = b.engine.alloc_conv(shape, max, ConvUse::Train).unwrap();
+        let conv = b.engine.alloc_conv(shape, max, ConvUse::Train, true).unwrap();
         let (w, mask) = (b.span(shape.n_weights()), b.mask(shape.n_weights()));
         let (x, dy) = (b.act(max, shape.input), b.act(max, shape.output()));
         let (y, dx) = (b.act(max, shape.output()), b.act(max, shape.input));
@@ -298,13 +300,13 @@ fn convolutions_agree_at_many_threads() {
 #[test]
 fn no_images_give_no_gradient() {
     for (c, threads) in [(16, 1), (16, 3), (128, 1), (128, 3)] {
-        for algorithm in [Algorithm::Direct, Algorithm::Winograd] {
+        for algorithm in [Algorithm::Direct, Algorithm::Winograd, Algorithm::Sparse] {
             let kernels = Kernels { level: None, algorithm };
             let options = CpuOptions { n_threads: threads, kernels };
             for engine in [f32_engine(options).unwrap(), bf16_engine(options).unwrap()] {
                 let mut b = Bench::new(engine, BITS);
                 let shape = ConvShape { input: Dims { h: 8, w: 8, c }, cout: c, kernel: 3, stride: 1, pad: 1 };
-                let conv = b.engine.alloc_conv(shape, 2, ConvUse::Train).unwrap();
+                let conv = b.engine.alloc_conv(shape, 2, ConvUse::Train, true).unwrap();
                 let (x, dy) = (b.act(2, shape.input), b.act(2, shape.output()));
                 let (dw, other) = (b.span(shape.n_weights()), b.span(shape.n_weights()));
                 let before = b.floats(dw);
@@ -322,7 +324,7 @@ fn forward_and_statistics_are_bit_identical_at_any_thread_count() {
     let shape = ConvShape { input: Dims { h: 16, w: 16, c: 8 }, cout: 24, kernel: 3, stride: 1, pad: 1 };
     let run = |n_threads| {
         let mut b = Bench::new(f32_engine(CpuOptions::threads(n_threads)).unwrap(), BITS);
-        let conv = b.engine.alloc_conv(shape, 16, ConvUse::Train).unwrap();
+        let conv = b.engine.alloc_conv(shape, 16, ConvUse::Train, true).unwrap();
         let w = b.span(shape.n_weights());
         let (x, y, sums) = (b.act(16, shape.input), b.act(16, shape.output()), b.span(48));
         b.engine.pack_conv(conv, w, None);

@@ -30,7 +30,7 @@ fn conv_results(engine: Box<dyn Engine>, shape: ConvShape, n: usize) -> Results 
     let b = &mut Bench::new(engine, BITS);
     // The plan is for a larger batch than the one that runs.
     let max = n + 1;
-    let conv = b.engine.alloc_conv(shape, max, ConvUse::Train).unwrap();
+    let conv = b.engine.alloc_conv(shape, max, ConvUse::Train, true).unwrap();
     let w = b.span(shape.n_weights());
     let mask = b.mask(shape.n_weights());
     let (x, dy) = (b.map(max, shape.input), b.map(max, shape.output()));
@@ -56,7 +56,7 @@ fn conv_results(engine: Box<dyn Engine>, shape: ConvShape, n: usize) -> Results 
 fn check_conv(shape: ConvShape, n: usize, n_threads: usize) -> Result<(), TestCaseError> {
     let expected = conv_results(Box::new(Oracle::new()), shape, n);
     // What is fastest may be direct one way and at points the other.
-    let all = [Algorithm::Direct, Algorithm::Winograd, Algorithm::Auto];
+    let all = [Algorithm::Direct, Algorithm::Winograd, Algorithm::Auto, Algorithm::Sparse];
     for (level, algorithm) in Level::available().flat_map(|level| all.map(|algorithm| (level, algorithm))) {
         let fast = bf16_engine(CpuOptions { n_threads, kernels: Kernels { level: Some(level), algorithm } }).unwrap();
         let got = conv_results(fast, shape, n);
@@ -119,7 +119,7 @@ fn distances(c: usize, size: usize, stride: usize, level: Level, algorithm: Algo
     let n = 4;
     let run = |engine: Box<dyn Engine>| {
         let b = &mut Bench::new(engine, BITS);
-        let conv = b.engine.alloc_conv(shape, n, ConvUse::Train).unwrap();
+        let conv = b.engine.alloc_conv(shape, n, ConvUse::Train, true).unwrap();
         let w = b.span(shape.n_weights());
         let (x, dy) = (b.map(n, shape.input), b.map(n, shape.output()));
         let (y, dx, dw) = (b.map(n, shape.output()), b.map(n, shape.input), b.span(shape.n_weights()));

@@ -101,6 +101,9 @@ pub struct BenchConvsArgs {
     /// Time this convolution instead of the model's, as 64,128,3,2,32; may be repeated
     #[arg(long, value_name = "CIN,COUT,KERNEL,STRIDE,SIZE")]
     pub shape: Vec<String>,
+    /// Share of the weights that is pruned, drawn at random: times the damaged branch's convolutions
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    pub pruned: f64,
     /// Seconds for each pass of each shape
     #[arg(long, value_name = "S", default_value_t = 0.5)]
     pub seconds: f64,

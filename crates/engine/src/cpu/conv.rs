@@ -3,6 +3,7 @@
 use super::cell::Cell;
 use super::direct::DirectConv;
 use super::simd::Level;
+use super::sparse::{self, Pruned};
 use super::team::Team;
 use super::winograd::{self, WinogradConv};
 use crate::buffer::Buffer;
@@ -18,10 +19,12 @@ pub enum Algorithm {
     Direct,
     /// 3 × 3 convolutions with a quarter of the products, or nine sixteenths with stride 2; all others directly.
     Winograd,
+    /// Pruned convolutions by their kept weights alone, however many those are; all others as is fastest.
+    Sparse,
 }
 
 impl Algorithm {
-    const ALL: [Self; 3] = [Self::Auto, Self::Direct, Self::Winograd];
+    const ALL: [Self; 4] = [Self::Auto, Self::Direct, Self::Winograd, Self::Sparse];
 
     /// Name in the environment and in logs.
     #[must_use]
@@ -30,6 +33,7 @@ impl Algorithm {
             Self::Auto => "auto",
             Self::Direct => "direct",
             Self::Winograd => "winograd",
+            Self::Sparse => "sparse",
         }
     }
 
@@ -46,25 +50,52 @@ impl Algorithm {
 
     /// Whether the forward pass of a convolution over maps of `E`, and its gradients, are computed by products at points.
     fn at_points<E: Cell>(self, shape: &ConvShape, level: Level) -> (bool, bool) {
-        // What direct products cost, f32's being 1: tiles multiply sixteen times as many, pairs twice. Gradients' products are of pairs at
-        // points as well.
-        let (direct, pairs) = match level {
-            Level::Amx if E::PER_CELL == 2 => (1.0 / 16.0, 0.5),
-            Level::Avx512Bf16 if E::PER_CELL == 2 => (0.5, 0.5),
-            _ => (1.0, 1.0),
-        };
+        let (direct, pairs) = costs::<E>(level);
         let saves = |product: f64, narrowest: usize| {
             shape.input.c.min(shape.cout) >= narrowest && winograd::cost(shape) * product < 0.8 * direct
         };
         match self {
             _ if !winograd::can(shape) => (false, false),
             // Stride 2 saves less than stride 1, but its gradients are also slower the direct way.
-            Self::Auto => (saves(1.0, NARROWEST * shape.stride), saves(pairs, NARROWEST)),
+            Self::Auto | Self::Sparse => (saves(1.0, NARROWEST * shape.stride), saves(pairs, NARROWEST)),
             Self::Direct => (false, false),
             Self::Winograd => (true, true),
         }
     }
+
+    /// The share of a pruned convolution's weights up to which products of these alone are taken.
+    fn most_kept<E: Cell>(self, shape: &ConvShape, used: ConvUse, level: Level) -> f64 {
+        match self {
+            Self::Auto if used == ConvUse::Train => {
+                let (direct, pairs) = costs::<E>(level);
+                let dense = |at_points: bool, product: f64| {
+                    if at_points { AT_POINTS * product * winograd::cost(shape) } else { DIRECT * direct }
+                };
+                let (forward, backward) = self.at_points::<E>(shape, level);
+                let dense = (dense(forward, 1.0) + 2.0 * dense(backward, pairs)) / 3.0;
+                WORTH_WHILE * sparse::most_kept::<E>(shape, dense)
+            }
+            Self::Sparse => 1.0,
+            _ => 0.0,
+        }
+    }
 }
+
+/// What direct products cost at a level, and those of gradients at points, f32's being 1: tiles multiply sixteen times as many, pairs twice.
+fn costs<E: Cell>(level: Level) -> (f64, f64) {
+    match level {
+        Level::Amx if E::PER_CELL == 2 => (1.0 / 16.0, 0.5),
+        Level::Avx512Bf16 if E::PER_CELL == 2 => (0.5, 0.5),
+        _ => (1.0, 1.0),
+    }
+}
+
+/// What a convolution costs with all that is around its products, measured on AVX2: of the time in which the peak would make as many products
+/// as are left at points, or as the direct way has.
+const AT_POINTS: f64 = 1.78;
+const DIRECT: f64 = 1.45;
+/// Less is not worth a list.
+const WORTH_WHILE: f64 = 0.9;
 
 /// Channels from which on bringing maps to points and back costs less than it saves; twice as many in the forward pass of stride 2.
 const NARROWEST: usize = 16;
@@ -94,18 +125,21 @@ pub trait Convolution<E>: Send {
 pub(crate) fn plan<E: Cell>(
     shape: ConvShape,
     used: ConvUse,
+    masked: bool,
     level: Level,
     algorithm: Algorithm,
     held: &mut usize,
 ) -> Result<Box<dyn Convolution<E>>, EngineError> {
-    Ok(match algorithm.at_points::<E>(&shape, level) {
+    let dense: Box<dyn Convolution<E>> = match algorithm.at_points::<E>(&shape, level) {
         (true, true) => Box::new(WinogradConv::new::<E>(shape, used, true, level, held)?),
         (false, true) if used != ConvUse::Forward => Box::new(Mixed {
             forward: DirectConv::new::<E>(shape, ConvUse::Forward, level, held)?,
             backward: WinogradConv::new::<E>(shape, used, false, level, held)?,
         }),
         _ => Box::new(DirectConv::new::<E>(shape, used, level, held)?),
-    })
+    };
+    let share = if masked { algorithm.most_kept::<E>(&shape, used, level) } else { 0.0 };
+    Ok(if share > 0.0 { Box::new(Pruned::new(dense, &shape, used, level, share, held)?) } else { dense })
 }
 
 /// A convolution whose forward pass is direct, and whose gradients are products at points.

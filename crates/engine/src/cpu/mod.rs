@@ -23,6 +23,7 @@ mod norm_kernels;
 mod pack;
 mod pool;
 pub(crate) mod simd;
+mod sparse;
 mod sweep;
 pub(crate) mod team;
 mod winograd;
@@ -216,8 +217,14 @@ impl<E: Compute> Engine for HostEngine<E> {
         });
     }
 
-    fn alloc_conv(&mut self, shape: ConvShape, max_batch: usize, used: ConvUse) -> Result<Conv, EngineError> {
-        let conv = conv::plan::<E>(shape, used, self.level, self.algorithm, self.store.held_mut())?;
+    fn alloc_conv(
+        &mut self,
+        shape: ConvShape,
+        max_batch: usize,
+        used: ConvUse,
+        masked: bool,
+    ) -> Result<Conv, EngineError> {
+        let conv = conv::plan::<E>(shape, used, masked, self.level, self.algorithm, self.store.held_mut())?;
         self.grow_partial(conv.partial_len(max_batch, self.team.n_members(), used))?;
         let scratch_len = conv.scratch_len(used);
         for scratch in self.scratch.iter_mut().filter(|s| s.len() < scratch_len) {

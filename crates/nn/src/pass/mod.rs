@@ -174,7 +174,8 @@ impl Pass {
                     Mode::Train if pass.wanted[node.y.0] => ConvUse::ForwardWeight,
                     Mode::Train => ConvUse::Forward,
                 };
-                pass.convs[i] = Some(engine.alloc_conv(shape, spec.max_batch, used)?);
+                let masked = spec.branch == Branch::Pruned;
+                pass.convs[i] = Some(engine.alloc_conv(shape, spec.max_batch, used, masked)?);
             }
         }
         Ok(pass)

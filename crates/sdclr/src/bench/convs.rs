@@ -5,7 +5,7 @@
 use super::{Repeats, median, sample};
 use crate::backend::Machine;
 use crate::error::Error;
-use sdclr_engine::{Conv, ConvShape, ConvUse, Dims, Engine, Peaks, Role, Span, WeightGrad, Write};
+use sdclr_engine::{ByteSpan, ConvShape, ConvUse, Dims, Engine, Peaks, Role, Span, WeightGrad, Write};
 use sdclr_nn::graph::Op;
 use sdclr_nn::{Network, rng};
 use std::time::Instant;
@@ -64,8 +64,8 @@ pub fn parse_shape(text: &str) -> Result<ConvShape, String> {
     Ok(ConvShape { input: Dims { h: size, w: size, c: cin }, cout, kernel, stride, pad: kernel / 2 })
 }
 
-/// Times the three passes of a convolution of `n` random images, each for `repeats`; the machine's peaks are sampled before
-/// each.
+/// Times the three passes of a convolution of `n` random images, each for `repeats`, a share of its weights, drawn at random, being pruned;
+/// the machine's peaks are sampled before each.
 ///
 /// # Errors
 /// Out of memory, a failed device.
@@ -74,17 +74,21 @@ pub fn conv_rates(
     peaks: &mut Peaks,
     shape: ConvShape,
     n: usize,
+    pruned: f64,
     repeats: Repeats,
 ) -> Result<ConvRates, Error> {
     let (mut engine, gflop) = (machine.engine()?, 2.0 * (n * shape.multiply_adds()) as f64 / 1e9);
     let engine = &mut *engine;
-    let conv = engine.alloc_conv(shape, n, ConvUse::Train)?;
+    let conv = engine.alloc_conv(shape, n, ConvUse::Train, pruned > 0.0)?;
     let (x, dx) = (engine.alloc_act(n, shape.input, Role::Map)?, engine.alloc_act(n, shape.input, Role::Map)?);
     let (y, dy) = (engine.alloc_act(n, shape.output(), Role::Map)?, engine.alloc_act(n, shape.output(), Role::Map)?);
     engine.write_act(n, x, &numbers("x", n * shape.input.len()));
     engine.write_act(n, dy, &numbers("dy", n * shape.output().len()));
     let (dw, sums) = (floats(engine, shape.n_weights())?, floats(engine, 2 * shape.cout)?);
-    pack(engine, conv, shape)?;
+    let weights = floats(engine, shape.n_weights())?;
+    engine.write_f32(weights, &numbers("w", shape.n_weights()));
+    let mask = if pruned > 0.0 { Some(drawn_mask(engine, shape.n_weights(), pruned)?) } else { None };
+    engine.pack_conv(conv, weights, mask);
     let mut rate = |pass: &mut dyn FnMut(&mut dyn Engine)| {
         let mut once = || {
             let began = Instant::now();
@@ -99,16 +103,17 @@ pub fn conv_rates(
     };
     let forward = rate(&mut |e| e.conv_forward(n, conv, x, y, Some(sums)))?;
     let backward_data = rate(&mut |e| e.conv_backward_data(n, conv, dy, dx, Write::Set))?;
-    let grad = WeightGrad { x, dy, dw, mask: None };
+    let grad = WeightGrad { x, dy, dw, mask };
     let backward_weight = rate(&mut |e| e.conv_backward_weight(n, conv, grad))?;
     Ok(ConvRates { shape, forward, backward_data, backward_weight })
 }
 
-fn pack(engine: &mut dyn Engine, conv: Conv, shape: ConvShape) -> Result<(), Error> {
-    let weights = floats(engine, shape.n_weights())?;
-    engine.write_f32(weights, &numbers("w", shape.n_weights()));
-    engine.pack_conv(conv, weights, None);
-    Ok(())
+/// A mask that keeps all but a share of `len` weights.
+fn drawn_mask(engine: &mut dyn Engine, len: usize, pruned: f64) -> Result<ByteSpan, Error> {
+    let (buf, mut rng) = (engine.alloc_bytes(len)?, rng::stream(0, "mask", 0));
+    let mask: Vec<u8> = (0..len).map(|_| u8::from(rng::uniform(&mut rng) >= pruned)).collect();
+    engine.write_bytes(buf, &mask);
+    Ok(ByteSpan { buf, offset: 0, len })
 }
 
 fn floats(engine: &mut dyn Engine, len: usize) -> Result<Span, Error> {

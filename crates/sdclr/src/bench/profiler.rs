@@ -153,8 +153,14 @@ impl Engine for Profiler {
         self.count(Op::InputNormalize, Shape::Any, cost, |e| e.input_normalize(n, images, rows, norm, y));
     }
 
-    fn alloc_conv(&mut self, shape: ConvShape, max_batch: usize, used: ConvUse) -> Result<Conv, EngineError> {
-        let conv = self.inner.alloc_conv(shape, max_batch, used)?;
+    fn alloc_conv(
+        &mut self,
+        shape: ConvShape,
+        max_batch: usize,
+        used: ConvUse,
+        masked: bool,
+    ) -> Result<Conv, EngineError> {
+        let conv = self.inner.alloc_conv(shape, max_batch, used, masked)?;
         self.convs.insert(conv, shape);
         Ok(conv)
     }

@@ -25,11 +25,13 @@ pub fn run(args: &BenchConvsArgs, context: Context) -> anyhow::Result<ExitCode> 
     if !(args.seconds > 0.0 && args.seconds.is_finite()) {
         return Err(UsageError(format!("--seconds {}: must be a number above 0", args.seconds)).into());
     }
+    if !(0.0..1.0).contains(&args.pruned) {
+        return Err(UsageError(format!("--pruned {}: must be a share from 0 to below 1", args.pruned)).into());
+    }
     let rival = Rival::new(&args.against)?;
     let mut setup = Setup::new(&args.flags, context)?;
     let (shapes, each) = (shapes(&setup, &args.shape)?, Repeats::lasting(args.seconds));
-    let mut report = ConvsReport { rows: shapes.iter().map(|&shape| ConvRow::new(shape)).collect(), command: None };
-    report.command = args.against.against.clone();
+    let mut report = ConvsReport::new(&shapes, args.pruned, args.against.against.clone());
     for round in 1..=rival.as_ref().map_or(1, |rival| rival.rounds) {
         if let Some(rival) = &rival {
             setup.context.note(&format!("round {round} of {}", rival.rounds));
@@ -42,6 +44,9 @@ pub fn run(args: &BenchConvsArgs, context: Context) -> anyhow::Result<ExitCode> 
         // One line a shape, as the peer's.
         for row in &report.rows {
             let mut line = setup.json();
+            if args.pruned > 0.0 {
+                line.insert("pruned".to_owned(), json!(args.pruned));
+            }
             line.append(&mut row.json(&setup, report.command.as_deref()));
             setup.context.print(&format!("{}\n", Value::Object(line)))?;
         }
@@ -68,7 +73,7 @@ pub fn shapes(setup: &Setup, typed: &[String]) -> anyhow::Result<Vec<ConvShape>>
 /// # Errors
 /// Too little memory.
 pub fn measure(setup: &mut Setup, shapes: &[ConvShape], each: Repeats) -> anyhow::Result<ConvsReport> {
-    let mut report = ConvsReport { rows: shapes.iter().map(|&shape| ConvRow::new(shape)).collect(), command: None };
+    let mut report = ConvsReport::new(shapes, 0.0, None);
     report.add(setup, each, None)?;
     Ok(report)
 }
@@ -76,6 +81,8 @@ pub fn measure(setup: &mut Setup, shapes: &[ConvShape], each: Repeats) -> anyhow
 /// Rates of all shapes.
 pub struct ConvsReport {
     rows: Vec<ConvRow>,
+    /// Share of the weights that is pruned.
+    pruned: f64,
     command: Option<String>,
 }
 
@@ -87,6 +94,10 @@ struct ConvRow {
 }
 
 impl ConvsReport {
+    fn new(shapes: &[ConvShape], pruned: f64, command: Option<String>) -> Self {
+        Self { rows: shapes.iter().map(|&shape| ConvRow::new(shape)).collect(), pruned, command }
+    }
+
     /// One round: every shape, then the other program. Returns the signal that stopped it.
     fn add(
         &mut self,
@@ -101,7 +112,7 @@ impl ConvsReport {
             setup.context.note(&format!("convolution {}", Shape::Conv(row.shape)));
             let n = setup.config.train.batch_size;
             let ConvRates { forward, backward_data, backward_weight, .. } =
-                conv_rates(&setup.machine, &mut setup.peaks, row.shape, n, each)?;
+                conv_rates(&setup.machine, &mut setup.peaks, row.shape, n, self.pruned, each)?;
             let rates = [forward, backward_data, backward_weight];
             row.ours.iter_mut().zip(rates).for_each(|(all, rate)| all.push(rate));
         }
@@ -185,6 +196,8 @@ impl Report for ConvsReport {
         let n = setup.config.train.batch_size;
         let against = self.command.as_ref().map_or_else(String::new, |command| format!("; ratios to {command}"));
         let explained = explained(self.rows.iter().flat_map(|row| row.rates()).map(|rate| rate / peak));
-        Ok(format!("GFLOP/s at {n} images, beside the {unit} peak{against}\n\n{}{explained}", table.to_text()))
+        let pruned =
+            if self.pruned > 0.0 { format!(", {} of their weights pruned", self.pruned) } else { String::new() };
+        Ok(format!("GFLOP/s at {n} images{pruned}, beside the {unit} peak{against}\n\n{}{explained}", table.to_text()))
     }
 }

@@ -127,6 +127,22 @@ impl Simd for Neon {
         unsafe { Self(vfmaq_f32(self.0, a.0, b.0), vfmaq_f32(self.1, a.1, b.1)) }
     }
     #[inline(always)]
+    unsafe fn paired(self, second: Self) -> Self {
+        // SAFETY: see above.
+        self.zip(second, |a, b| unsafe {
+            let first = vshrq_n_u32::<16>(vreinterpretq_u32_f32(a));
+            vreinterpretq_f32_u32(vorrq_u32(first, vreinterpretq_u32_f32(b)))
+        })
+    }
+    #[inline(always)]
+    unsafe fn split(self) -> [Self; 2] {
+        // SAFETY: see above.
+        let first = self.map(|a| unsafe { vreinterpretq_f32_u32(vshlq_n_u32::<16>(vreinterpretq_u32_f32(a))) });
+        // SAFETY: see above.
+        let second = self.map(|a| unsafe { keep(a, vdupq_n_u32(0xFFFF_0000)) });
+        [first, second]
+    }
+    #[inline(always)]
     unsafe fn widen_first(from: *const Bf16, n: usize) -> Self {
         let numbers;
         // SAFETY: see above.

@@ -336,6 +336,10 @@ pub trait Simd: Copy {
     unsafe fn round_pairs(_low: Self, _high: Self) -> Self {
         unreachable!("{NO_PAIRS}")
     }
+    /// Lanes of pairs: the numbers of `self` and of `second`, all of which bf16 holds.
+    unsafe fn paired(self, second: Self) -> Self;
+    /// The first and the second numbers of lanes that hold pairs.
+    unsafe fn split(self) -> [Self; 2];
     /// The first `n` numbers as f32, zeros behind.
     unsafe fn widen_first(from: *const Bf16, n: usize) -> Self;
     /// Rounds as [`Bf16`]'s `Element::of` (subnormal numbers may become zero) and stores the first `n` only.
@@ -394,6 +398,9 @@ mod tests {
                 let [low, high] = [rounded[0].as_ptr(), rounded[1].as_ptr()];
                 check("rounded", S::widen_first(low, all), &|a, _| bf16(a), n);
                 check("some widened", S::widen_first(high, n), &|_, b| bf16(b), n);
+                let [first, second] = S::widen_first(low, n).paired(S::widen_first(high, n)).split();
+                check("first of pairs", first, &|a, _| bf16(a), n);
+                check("second of pairs", second, &|_, b| bf16(b), n);
                 check("some loaded", S::load_first(b.as_ptr(), n), &|_, b| b, n);
                 let mut some = [0.0; MAX_LANES];
                 x.store_first(some.as_mut_ptr(), n);

@@ -72,6 +72,15 @@ impl Simd for Portable {
         Self(std::array::from_fn(|i| self.0[i] + a.0[i] * b.0[i]))
     }
     #[inline(always)]
+    unsafe fn paired(self, second: Self) -> Self {
+        Self(std::array::from_fn(|i| f32::from_bits(self.0[i].to_bits() >> 16 | second.0[i].to_bits())))
+    }
+    #[inline(always)]
+    unsafe fn split(self) -> [Self; 2] {
+        let bits = self.0.map(f32::to_bits);
+        [Self(bits.map(|bits| f32::from_bits(bits << 16))), Self(bits.map(|bits| f32::from_bits(bits & 0xFFFF_0000)))]
+    }
+    #[inline(always)]
     unsafe fn widen_first(from: *const Bf16, n: usize) -> Self {
         // SAFETY: see above; numbers behind the first `n` are not read.
         Self(std::array::from_fn(|i| if i < n { unsafe { (*from.add(i)).get() } } else { 0.0 }))

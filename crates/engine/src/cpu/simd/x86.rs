@@ -106,6 +106,23 @@ impl Simd for Avx2 {
         Self(unsafe { _mm256_fmadd_ps(a.0, b.0, self.0) })
     }
     #[inline(always)]
+    unsafe fn paired(self, second: Self) -> Self {
+        // SAFETY: see above.
+        unsafe {
+            let first = _mm256_srli_epi32::<16>(_mm256_castps_si256(self.0));
+            Self(_mm256_castsi256_ps(_mm256_or_si256(first, _mm256_castps_si256(second.0))))
+        }
+    }
+    #[inline(always)]
+    unsafe fn split(self) -> [Self; 2] {
+        // SAFETY: see above.
+        unsafe {
+            let bits = _mm256_castps_si256(self.0);
+            let second = _mm256_and_si256(bits, _mm256_set1_epi32(0xFFFF_0000_u32 as i32));
+            [_mm256_slli_epi32::<16>(bits), second].map(|bits| Self(_mm256_castsi256_ps(bits)))
+        }
+    }
+    #[inline(always)]
     unsafe fn widen_first(from: *const Bf16, n: usize) -> Self {
         let numbers;
         // SAFETY: see above.
@@ -235,6 +252,23 @@ impl Simd for Avx512 {
     unsafe fn fma(self, a: Self, b: Self) -> Self {
         // SAFETY: see above.
         Self(unsafe { _mm512_fmadd_ps(a.0, b.0, self.0) })
+    }
+    #[inline(always)]
+    unsafe fn paired(self, second: Self) -> Self {
+        // SAFETY: see above.
+        unsafe {
+            let first = _mm512_srli_epi32::<16>(_mm512_castps_si512(self.0));
+            Self(_mm512_castsi512_ps(_mm512_or_si512(first, _mm512_castps_si512(second.0))))
+        }
+    }
+    #[inline(always)]
+    unsafe fn split(self) -> [Self; 2] {
+        // SAFETY: see above.
+        unsafe {
+            let bits = _mm512_castps_si512(self.0);
+            let second = _mm512_and_si512(bits, _mm512_set1_epi32(0xFFFF_0000_u32 as i32));
+            [_mm512_slli_epi32::<16>(bits), second].map(|bits| Self(_mm512_castsi512_ps(bits)))
+        }
     }
     #[inline(always)]
     unsafe fn widen_first(from: *const Bf16, n: usize) -> Self {
@@ -401,6 +435,16 @@ impl Simd for Avx512Bf16 {
             let turns = _mm512_loadu_si512(TURNS.as_ptr().cast());
             Self(Avx512(_mm512_castsi512_ps(_mm512_permutexvar_epi16(turns, rounded))))
         }
+    }
+    #[inline(always)]
+    unsafe fn paired(self, second: Self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { self.0.paired(second.0) })
+    }
+    #[inline(always)]
+    unsafe fn split(self) -> [Self; 2] {
+        // SAFETY: see above.
+        unsafe { self.0.split() }.map(Self)
     }
     #[inline(always)]
     unsafe fn widen_first(from: *const Bf16, n: usize) -> Self {

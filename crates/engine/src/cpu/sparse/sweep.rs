@@ -1,0 +1,193 @@
+//! Forward and backward-data: every destination row of every channel is a sum over the channel's kept weights.
+
+use super::lanes::{self, GROUP, Pixels, Rows, Square, abreast};
+use super::list::{List, Run};
+use super::pass::Pass;
+use crate::cpu::cell::Cell;
+use crate::cpu::simd::{Simd, kernel};
+use crate::types::Write;
+use std::ops::Range;
+
+/// Vectors of sums that are kept in registers at a time.
+pub(super) const WIDEST: usize = 8;
+
+/// What the tasks of a pass read and write.
+pub(super) struct Job<'a, E> {
+    pub pass: &'a Pass,
+    pub list: &'a List,
+    /// Images.
+    pub n: usize,
+    pub x: &'a [E],
+    /// First element of the destination.
+    pub y: *mut E,
+    pub write: Write,
+}
+
+// SAFETY: tasks of one job write disjoint pixels or channels of `y`; everything else is read only.
+unsafe impl<E: Sync> Sync for Job<'_, E> {}
+
+/// A task: as many images as lie side by side from `image` on, some rows of the destination's grid, some groups of its channels.
+pub(super) struct Task {
+    pub image: usize,
+    pub rows: Range<usize>,
+    pub groups: Range<usize>,
+    /// Σ and Σ² of the task's pixels, `[2, channels]`; null if not asked for.
+    pub sums: *mut f32,
+}
+
+/// Floats of scratch that a task needs: its source rows and, of a group of channels, a row of results.
+pub(super) fn scratch_len<E: Cell>(pass: &Pass, rows: usize, lanes: usize) -> usize {
+    let results = GROUP * pass.dest.w.div_ceil(pass.spread) * abreast::<E>(lanes);
+    pass.most_source_rows(rows) * pass.row_lens(lanes).1 + results
+}
+
+kernel! {
+    /// Runs a task.
+    ///
+    /// # Safety
+    /// `job.x` and `job.y` must hold `job.n` images, of which `task.image` is one; `task.sums` must be null or point to `[2, channels]` floats; the list's offsets must be for as many
+    /// lanes as the level has; no other thread may run a task with the same images, rows and channels; `level` must be supported by the
+    /// CPU.
+    pub(super) unsafe fn correlate(job: &Job<E>, task: &Task, scratch: &mut [f32]) = correlate_task
+}
+
+#[inline(always)]
+unsafe fn correlate_task<E: Cell, S: Simd>(job: &Job<E>, task: &Task, scratch: &mut [f32]) {
+    let (pass, mut square) = (job.pass, Square::new());
+    let source_rows = pass.source_rows(&task.rows);
+    let row_len = pass.row_lens(S::LANES).1;
+    let (source, results) = scratch.split_at_mut(source_rows.len() * row_len);
+    let images = abreast::<E>(S::LANES);
+    let n = (job.n - task.image).min(images);
+    // SAFETY: the caller's promises; slices are as long as `scratch_len` says, or indexing panics.
+    unsafe {
+        lanes::gather::<E, S>(
+            &source_of(job.x, pass, task.image, n, source_rows.clone()),
+            source.as_mut_ptr(),
+            &mut square,
+        );
+    }
+    let c = pass.dest.c;
+    for first in task.groups.clone().map(|group| group * GROUP) {
+        let n_channels = GROUP.min(c - first);
+        // SAFETY: the caller has the instructions.
+        let mut sums = [unsafe { [S::zero(); 2] }; GROUP];
+        for (row, phase) in task.rows.clone().flat_map(|row| pass.phases.iter().map(move |phase| (row, phase))) {
+            let (n_rows, n_columns) = phase.size(pass);
+            let (top, runs) = phase.runs(pass, row);
+            if row >= n_rows || n_columns == 0 || (runs.is_empty() && job.write == Write::Add) {
+                continue;
+            }
+            let results = &mut results[..n_channels * n_columns * images];
+            // Outside the source where the first run is: runs that lie outside are not among those that are multiplied.
+            let window = source.as_ptr().wrapping_offset((top - source_rows.start as isize) * row_len as isize);
+            for (i, results) in results.chunks_exact_mut(n_columns * images).enumerate() {
+                let kept = job.list.run(job.list.places(first + i, runs.clone()));
+                // SAFETY: weights of these runs meet numbers of the source; the results are whole rows.
+                unsafe { row_of_sums::<E, S>(kept, window, results, &mut sums[i]) };
+            }
+            let pixel = (row * pass.spread + phase.row) * pass.dest.w + phase.col;
+            let to = Pixels {
+                y: job.y.wrapping_add(task.image * pass.dest.len() + pixel * c + first),
+                image: pass.dest.len(),
+                pixel: pass.spread * c,
+                n_images: n,
+                n: n_columns,
+            };
+            // SAFETY: the caller's promises; these pixels lie in the destination.
+            unsafe { lanes::scatter::<E, S>(results.as_ptr(), n_channels, &to, job.write, &mut square) };
+        }
+        if !task.sums.is_null() {
+            for (i, sums) in sums.into_iter().enumerate().take(n_channels) {
+                for (k, sum) in sums.into_iter().enumerate() {
+                    // SAFETY: the caller's promises.
+                    unsafe { *task.sums.add(k * c + first + i) = lanes::lane_sum(sum) };
+                }
+            }
+        }
+    }
+}
+
+/// The rows of `n` images from `image` on that a pass reads.
+pub(super) fn source_of<E>(x: &[E], pass: &Pass, image: usize, n: usize, rows: Range<usize>) -> Rows<E> {
+    let &Pass { source: dims, step, before, width, .. } = pass;
+    assert!((image + n) * dims.len() <= x.len(), "source of {} numbers", x.len());
+    let x = x[image * dims.len()..].as_ptr();
+    Rows { x, dims, n, rows, channels: 0..dims.c, step, before, width }
+}
+
+/// Calls `$strip::<E, S, N>(first)` for strips of `$n` columns, each of about the same width, at most [`WIDEST`] vectors.
+macro_rules! in_strips {
+    ($n:expr, $strip:ident($first:ident $(, $arg:expr)*)) => {{
+        let n = $n;
+        let mut $first = 0;
+        while $first < n {
+            let left: usize = n - $first;
+            let width = left.div_ceil(left.div_ceil($crate::cpu::sparse::sweep::WIDEST / E::PER_CELL));
+            match width {
+                1 => $strip::<E, S, 1>($first $(, $arg)*),
+                2 => $strip::<E, S, 2>($first $(, $arg)*),
+                3 => $strip::<E, S, 3>($first $(, $arg)*),
+                4 => $strip::<E, S, 4>($first $(, $arg)*),
+                5 if E::PER_CELL == 1 => $strip::<E, S, 5>($first $(, $arg)*),
+                6 if E::PER_CELL == 1 => $strip::<E, S, 6>($first $(, $arg)*),
+                7 if E::PER_CELL == 1 => $strip::<E, S, 7>($first $(, $arg)*),
+                8 if E::PER_CELL == 1 => $strip::<E, S, 8>($first $(, $arg)*),
+                _ => unreachable!("strips of at most {} vectors", $crate::cpu::sparse::sweep::WIDEST),
+            }
+            $first += width;
+        }
+    }};
+}
+pub(super) use in_strips;
+
+/// A row of a channel, `[column, image]`: the sums over its kept weights, whose Σ and Σ² are added to `sums`.
+#[inline(always)]
+unsafe fn row_of_sums<E: Cell, S: Simd>(kept: Run, window: *const f32, to: &mut [f32], sums: &mut [S; 2]) {
+    // SAFETY: the caller's promises; a strip lies within the row.
+    unsafe { in_strips!(to.len() / abreast::<E>(S::LANES), strip(first, kept, window, to, sums)) }
+}
+
+/// `N` columns of a row, from column `first` on: the hot loop. A weight is loaded once, and multiplied with neighbouring vectors.
+#[inline(always)]
+unsafe fn strip<E: Cell, S: Simd, const N: usize>(
+    first: usize,
+    kept: Run,
+    window: *const f32,
+    to: &mut [f32],
+    sums: &mut [S; 2],
+) {
+    let images = abreast::<E>(S::LANES);
+    let to = &mut to[first * images..][..N * images];
+    let window = window.wrapping_add(first * S::LANES);
+    // SAFETY: the caller's promises.
+    unsafe {
+        let mut results = [[S::zero(); 2]; N];
+        for i in 0..kept.n {
+            let (kept, ahead) = kept.at(i);
+            ask::<S, N>(window.wrapping_add(ahead));
+            let (weight, from) = (S::splat(&raw const kept.weight), window.wrapping_add(kept.at as usize));
+            for (i, results) in results.iter_mut().enumerate() {
+                let numbers = lanes::numbers::<E, S>(S::load(from.add(i * S::LANES)));
+                for (result, numbers) in results.iter_mut().zip(numbers).take(E::PER_CELL) {
+                    *result = result.fma(weight, numbers);
+                }
+            }
+        }
+        for (i, result) in results.into_iter().flat_map(|results| results.into_iter().take(E::PER_CELL)).enumerate() {
+            sums[0] = sums[0].add(result);
+            sums[1] = sums[1].fma(result, result);
+            result.store_first(to[i * S::LANES..].as_mut_ptr(), S::LANES);
+        }
+    }
+}
+
+/// Asks for `N` vectors: what kept weights meet lies too far apart for the processor to foresee.
+#[inline(always)]
+pub(super) unsafe fn ask<S: Simd, const N: usize>(vectors: *const f32) {
+    // SAFETY: any address may be asked for.
+    unsafe {
+        S::prefetch(vectors);
+        S::prefetch(vectors.wrapping_add(N * S::LANES - 1));
+    }
+}
