@@ -40,7 +40,7 @@ fn every_level_trains_alike() {
         // 4 × 4 are forced upon maps of 2 × 2, and 0.5 % in bf16 (at 0.05 it grows to 1.5 %, which would hide a wrong path); each
         // bound is three to four times the spread.
         for precision in ["f32", "bf16"] {
-            for algorithm in [Algorithm::Auto, Algorithm::Direct, Algorithm::Winograd].map(Algorithm::name) {
+            for algorithm in Algorithm::names() {
                 let tolerance = match (precision, algorithm) {
                     ("bf16", _) => 2e-2,
                     (_, "winograd") => 1.5e-2,

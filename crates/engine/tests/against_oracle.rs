@@ -19,10 +19,10 @@ fn check(what: &str, f: impl Fn(&mut Bench) -> Vec<Vec<f32>>) -> Result<(), Test
 fn check_at(threads: &[usize], what: &str, f: impl Fn(&mut Bench) -> Vec<Vec<f32>>) -> Result<(), TestCaseError> {
     let expected = f(&mut Bench::new(Box::new(Oracle::new()), BITS));
     for level in Level::available().filter(|&level| level <= Level::Avx512) {
-        let both = |&n_threads: &usize| {
+        let each = |&n_threads: &usize| {
             [Algorithm::Direct, Algorithm::Winograd, Algorithm::Sparse].map(|algorithm| (n_threads, algorithm))
         };
-        for (n_threads, algorithm) in threads.iter().flat_map(both) {
+        for (n_threads, algorithm) in threads.iter().flat_map(each) {
             let engine =
                 f32_engine(CpuOptions { n_threads, kernels: Kernels { level: Some(level), algorithm } }).unwrap();
             let got = f(&mut Bench::new(engine, BITS));
@@ -309,9 +309,10 @@ fn no_images_give_no_gradient() {
                 let conv = b.engine.alloc_conv(shape, 2, ConvUse::Train, true).unwrap();
                 let (x, dy) = (b.act(2, shape.input), b.act(2, shape.output()));
                 let (dw, other) = (b.span(shape.n_weights()), b.span(shape.n_weights()));
-                let before = b.floats(dw);
-                b.engine.conv_backward_weight(2, conv, WeightGrad { x, dy, dw: other, mask: None });
-                b.engine.conv_backward_weight(0, conv, WeightGrad { x, dy, dw, mask: None });
+                let (before, w, mask) = (b.floats(dw), b.span(shape.n_weights()), Some(b.mask(shape.n_weights())));
+                b.engine.pack_conv(conv, w, mask);
+                b.engine.conv_backward_weight(2, conv, WeightGrad { x, dy, dw: other, mask });
+                b.engine.conv_backward_weight(0, conv, WeightGrad { x, dy, dw, mask });
                 assert!(b.floats(dw) == before, "{c} channels, {threads} threads, {}", algorithm.name());
             }
         }
@@ -321,18 +322,21 @@ fn no_images_give_no_gradient() {
 /// Partial sums are cut by shape, not by thread: the forward pass and batch norm give the same bits at any team size.
 #[test]
 fn forward_and_statistics_are_bit_identical_at_any_thread_count() {
-    let shape = ConvShape { input: Dims { h: 16, w: 16, c: 8 }, cout: 24, kernel: 3, stride: 1, pad: 1 };
-    let run = |n_threads| {
-        let mut b = Bench::new(f32_engine(CpuOptions::threads(n_threads)).unwrap(), BITS);
-        let conv = b.engine.alloc_conv(shape, 16, ConvUse::Train, true).unwrap();
-        let w = b.span(shape.n_weights());
-        let (x, y, sums) = (b.act(16, shape.input), b.act(16, shape.output()), b.span(48));
-        b.engine.pack_conv(conv, w, None);
-        b.engine.conv_forward(16, conv, x, y, Some(sums));
-        (b.read(16, y, shape.output()), b.floats(sums))
-    };
-    assert_eq!(run(1), run(2));
-    assert_eq!(run(1), run(5));
+    let shape = ConvShape { input: Dims { h: 16, w: 16, c: 8 }, cout: 40, kernel: 3, stride: 1, pad: 1 };
+    for algorithm in [Algorithm::Auto, Algorithm::Sparse] {
+        let run = |n_threads| {
+            let kernels = Kernels { level: None, algorithm };
+            let mut b = Bench::new(f32_engine(CpuOptions { n_threads, kernels }).unwrap(), BITS);
+            let conv = b.engine.alloc_conv(shape, 16, ConvUse::Train, true).unwrap();
+            let (w, mask) = (b.span(shape.n_weights()), b.mask(shape.n_weights()));
+            let (x, y, sums) = (b.act(16, shape.input), b.act(16, shape.output()), b.span(2 * shape.cout));
+            b.engine.pack_conv(conv, w, Some(mask));
+            b.engine.conv_forward(16, conv, x, y, Some(sums));
+            (b.read(16, y, shape.output()), b.floats(sums))
+        };
+        assert_eq!(run(1), run(2), "{}", algorithm.name());
+        assert_eq!(run(1), run(5), "{}", algorithm.name());
+    }
 }
 
 /// A diverged network must show in the loss: PyTorch's ReLU, batch norm and max-pool let not-a-number through, and so do these.

@@ -64,7 +64,7 @@ impl Algorithm {
     }
 
     /// The share of a pruned convolution's weights up to which products of these alone are taken.
-    fn most_kept<E: Cell>(self, shape: &ConvShape, used: ConvUse, level: Level) -> f64 {
+    fn most_kept<E: Cell>(self, shape: &ConvShape, max_batch: usize, used: ConvUse, level: Level) -> f64 {
         match self {
             Self::Auto if used == ConvUse::Train => {
                 let (direct, pairs) = costs::<E>(level);
@@ -73,9 +73,10 @@ impl Algorithm {
                 };
                 let (forward, backward) = self.at_points::<E>(shape, level);
                 let dense = (dense(forward, 1.0) + 2.0 * dense(backward, pairs)) / 3.0;
-                WORTH_WHILE * sparse::most_kept::<E>(shape, dense)
+                WORTH_WHILE * sparse::share::<E>(shape, max_batch, level, dense)
             }
-            Self::Sparse => 1.0,
+            // As if nothing cost more.
+            Self::Sparse => sparse::share::<E>(shape, max_batch, level, f64::INFINITY),
             _ => 0.0,
         }
     }
@@ -124,6 +125,7 @@ pub trait Convolution<E>: Send {
 /// Plans a convolution by the algorithm that suits it, and allocates its packed weights.
 pub(crate) fn plan<E: Cell>(
     shape: ConvShape,
+    max_batch: usize,
     used: ConvUse,
     masked: bool,
     level: Level,
@@ -138,7 +140,7 @@ pub(crate) fn plan<E: Cell>(
         }),
         _ => Box::new(DirectConv::new::<E>(shape, used, level, held)?),
     };
-    let share = if masked { algorithm.most_kept::<E>(&shape, used, level) } else { 0.0 };
+    let share = if masked { algorithm.most_kept::<E>(&shape, max_batch, used, level) } else { 0.0 };
     Ok(if share > 0.0 { Box::new(Pruned::new(dense, &shape, used, level, share, held)?) } else { dense })
 }
 

@@ -2,8 +2,8 @@
 //!
 //! [`HostEngine`] holds the buffers, a `team::Team` of threads and planned convolutions, and cuts every operation into
 //! chunks. `conv` plans convolutions: `direct` ones over the geometry in `sweep`, whose kernels are `correlate` and `gradient` on
-//! vectors, which ask for memory `ahead`, and `amx` on tiles; and `winograd`. `elementwise` is all that moves memory, `dense` the matrix
-//! products.
+//! vectors, which ask for memory `ahead`, and `amx` on tiles; `winograd`; and `sparse` for pruned ones. `elementwise` is all that moves memory,
+//! `dense` the matrix products.
 
 mod ahead;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -224,7 +224,7 @@ impl<E: Compute> Engine for HostEngine<E> {
         used: ConvUse,
         masked: bool,
     ) -> Result<Conv, EngineError> {
-        let conv = conv::plan::<E>(shape, used, masked, self.level, self.algorithm, self.store.held_mut())?;
+        let conv = conv::plan::<E>(shape, max_batch, used, masked, self.level, self.algorithm, self.store.held_mut())?;
         self.grow_partial(conv.partial_len(max_batch, self.team.n_members(), used))?;
         let scratch_len = conv.scratch_len(used);
         for scratch in self.scratch.iter_mut().filter(|s| s.len() < scratch_len) {

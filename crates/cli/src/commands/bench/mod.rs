@@ -57,7 +57,8 @@ trait Report {
 fn explained(shares: impl IntoIterator<Item = f64>) -> &'static str {
     let is_above = shares.into_iter().any(|share| share > 1.0);
     if is_above {
-        "GFLOP/s count direct multiplications; most 3 × 3 convolutions take a quarter of them, which is how a rate can exceed the peak.\n"
+        "GFLOP/s count direct multiplications of all weights. Most 3 × 3 convolutions take a quarter of these, pruned ones of few weights only their \
+         own: a rate can exceed the peak.\n"
     } else {
         ""
     }

@@ -1,7 +1,7 @@
 //! The gradient of the kept weights: for each, the products of a source row with a row of its output channel's gradient.
 
 use super::lanes::{self, GROUP, Rows, Square, abreast};
-use super::list::{List, Run};
+use super::list::{List, Stretch};
 use super::pass::Pass;
 use super::sweep::{ask, in_strips, source_of};
 use crate::cpu::cell::Cell;
@@ -33,7 +33,7 @@ pub(super) struct Task {
 /// Floats of scratch that a task needs: its source rows, a group's rows of the output's gradient, and a vector of sums for each of a channel's weights.
 pub(super) fn scratch_len(pass: &Pass, rows: usize, lanes: usize) -> usize {
     let source = pass.most_source_rows(rows) * pass.row_lens(lanes).1;
-    source + (rows * GROUP * pass.dest.w + pass.taps.len() * pass.source.c) * lanes
+    source + (rows * GROUP * pass.dest.w + (pass.taps.len() * pass.source.c).next_multiple_of(lanes)) * lanes
 }
 
 kernel! {
@@ -74,12 +74,13 @@ unsafe fn weight_gradient_task<E: Cell, S: Simd>(job: &Job<E>, task: &Task, scra
             step: 1,
             before: 0,
             width: dest.w,
+            residues: 1,
         };
         // SAFETY: as above.
         unsafe { lanes::gather::<E, S>(&from, gradients.as_mut_ptr(), &mut square) };
         for (i, channel) in channels.clone().enumerate() {
             let all = job.list.places(channel, 0..pass.n_runs);
-            let sums = &mut sums[..all.len() * S::LANES];
+            let sums = &mut sums[..all.len().next_multiple_of(S::LANES) * S::LANES];
             sums.fill(0.0);
             for (k, y) in task.rows.clone().enumerate() {
                 let (top, runs) = pass.phases[0].runs(pass, y);
@@ -88,13 +89,17 @@ unsafe fn weight_gradient_task<E: Cell, S: Simd>(job: &Job<E>, task: &Task, scra
                 let gradient = &gradients[(k * channels.len() + i) * row..][..row];
                 let sums = &mut sums[(here.start - all.start) * S::LANES..][..here.len() * S::LANES];
                 // SAFETY: weights of these runs meet numbers of the source.
-                unsafe { row_of_products::<E, S>(job.list.run(here), window, gradient, sums) };
+                unsafe { row_of_products::<E, S>(job.list.stretch(here), window, gradient, sums) };
             }
-            for (place, sums) in all.zip(sums.chunks_exact(S::LANES)) {
+            for (vectors, place) in sums.chunks_exact(S::LANES * S::LANES).zip(all.clone().step_by(S::LANES)) {
+                let n = S::LANES.min(all.end - place);
                 // SAFETY: the caller's promises.
                 unsafe {
-                    let (sum, to) = (lanes::lane_sum(S::load(sums.as_ptr())), task.to.add(place));
-                    *to = if task.write == Write::Add { *to + sum } else { sum };
+                    let (mut totals, to) = (lanes::lane_sums::<S>(vectors.as_ptr(), &mut square), task.to.add(place));
+                    if task.write == Write::Add {
+                        totals = totals.add(S::load_first(to, n));
+                    }
+                    totals.store_first(to, n);
                 }
             }
         }
@@ -103,7 +108,7 @@ unsafe fn weight_gradient_task<E: Cell, S: Simd>(job: &Job<E>, task: &Task, scra
 
 /// Adds the products of a row to a channel's sums, a vector for each weight.
 #[inline(always)]
-unsafe fn row_of_products<E: Cell, S: Simd>(kept: Run, window: *const f32, gradient: &[f32], sums: &mut [f32]) {
+unsafe fn row_of_products<E: Cell, S: Simd>(kept: Stretch, window: *const f32, gradient: &[f32], sums: &mut [f32]) {
     // SAFETY: the caller's promises; a strip lies within the row.
     unsafe { in_strips!(gradient.len() / S::LANES, strip(first, kept, window, gradient, sums)) }
 }
@@ -112,7 +117,7 @@ unsafe fn row_of_products<E: Cell, S: Simd>(kept: Run, window: *const f32, gradi
 #[inline(always)]
 unsafe fn strip<E: Cell, S: Simd, const N: usize>(
     first: usize,
-    kept: Run,
+    kept: Stretch,
     window: *const f32,
     gradient: &[f32],
     sums: &mut [f32],

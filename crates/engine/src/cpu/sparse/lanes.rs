@@ -41,10 +41,11 @@ pub(super) struct Rows<E> {
     pub n: usize,
     pub rows: Range<usize>,
     pub channels: Range<usize>,
-    /// Pixels from one column to the next, columns of padding before the first pixel, and columns of each residue.
+    /// As in [`super::pass::Pass`].
     pub step: usize,
     pub before: usize,
     pub width: usize,
+    pub residues: usize,
 }
 
 /// Writes rows of some images to `to` `[row, channel, residue, column, lane]`, in cells, zeros where there is no pixel or no image.
@@ -54,10 +55,11 @@ pub(super) struct Rows<E> {
 #[inline(always)]
 pub(super) unsafe fn gather<E: Cell, S: Simd>(from: &Rows<E>, to: *mut f32, square: &mut Square) {
     let Dims { w, c, .. } = from.dims;
-    let (n_channels, n_columns) = (from.channels.len(), from.step * from.width);
+    let (n_channels, n_columns) = (from.channels.len(), from.residues * from.width);
     let (channel, image) = (n_columns * S::LANES, from.dims.len());
     for (i, row) in from.rows.clone().enumerate() {
-        for (at, column) in (0..from.step).flat_map(|r| (0..from.width).map(move |i| i * from.step + r)).enumerate() {
+        for (at, column) in (0..from.residues).flat_map(|r| (0..from.width).map(move |i| i * from.step + r)).enumerate()
+        {
             // SAFETY: the caller's promises; the square holds a vector for every lane.
             unsafe {
                 let to = to.add(i * n_channels * channel + at * S::LANES);
@@ -78,24 +80,11 @@ pub(super) unsafe fn gather<E: Cell, S: Simd>(from: &Rows<E>, to: *mut f32, squa
                         let cells = if E::PER_CELL == 2 { first.paired(numbers(S::LANES + lane)) } else { first };
                         cells.store_first(square.0.as_mut_ptr().add(lane * S::LANES), S::LANES);
                     }
-                    for j in 0..n {
-                        turned::<S>(&square.0, j).store_first(to.add((k + j) * channel), S::LANES);
-                    }
+                    S::turn(square.0.as_ptr(), S::LANES, to.add(k * channel), channel, n);
                 }
             }
         }
     }
-}
-
-/// Column `j` of a square.
-#[inline(always)]
-unsafe fn turned<S: Simd>(square: &[f32; MAX_LANES * MAX_LANES], j: usize) -> S {
-    let mut column = [0.0; MAX_LANES];
-    for (lane, number) in column.iter_mut().enumerate().take(S::LANES) {
-        *number = square[lane * S::LANES + j];
-    }
-    // SAFETY: the caller has the instructions.
-    unsafe { S::load(column.as_ptr()) }
 }
 
 /// Where the pixels of a row go: the address of the first image's first, numbers from an image to the next and from a pixel to the next.
@@ -111,7 +100,7 @@ pub(super) struct Pixels<E> {
 /// Writes `n` channels of a row, `[channel, pixel, image]` at `from`, to its pixels.
 ///
 /// # Safety
-/// As [`gather`].
+/// As [`gather`]; whole vectors of channels must be readable.
 #[inline(always)]
 pub(super) unsafe fn scatter<E: Cell, S: Simd>(
     from: *const f32,
@@ -126,13 +115,13 @@ pub(super) unsafe fn scatter<E: Cell, S: Simd>(
         for first in (0..to.n_images).step_by(S::LANES) {
             // SAFETY: the caller's promises.
             unsafe {
-                for j in 0..here {
-                    S::load(from.add(((k + j) * to.n + pixel) * images + first))
-                        .store_first(square.0.as_mut_ptr().add(j * S::LANES), S::LANES);
-                }
-                for lane in 0..S::LANES.min(to.n_images - first) {
+                let channel = to.n * images;
+                let from = from.add(k * channel + pixel * images + first);
+                let n_lanes = S::LANES.min(to.n_images - first);
+                S::turn(from, channel, square.0.as_mut_ptr(), S::LANES, n_lanes);
+                for lane in 0..n_lanes {
                     let y = to.y.add((first + lane) * to.image + pixel * to.pixel + k);
-                    let mut numbers = turned::<S>(&square.0, lane);
+                    let mut numbers = S::load(square.0.as_ptr().add(lane * S::LANES));
                     if write == Write::Add {
                         numbers = numbers.add(E::load_first::<S>(y, here));
                     }
@@ -143,18 +132,19 @@ pub(super) unsafe fn scatter<E: Cell, S: Simd>(
     }
 }
 
-/// Sum of a vector's lanes, in halves.
+/// The sums of a vector's lanes, of as many vectors as there are lanes.
+///
+/// # Safety
+/// They must be readable, and the CPU have the instructions.
 #[inline(always)]
-pub(super) unsafe fn lane_sum<S: Simd>(vector: S) -> f32 {
-    let mut lanes = [0.0; MAX_LANES];
-    // SAFETY: the caller has the instructions.
-    unsafe { vector.store_first(lanes.as_mut_ptr(), S::LANES) };
-    let mut half = S::LANES / 2;
-    while half > 0 {
-        for i in 0..half {
-            lanes[i] += lanes[i + half];
+pub(super) unsafe fn lane_sums<S: Simd>(vectors: *const f32, square: &mut Square) -> S {
+    // SAFETY: the caller's promises.
+    unsafe {
+        S::turn(vectors, S::LANES, square.0.as_mut_ptr(), S::LANES, S::LANES);
+        let mut sums = S::zero();
+        for lane in 0..S::LANES {
+            sums = sums.add(S::load(square.0.as_ptr().add(lane * S::LANES)));
         }
-        half /= 2;
+        sums
     }
-    lanes[0]
 }

@@ -19,12 +19,12 @@ unsafe impl Zero for Kept {}
 
 /// Some kept weights that follow one another. They are reached by address: loops look [`AHEAD`] of them.
 #[derive(Clone, Copy)]
-pub(super) struct Run {
+pub(super) struct Stretch {
     first: *const Kept,
     pub n: usize,
 }
 
-impl Run {
+impl Stretch {
     /// Weight `i`, and the offset of the one [`AHEAD`].
     ///
     /// # Safety
@@ -38,7 +38,7 @@ impl Run {
 
 /// The kept weights of a pass by destination channel, and those of a channel by run.
 pub(super) struct List {
-    /// First of each channel's runs, `[channel, run]`, and the end of the last.
+    /// First place of each channel's runs, `[channel, run]`, and twice the end of the last: [`List::fill`] needs one more.
     starts: Buffer<u32>,
     kept: Buffer<Kept>,
     /// Their numbers among the master weights.
@@ -134,9 +134,9 @@ impl List {
     }
 
     /// The weights at some places.
-    pub fn run(&self, places: Range<usize>) -> Run {
+    pub fn stretch(&self, places: Range<usize>) -> Stretch {
         assert!(places.start <= places.end && places.end <= self.len());
-        Run { first: self.kept.as_ptr().wrapping_add(places.start), n: places.len() }
+        Stretch { first: self.kept.as_ptr().wrapping_add(places.start), n: places.len() }
     }
 }
 
@@ -165,7 +165,7 @@ fn by_input(&Shape { n_taps, cin }: &Shape, mask: &[u8], channels: Range<usize>,
     }
 }
 
-/// Visits the places where a mask is not 0. Most are: eight are skipped at a time.
+/// Visits the places where a mask is not 0. Most are 0: eight are skipped at a time.
 fn each_kept(mask: &[u8], mut f: impl FnMut(usize)) {
     let mut byte = |i: usize, keep: u8| {
         if keep != 0 {

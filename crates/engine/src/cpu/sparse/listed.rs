@@ -14,6 +14,10 @@ use std::ops::Range;
 /// Floats of a task's source rows for each lane, about: 640 KB on vectors of eight. A second-level cache holds most of it, and larger tasks add up
 /// gradients less often.
 const TASK_SOURCE: usize = 20 << 10;
+/// Shares of the work for each thread: two even out cores of unequal speed.
+const SHARES: usize = 2;
+/// Slices of a weight gradient at the most.
+const SLICES: usize = 32;
 /// Kept weights whose gradients a thread adds up at a time.
 const REDUCED: usize = 1 << 12;
 
@@ -21,7 +25,7 @@ const REDUCED: usize = 1 << 12;
 pub(super) struct Listed {
     pub pass: Pass,
     pub list: List,
-    /// Rows of a task, and tasks of an image.
+    /// Rows of a task, and tasks of the images that lie side by side.
     pub rows: usize,
     bands: usize,
     /// Images of a task.
@@ -37,7 +41,6 @@ impl Listed {
         most: usize,
         held: &mut usize,
     ) -> Result<Self, EngineError> {
-        assert!(pass.source.h * pass.row_lens(lanes).1 <= u32::MAX as usize, "offsets fit");
         let bands = pass.rows().div_ceil(pass.band(TASK_SOURCE * lanes, lanes));
         let rows = pass.rows().div_ceil(bands);
         let list = List::new(&pass, is_forward, most, held)?;
@@ -55,13 +58,20 @@ impl Listed {
         (task / self.bands * self.images, first..(first + self.rows).min(self.pass.rows()))
     }
 
-    /// Slices of the images whose gradients are summed by themselves: two for each thread even out cores of unequal speed.
+    /// Slices of the images whose gradients are summed by themselves.
     pub fn n_slices(&self, n: usize, n_members: usize) -> usize {
-        self.n_tasks(n).min(2 * n_members)
+        self.n_tasks(n).min(SHARES * n_members).min(SLICES)
     }
 
-    fn n_groups(&self) -> usize {
-        self.pass.dest.c.div_ceil(GROUP)
+    /// Shares of the channels where there are `n` tasks or slices: with fewer than threads want, these share their channels, too.
+    fn n_splits(&self, n: usize, n_members: usize) -> usize {
+        (SHARES * n_members).div_ceil(n.max(1)).min(self.pass.dest.c.div_ceil(GROUP))
+    }
+
+    /// The groups of channels of a share.
+    fn groups(&self, split: usize, splits: usize) -> Range<usize> {
+        let at = |split: usize| self.pass.dest.c.div_ceil(GROUP) * split / splits;
+        at(split)..at(split + 1)
     }
 
     /// Runs the pass over `n` images; `sums`, if given, receive Σ and Σ² of the results per channel.
@@ -74,10 +84,9 @@ impl Listed {
         write: Write,
         sums: Option<&mut [f32]>,
     ) {
-        let (n_tasks, n_groups, width) = (self.n_tasks(n), self.n_groups(), 2 * self.pass.dest.c);
+        let (n_tasks, width) = (self.n_tasks(n), 2 * self.pass.dest.c);
         assert!(y.len() >= n * self.pass.dest.len(), "destination of {} numbers for {n} images", y.len());
-        // Where tasks are few, threads share their channels, too.
-        let splits = (2 * ctx.team.n_members()).div_ceil(n_tasks.max(1)).min(n_groups);
+        let splits = self.n_splits(n_tasks, ctx.team.n_members());
         let (level, has_sums) = (ctx.level, sums.is_some());
         let partial = Shards::new(&mut ctx.partial[..if has_sums { n_tasks * width } else { 0 }]);
         let scratch = Shards::new(ctx.scratch);
@@ -85,7 +94,7 @@ impl Listed {
         ctx.team.for_chunks(n_tasks * splits, |chunk, member| {
             let (task, split) = (chunk / splits, chunk % splits);
             let (image, rows) = self.task(task);
-            let groups = n_groups * split / splits..n_groups * (split + 1) / splits;
+            let groups = self.groups(split, splits);
             let sums = if has_sums { partial.as_ptr().wrapping_add(task * width) } else { std::ptr::null_mut() };
             // SAFETY: one scratch per member; maps hold `n` images, partial sums all tasks; tasks' pixels and channels are disjoint and each
             // runs once; `level` is at most what the engine detected.
@@ -99,17 +108,17 @@ impl Listed {
         }
     }
 
-    /// Adds the gradient of the kept weights to `dw`. Each slice of the images is summed by itself, so the result depends on the number of threads but
-    /// not on who ran what.
+    /// Adds the gradient of the kept weights to `dw`. Each slice of the images is summed by itself, so the result depends on the number of threads
+    /// but not on who ran what.
     pub fn weight_gradient<E: Cell>(&self, ctx: &mut Context, n: usize, x: &[E], dy: &[E], dw: &mut [f32]) {
-        let (level, n_tasks, n_groups, len) = (ctx.level, self.n_tasks(n), self.n_groups(), self.list.len());
+        let (level, n_tasks, len) = (ctx.level, self.n_tasks(n), self.list.len());
         let n_slices = self.n_slices(n, ctx.team.n_members());
-        let splits = (2 * ctx.team.n_members()).div_ceil(n_slices.max(1)).min(n_groups);
+        let splits = self.n_splits(n_slices, ctx.team.n_members());
         let job = gradient::Job { pass: &self.pass, list: &self.list, n, x, dy };
         let (scratch, slices) = (Shards::new(ctx.scratch), Shards::new(&mut ctx.partial[..n_slices * len]));
         ctx.team.for_chunks(n_slices * splits, |chunk, member| {
             let (slice, split) = (chunk / splits, chunk % splits);
-            let groups = n_groups * split / splits..n_groups * (split + 1) / splits;
+            let groups = self.groups(split, splits);
             let tasks = n_tasks * slice / n_slices..n_tasks * (slice + 1) / n_slices;
             for (i, (image, rows)) in tasks.map(|task| self.task(task)).enumerate() {
                 let (to, write) =

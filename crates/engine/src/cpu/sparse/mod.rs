@@ -19,6 +19,7 @@ use super::simd::Level;
 use super::team::Team;
 use crate::buffer::Buffer;
 use crate::types::{ConvShape, ConvUse, EngineError, Write};
+use lanes::abreast;
 use list::Shape;
 use listed::Listed;
 use pass::Pass;
@@ -27,16 +28,28 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Bytes of a mask that a thread compares at a time.
 const COMPARED: usize = 1 << 16;
 
-/// What a kept weight's products cost, those that all weights take costing as much as the peak's, in f32 and in pairs; and what bringing maps to lanes and back
-/// costs for each channel, measured on AVX2.
+/// What products with a kept weight cost, in f32 and in pairs, where one takes 1 at the peak; and what a channel costs whose maps are brought to lanes
+/// and back. Measured on AVX2.
 const KEPT: [f64; 2] = [4.3, 2.7];
 const BROUGHT: f64 = 50.0;
 
-/// The share of a convolution's weights whose products alone cost as much as `dense`, in what all direct products cost at the peak.
-pub(super) fn most_kept<E: Cell>(shape: &ConvShape, dense: f64) -> f64 {
+/// The share of a convolution's weights whose products, over `n` images, cost as much as the dense way's `dense`, where all direct products take 1 at
+/// the peak; none of a convolution that has no such passes.
+pub(super) fn share<E: Cell>(shape: &ConvShape, n: usize, level: Level, dense: f64) -> f64 {
+    if !Pass::can(shape, n_lanes(level)) {
+        return 0.0;
+    }
     let channels = 1.0 / shape.input.c as f64 + 1.0 / shape.cout as f64;
     let brought = BROUGHT * channels / (shape.kernel * shape.kernel) as f64;
-    ((dense - brought) / KEPT[E::PER_CELL - 1]).clamp(0.0, 1.0)
+    // Lanes without an image cost as much as others.
+    let images = n.next_multiple_of(abreast::<E>(n_lanes(level)));
+    let filled = n as f64 / images.max(1) as f64;
+    ((dense * filled - brought) / KEPT[E::PER_CELL - 1]).clamp(0.0, 1.0)
+}
+
+/// Lanes of a level's vectors.
+fn n_lanes(level: Level) -> usize {
+    Layout::of::<f32>(level).narrow
 }
 
 /// A convolution whose weights are packed with masks.
@@ -70,7 +83,7 @@ impl<E: Cell> Pruned<E> {
         share: f64,
         held: &mut usize,
     ) -> Result<Self, EngineError> {
-        let lanes = Layout::of::<f32>(level).narrow;
+        let lanes = n_lanes(level);
         let most = (share * shape.n_weights() as f64) as usize;
         let forward = Listed::new::<E>(Pass::forward(shape), true, lanes, most, held)?;
         let backward = match used {
@@ -153,7 +166,8 @@ impl<E: Cell> Convolution<E> for Pruned<E> {
     }
 
     fn backward_weight(&self, ctx: &mut Context, n: usize, x: &[E], dy: &[E], dw: &mut [f32], mask: Option<&[u8]>) {
-        if self.state == State::Listed && mask.is_some() {
+        if let (State::Listed, Some(mask)) = (self.state, mask) {
+            debug_assert!(self.mask[..] == *mask, "the mask is not the one that the weights were packed with");
             self.forward.weight_gradient(ctx, n, x, dy, dw);
         } else {
             self.dense.backward_weight(ctx, n, x, dy, dw, mask);
@@ -188,7 +202,7 @@ mod tests {
         let shapes =
             [(4, 4, 40, 36, 3, 1), (9, 5, 3, 33, 3, 2), (7, 7, 20, 8, 1, 1), (5, 6, 9, 10, 1, 2), (3, 19, 5, 2, 7, 2)];
         for level in Level::available() {
-            for shape in shapes.map(shape) {
+            for shape in shapes.iter().copied().map(shape) {
                 let expected = passes::<2>(&mut direct(shape, level), shape, ConvUse::Train, 5, level);
                 for (share, state) in [(0.5, State::Listed), (0.33, State::Dense)] {
                     let conv = &mut pruned(shape, level, share);
@@ -199,6 +213,18 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn few_weights_are_listed_and_only_where_offsets_fit() {
+        let share = |shape, n| share::<f32>(&shape, n, Level::Portable, 1.0);
+        let usual = shape((8, 8, 64, 64, 3, 1));
+        assert!((0.1..0.3).contains(&share(usual, 8)));
+        // Half of the lanes would be empty; narrow layers cost more to bring than to multiply.
+        assert!(share(usual, 4) < share(usual, 8) / 2.0);
+        assert!(share(shape((8, 8, 8, 8, 3, 1)), 8) == 0.0);
+        assert!(share(shape((2, 1 << 22, 64, 64, 3, 1)), 8) == 0.0, "rows are too long");
+        assert!(share(ConvShape { pad: 3, ..usual }, 8) == 0.0, "some windows lie in the padding alone");
     }
 
     /// Lists outlive a step, and end with the mask that they were made from.

@@ -19,6 +19,8 @@ pub(super) struct Pass {
     /// Columns of padding before a source row's first pixel, and columns of each residue that windows read.
     pub before: usize,
     pub width: usize,
+    /// Residues that some tap reads.
+    pub residues: usize,
     pub phases: Vec<Phase>,
     /// Where each tap `[kh, kw]` of the master weights belongs.
     pub taps: Vec<Tap>,
@@ -64,6 +66,7 @@ impl Pass {
             spread: 1,
             before: shape.pad,
             width,
+            residues: step.min(k),
             phases: vec![phase],
             taps: taps.collect(),
             n_runs: k,
@@ -101,17 +104,24 @@ impl Pass {
             dest,
             step: 1,
             spread,
-            before: (-least).max(0) as usize,
+            before: least.unsigned_abs(),
             width: dest.w.div_ceil(spread) + (most - least) as usize,
+            residues: 1,
             phases,
             taps,
             n_runs,
         }
     }
 
+    /// Whether a convolution has such passes, of offsets that a `u32` holds: windows begin in the padding or in the map, not before both.
+    pub fn can(shape: &ConvShape, lanes: usize) -> bool {
+        let holds = |pass: Self| shape.kernel.saturating_mul(pass.row_lens(lanes).1) <= u32::MAX as usize;
+        shape.pad < shape.kernel && holds(Self::forward(shape)) && holds(Self::backward_data(shape))
+    }
+
     /// Floats of a source channel's row, and of a row of all channels, with `lanes` images.
     pub fn row_lens(&self, lanes: usize) -> (usize, usize) {
-        let channel = self.step * self.width * lanes;
+        let channel = self.residues * self.width * lanes;
         (channel, self.source.c * channel)
     }
 

@@ -1,10 +1,10 @@
 //! Forward and backward-data: every destination row of every channel is a sum over the channel's kept weights.
 
 use super::lanes::{self, GROUP, Pixels, Rows, Square, abreast};
-use super::list::{List, Run};
+use super::list::{List, Stretch};
 use super::pass::Pass;
 use crate::cpu::cell::Cell;
-use crate::cpu::simd::{Simd, kernel};
+use crate::cpu::simd::{MAX_LANES, Simd, kernel};
 use crate::types::Write;
 use std::ops::Range;
 
@@ -35,10 +35,10 @@ pub(super) struct Task {
     pub sums: *mut f32,
 }
 
-/// Floats of scratch that a task needs: its source rows and, of a group of channels, a row of results.
+/// Floats of scratch that a task needs: its source rows and, of a group of channels, vectors of both sums and a row of results.
 pub(super) fn scratch_len<E: Cell>(pass: &Pass, rows: usize, lanes: usize) -> usize {
     let results = GROUP * pass.dest.w.div_ceil(pass.spread) * abreast::<E>(lanes);
-    pass.most_source_rows(rows) * pass.row_lens(lanes).1 + results
+    pass.most_source_rows(rows) * pass.row_lens(lanes).1 + 2 * GROUP * lanes + results
 }
 
 kernel! {
@@ -56,7 +56,8 @@ unsafe fn correlate_task<E: Cell, S: Simd>(job: &Job<E>, task: &Task, scratch: &
     let (pass, mut square) = (job.pass, Square::new());
     let source_rows = pass.source_rows(&task.rows);
     let row_len = pass.row_lens(S::LANES).1;
-    let (source, results) = scratch.split_at_mut(source_rows.len() * row_len);
+    let (source, rest) = scratch.split_at_mut(source_rows.len() * row_len);
+    let (sums, results) = rest.split_at_mut(2 * GROUP * S::LANES);
     let images = abreast::<E>(S::LANES);
     let n = (job.n - task.image).min(images);
     // SAFETY: the caller's promises; slices are as long as `scratch_len` says, or indexing panics.
@@ -70,21 +71,20 @@ unsafe fn correlate_task<E: Cell, S: Simd>(job: &Job<E>, task: &Task, scratch: &
     let c = pass.dest.c;
     for first in task.groups.clone().map(|group| group * GROUP) {
         let n_channels = GROUP.min(c - first);
-        // SAFETY: the caller has the instructions.
-        let mut sums = [unsafe { [S::zero(); 2] }; GROUP];
+        sums.fill(0.0);
         for (row, phase) in task.rows.clone().flat_map(|row| pass.phases.iter().map(move |phase| (row, phase))) {
             let (n_rows, n_columns) = phase.size(pass);
             let (top, runs) = phase.runs(pass, row);
             if row >= n_rows || n_columns == 0 || (runs.is_empty() && job.write == Write::Add) {
                 continue;
             }
-            let results = &mut results[..n_channels * n_columns * images];
+            let results = &mut results[..GROUP * n_columns * images];
             // Outside the source where the first run is: runs that lie outside are not among those that are multiplied.
             let window = source.as_ptr().wrapping_offset((top - source_rows.start as isize) * row_len as isize);
-            for (i, results) in results.chunks_exact_mut(n_columns * images).enumerate() {
-                let kept = job.list.run(job.list.places(first + i, runs.clone()));
+            for (i, results) in results.chunks_exact_mut(n_columns * images).enumerate().take(n_channels) {
+                let kept = job.list.stretch(job.list.places(first + i, runs.clone()));
                 // SAFETY: weights of these runs meet numbers of the source; the results are whole rows.
-                unsafe { row_of_sums::<E, S>(kept, window, results, &mut sums[i]) };
+                unsafe { row_of_sums::<E, S>(kept, window, results, &mut sums[2 * i * S::LANES..][..2 * S::LANES]) };
             }
             let pixel = (row * pass.spread + phase.row) * pass.dest.w + phase.col;
             let to = Pixels {
@@ -98,10 +98,15 @@ unsafe fn correlate_task<E: Cell, S: Simd>(job: &Job<E>, task: &Task, scratch: &
             unsafe { lanes::scatter::<E, S>(results.as_ptr(), n_channels, &to, job.write, &mut square) };
         }
         if !task.sums.is_null() {
-            for (i, sums) in sums.into_iter().enumerate().take(n_channels) {
-                for (k, sum) in sums.into_iter().enumerate() {
-                    // SAFETY: the caller's promises.
-                    unsafe { *task.sums.add(k * c + first + i) = lanes::lane_sum(sum) };
+            for k in (0..n_channels).step_by(S::LANES / 2) {
+                // SAFETY: the caller's promises; whole vectors of channels have sums.
+                let both = unsafe { lanes::lane_sums::<S>(sums[2 * k * S::LANES..].as_ptr(), &mut square) };
+                let mut totals = [0.0; MAX_LANES];
+                // SAFETY: as above.
+                unsafe { both.store_first(totals.as_mut_ptr(), S::LANES) };
+                for (i, &total) in totals[..2 * (S::LANES / 2).min(n_channels - k)].iter().enumerate() {
+                    // SAFETY: as above.
+                    unsafe { *task.sums.add(i % 2 * c + first + k + i / 2) = total };
                 }
             }
         }
@@ -110,10 +115,10 @@ unsafe fn correlate_task<E: Cell, S: Simd>(job: &Job<E>, task: &Task, scratch: &
 
 /// The rows of `n` images from `image` on that a pass reads.
 pub(super) fn source_of<E>(x: &[E], pass: &Pass, image: usize, n: usize, rows: Range<usize>) -> Rows<E> {
-    let &Pass { source: dims, step, before, width, .. } = pass;
+    let &Pass { source: dims, step, before, width, residues, .. } = pass;
     assert!((image + n) * dims.len() <= x.len(), "source of {} numbers", x.len());
     let x = x[image * dims.len()..].as_ptr();
-    Rows { x, dims, n, rows, channels: 0..dims.c, step, before, width }
+    Rows { x, dims, n, rows, channels: 0..dims.c, step, before, width, residues }
 }
 
 /// Calls `$strip::<E, S, N>(first)` for strips of `$n` columns, each of about the same width, at most [`WIDEST`] vectors.
@@ -141,9 +146,9 @@ macro_rules! in_strips {
 }
 pub(super) use in_strips;
 
-/// A row of a channel, `[column, image]`: the sums over its kept weights, whose Σ and Σ² are added to `sums`.
+/// A row of a channel, `[column, image]`: the sums over its kept weights, whose Σ and Σ² are added to `sums`, a vector of each.
 #[inline(always)]
-unsafe fn row_of_sums<E: Cell, S: Simd>(kept: Run, window: *const f32, to: &mut [f32], sums: &mut [S; 2]) {
+unsafe fn row_of_sums<E: Cell, S: Simd>(kept: Stretch, window: *const f32, to: &mut [f32], sums: &mut [f32]) {
     // SAFETY: the caller's promises; a strip lies within the row.
     unsafe { in_strips!(to.len() / abreast::<E>(S::LANES), strip(first, kept, window, to, sums)) }
 }
@@ -152,10 +157,10 @@ unsafe fn row_of_sums<E: Cell, S: Simd>(kept: Run, window: *const f32, to: &mut 
 #[inline(always)]
 unsafe fn strip<E: Cell, S: Simd, const N: usize>(
     first: usize,
-    kept: Run,
+    kept: Stretch,
     window: *const f32,
     to: &mut [f32],
-    sums: &mut [S; 2],
+    sums: &mut [f32],
 ) {
     let images = abreast::<E>(S::LANES);
     let to = &mut to[first * images..][..N * images];
@@ -174,15 +179,18 @@ unsafe fn strip<E: Cell, S: Simd, const N: usize>(
                 }
             }
         }
+        let (sum, squares) = sums.split_at_mut(S::LANES);
+        let mut both = [S::load(sum.as_ptr()), S::load(squares.as_ptr())];
         for (i, result) in results.into_iter().flat_map(|results| results.into_iter().take(E::PER_CELL)).enumerate() {
-            sums[0] = sums[0].add(result);
-            sums[1] = sums[1].fma(result, result);
+            both = [both[0].add(result), both[1].fma(result, result)];
             result.store_first(to[i * S::LANES..].as_mut_ptr(), S::LANES);
         }
+        both[0].store_first(sum.as_mut_ptr(), S::LANES);
+        both[1].store_first(squares.as_mut_ptr(), S::LANES);
     }
 }
 
-/// Asks for `N` vectors: what kept weights meet lies too far apart for the processor to foresee.
+/// Asks for the first and the last line of `N` vectors, whose others the processor foresees: what kept weights meet lies too far apart for it.
 #[inline(always)]
 pub(super) unsafe fn ask<S: Simd, const N: usize>(vectors: *const f32) {
     // SAFETY: any address may be asked for.
