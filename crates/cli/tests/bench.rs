@@ -99,6 +99,11 @@ fn convolutions_are_lines_like_the_peer_s() {
     }
     let text = stdout(&["convs"], &["--seconds", "0.001"]);
     assert!(text.contains("3,4,3,1,8") && text.contains("16,32,1,2,2") && !text.contains("ratio"), "{text}");
+    let pruned = ["--seconds", "0.001", "--shape", "64,64,3,1,4", "--pruned", "0.95"];
+    let line = json(&["convs"], &pruned);
+    check_positive(&line, &["forward", "backward_data", "backward_weight"]);
+    assert_eq!(line["pruned"], 0.95);
+    assert!(stdout(&["convs"], &pruned).contains("0.95 of their weights pruned"));
 }
 
 #[test]
@@ -204,6 +209,7 @@ fn wrong_usage_exits_with_2() {
         (&["step"], &["--rounds", "0", "--against", "x"], "--rounds 0"),
         (&["convs"], &["--shape", "1,2,3"], "expected CIN,COUT,KERNEL,STRIDE,SIZE"),
         (&["convs"], &["--seconds", "0"], "--seconds 0"),
+        (&["convs"], &["--pruned", "1"], "--pruned 1: must be a share"),
         (&["data"], &["--seconds", "-1"], "unexpected argument"),
         (&["probe"], &["--images", "0"], "--images 0"),
         (&["--seed", "1", "step"], &[], "--seed: give it after the part"),

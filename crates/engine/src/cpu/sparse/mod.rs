@@ -199,17 +199,23 @@ mod tests {
     /// The mask of [`passes`] keeps three of seven: a list of half the weights holds them, one of a third does not.
     #[test]
     fn lists_give_what_all_products_give() {
-        let shapes =
+        let small = (3, 2, 3, 2, 3, 2);
+        let larger =
             [(4, 4, 40, 36, 3, 1), (9, 5, 3, 33, 3, 2), (7, 7, 20, 8, 1, 1), (5, 6, 9, 10, 1, 2), (3, 19, 5, 2, 7, 2)];
+        // Which Miri takes hours for, and for many threads.
+        let shapes = || [small].into_iter().chain(larger).take(if cfg!(miri) { 1 } else { 6 });
         for level in Level::available() {
-            for shape in shapes.iter().copied().map(shape) {
+            for shape in shapes().map(shape) {
                 let expected = passes::<2>(&mut direct(shape, level), shape, ConvUse::Train, 5, level);
                 for (share, state) in [(0.5, State::Listed), (0.33, State::Dense)] {
                     let conv = &mut pruned(shape, level, share);
                     let got = passes::<2>(conv, shape, ConvUse::Train, 5, level);
                     assert!(conv.state == state, "{shape:?}, {share}");
                     assert!(got == expected, "{shape:?}, {share}, {}", level.name());
-                    assert!(passes::<16>(conv, shape, ConvUse::Train, 5, level) == expected, "{shape:?}, many threads");
+                    if !cfg!(miri) {
+                        let many = passes::<16>(conv, shape, ConvUse::Train, 5, level);
+                        assert!(many == expected, "{shape:?}, many threads");
+                    }
                 }
             }
         }
@@ -230,7 +236,8 @@ mod tests {
     /// Lists outlive a step, and end with the mask that they were made from.
     #[test]
     fn weights_and_masks_may_change_between_steps() {
-        let (shape, level) = (shape((4, 5, 12, 20, 3, 1)), Level::detect());
+        let shape = shape(if cfg!(miri) { (2, 2, 5, 3, 3, 1) } else { (4, 5, 12, 20, 3, 1) });
+        let level = Level::detect();
         let (team, n, len) = (Team::new(2).unwrap(), 3, shape.n_weights());
         let every = |k: usize| -> Vec<u8> { (0..len).map(|i| u8::from(i % k == 0)).collect() };
         let weights = |seed: usize| -> Vec<f32> { (0..len).map(|i| ((i * seed) % 5) as f32 - 2.0).collect() };
