@@ -91,11 +91,11 @@ fn costs<E: Cell>(level: Level) -> (f64, f64) {
     }
 }
 
-/// What a convolution costs with all that is around its products, measured on AVX2: of the time in which the peak would make as many products
-/// as are left at points, or as the direct way has.
+/// The time of a convolution with all that is around its products, in that which the peak needs for the products alone: at points, and the direct
+/// way. Measured on AVX2.
 const AT_POINTS: f64 = 1.78;
 const DIRECT: f64 = 1.45;
-/// Less is not worth a list.
+/// A list must save a tenth at the least.
 const WORTH_WHILE: f64 = 0.9;
 
 /// Channels from which on bringing maps to points and back costs less than it saves; twice as many in the forward pass of stride 2.
