@@ -30,7 +30,8 @@ pub(super) struct Task {
     pub write: Write,
 }
 
-/// Floats of scratch that a task needs: its source rows, a group's rows of the output's gradient, and a vector of sums for each of a channel's weights.
+/// Floats of scratch that a task needs: its source rows, a group's rows of the output's gradient, and a vector of sums for each of a channel's
+/// weights.
 pub(super) fn scratch_len(pass: &Pass, rows: usize, lanes: usize) -> usize {
     let source = pass.most_source_rows(rows) * pass.row_lens(lanes).1;
     source + (rows * GROUP * pass.dest.w + (pass.taps.len() * pass.source.c).next_multiple_of(lanes)) * lanes
@@ -40,9 +41,9 @@ kernel! {
     /// Runs a task.
     ///
     /// # Safety
-    /// `job.x` and `job.dy` must hold `job.n` images, of which `task.image` is one; `task.to` must point to a float for each kept weight, and the list's
-    /// offsets be for as many lanes as the level has; no other thread may run a task with the same target and channels; `level` must be
-    /// supported by the CPU.
+    /// `job.x` and `job.dy` must hold `job.n` images, of which `task.image` is one; `task.to` must point to a float for each kept weight, and
+    /// the list's offsets be for as many lanes as the level has; no other thread may run a task with the same target and channels; `level`
+    /// must be supported by the CPU.
     pub(super) unsafe fn weight_gradient(job: &Job<E>, task: &Task, scratch: &mut [f32]) = weight_gradient_task
 }
 
@@ -50,8 +51,8 @@ kernel! {
 unsafe fn weight_gradient_task<E: Cell, S: Simd>(job: &Job<E>, task: &Task, scratch: &mut [f32]) {
     let (pass, mut square) = (job.pass, Square::new());
     let (source_rows, dest) = (pass.source_rows(&task.rows), pass.dest);
-    let (row_len, row) = (pass.row_lens(S::LANES).1, dest.w * S::LANES);
-    let (source, rest) = scratch.split_at_mut(source_rows.len() * row_len);
+    let row = dest.w * S::LANES;
+    let (source, rest) = scratch.split_at_mut(source_rows.len() * pass.row_lens(S::LANES).1);
     let (gradients, sums) = rest.split_at_mut(task.rows.len() * GROUP * row);
     let n = (job.n - task.image).min(abreast::<E>(S::LANES));
     assert!(job.dy.len() >= (task.image + n) * dest.len(), "gradient of {} numbers", job.dy.len());
@@ -85,7 +86,7 @@ unsafe fn weight_gradient_task<E: Cell, S: Simd>(job: &Job<E>, task: &Task, scra
             for (k, y) in task.rows.clone().enumerate() {
                 let (top, runs) = pass.phases[0].runs(pass, y);
                 let here = job.list.places(channel, runs);
-                let window = source.as_ptr().wrapping_offset((top - source_rows.start as isize) * row_len as isize);
+                let window = pass.window(source, source_rows.start, top, S::LANES);
                 let gradient = &gradients[(k * channels.len() + i) * row..][..row];
                 let sums = &mut sums[(here.start - all.start) * S::LANES..][..here.len() * S::LANES];
                 // SAFETY: weights of these runs meet numbers of the source.

@@ -7,8 +7,7 @@ use crate::types::EngineError;
 use std::ops::Range;
 
 /// A kept weight, and the offset of the source number that it meets, in floats from its window's start.
-#[derive(Clone, Copy, Default)]
-#[repr(C)]
+#[derive(Clone, Copy)]
 pub(super) struct Kept {
     pub at: u32,
     pub weight: f32,
@@ -57,7 +56,7 @@ pub(super) struct Shape {
 }
 
 /// Weights that follow the last one in memory: loops look as far ahead.
-pub(super) const AHEAD: usize = 8;
+const AHEAD: usize = 8;
 /// Channels whose weights a thread counts and lists at a time: in backward-data a cache line of each row of the mask.
 const BLOCK: usize = 64;
 /// Weights that a thread brings up to date at a time.
@@ -148,6 +147,7 @@ pub(super) struct Weight {
     master: usize,
 }
 
+/// The weights towards some output channels: a forward pass's.
 fn by_output(&Shape { n_taps, cin }: &Shape, mask: &[u8], channels: Range<usize>, f: &mut dyn FnMut(Weight)) {
     for (dest, tap) in channels.flat_map(|dest| (0..n_taps).map(move |tap| (dest, tap))) {
         let at = (dest * n_taps + tap) * cin;
@@ -155,6 +155,7 @@ fn by_output(&Shape { n_taps, cin }: &Shape, mask: &[u8], channels: Range<usize>
     }
 }
 
+/// The weights of some input channels: backward-data's.
 fn by_input(&Shape { n_taps, cin }: &Shape, mask: &[u8], channels: Range<usize>, f: &mut dyn FnMut(Weight)) {
     let cout = mask.len() / (n_taps * cin);
     for (source, tap) in (0..cout).flat_map(|source| (0..n_taps).map(move |tap| (source, tap))) {

@@ -32,8 +32,8 @@ pub(super) struct Pass {
 pub(super) struct Phase {
     pub row: usize,
     pub col: usize,
-    pub first_run: usize,
-    pub n_runs: usize,
+    first_run: usize,
+    n_runs: usize,
     /// Source row that the first run meets where windows begin with row 0.
     top: isize,
 }
@@ -43,9 +43,9 @@ pub(super) struct Phase {
 pub(super) struct Tap {
     pub run: usize,
     /// Rows from that of the phase's first run.
-    pub row: usize,
+    row: usize,
     /// Vectors from a row's start.
-    pub column: usize,
+    column: usize,
 }
 
 impl Pass {
@@ -148,6 +148,12 @@ impl Pass {
         let at = |row: isize| row.clamp(0, self.source.h as isize) as usize;
         let (first, last) = ((rows.start * self.step) as isize, ((rows.end - 1) * self.step) as isize);
         at(first + self.reach().start)..at(last + self.reach().end)
+    }
+
+    /// Where a window begins whose first run meets source row `top`, the rows from `first` on lying at `source`. That may be outside of them: weights
+    /// of runs that lie outside are not multiplied.
+    pub fn window(&self, source: &[f32], first: usize, top: isize, lanes: usize) -> *const f32 {
+        source.as_ptr().wrapping_offset((top - first as isize) * self.row_lens(lanes).1 as isize)
     }
 
     /// As many as `rows` of them read at the most.

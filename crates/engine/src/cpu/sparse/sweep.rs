@@ -45,9 +45,9 @@ kernel! {
     /// Runs a task.
     ///
     /// # Safety
-    /// `job.x` and `job.y` must hold `job.n` images, of which `task.image` is one; `task.sums` must be null or point to `[2, channels]` floats; the list's offsets must be for as many
-    /// lanes as the level has; no other thread may run a task with the same images, rows and channels; `level` must be supported by the
-    /// CPU.
+    /// `job.x` and `job.y` must hold `job.n` images, of which `task.image` is one; `task.sums` must be null or point to `[2, channels]`
+    /// floats; the list's offsets must be for as many lanes as the level has; no other thread may run a task with the same images, rows and
+    /// channels; `level` must be supported by the CPU.
     pub(super) unsafe fn correlate(job: &Job<E>, task: &Task, scratch: &mut [f32]) = correlate_task
 }
 
@@ -55,8 +55,7 @@ kernel! {
 unsafe fn correlate_task<E: Cell, S: Simd>(job: &Job<E>, task: &Task, scratch: &mut [f32]) {
     let (pass, mut square) = (job.pass, Square::new());
     let source_rows = pass.source_rows(&task.rows);
-    let row_len = pass.row_lens(S::LANES).1;
-    let (source, rest) = scratch.split_at_mut(source_rows.len() * row_len);
+    let (source, rest) = scratch.split_at_mut(source_rows.len() * pass.row_lens(S::LANES).1);
     let (sums, results) = rest.split_at_mut(2 * GROUP * S::LANES);
     let images = abreast::<E>(S::LANES);
     let n = (job.n - task.image).min(images);
@@ -79,8 +78,7 @@ unsafe fn correlate_task<E: Cell, S: Simd>(job: &Job<E>, task: &Task, scratch: &
                 continue;
             }
             let results = &mut results[..GROUP * n_columns * images];
-            // Outside the source where the first run is: runs that lie outside are not among those that are multiplied.
-            let window = source.as_ptr().wrapping_offset((top - source_rows.start as isize) * row_len as isize);
+            let window = pass.window(source, source_rows.start, top, S::LANES);
             for (i, results) in results.chunks_exact_mut(n_columns * images).enumerate().take(n_channels) {
                 let kept = job.list.stretch(job.list.places(first + i, runs.clone()));
                 // SAFETY: weights of these runs meet numbers of the source; the results are whole rows.
