@@ -255,6 +255,32 @@ mod tests {
         assert_eq!(net.multiply_adds(), 555_417_600);
     }
 
+    /// What is kept of weights as they are drawn, when 90 % are pruned: docs/decisions/0010-kept-weights.md says so.
+    #[test]
+    fn wide_layers_keep_the_fewest_weights() {
+        let small = [("layer1.1.conv2", 0.49), ("layer3.1.conv2", 0.17), ("layer4.1.conv2", 0.052)];
+        let large =
+            [("layer1.1.conv1", 0.71), ("layer3.1.conv2", 0.024), ("layer4.1.conv2", 0.001), ("layer4.1.conv3", 0.033)];
+        for (net, cases) in [(spec("resnet18", 32, true), &small[..]), (spec("resnet50", 224, false), &large[..])] {
+            let net = net.build().unwrap();
+            let params = crate::init::parameters(&net, 1);
+            let weights: Vec<f32> = net.prunable().flat_map(|p| &params[p.offset..p.offset + p.len]).copied().collect();
+            let mut mask = vec![0; weights.len()];
+            crate::mask::magnitude(&weights, 0.9, &mut mask);
+            let (mut rest, mut n_seen) = (&mask[..], 0);
+            for p in net.prunable() {
+                let (kept, after) = rest.split_at(p.len);
+                rest = after;
+                let share = kept.iter().map(|&keep| f64::from(keep)).sum::<f64>() / p.len as f64;
+                for (_, expected) in cases.iter().filter(|(name, _)| p.name == format!("{name}.weight")) {
+                    assert!((share - expected).abs() < 0.05 * expected + 0.0005, "{}: {share}, not {expected}", p.name);
+                    n_seen += 1;
+                }
+            }
+            assert_eq!(n_seen, cases.len());
+        }
+    }
+
     #[test]
     fn feature_sizes_follow_the_family() {
         for (model, size, small, expected) in
