@@ -1,5 +1,5 @@
-//! Asking for the next task's maps while the present one's are multiplied: products leave the memory idle, and what a task begins with
-//! would have to be waited for.
+//! Asking for what comes next while products run: the next task's maps, the next point's weights. Products leave the memory idle, and what they
+//! begin with would have to be waited for.
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use super::simd::ask;
@@ -22,7 +22,7 @@ pub(super) const fn n_asked<S: Simd>(n: usize) -> usize {
     n / S::STEPS * (S::STEPS / pace::<S>())
 }
 
-/// Cache lines of a map: where the next one begins, and how many are left; `start` is an address that is surely mapped.
+/// Cache lines of a map or of other numbers: where the next one begins, and how many are left; `start` is an address that is surely mapped.
 pub(super) struct Lines {
     start: *const f32,
     at: *const f32,
@@ -39,6 +39,11 @@ impl Lines {
         let rows = if task.n_images > 1 { task.n_images * dims.h } else { task.n_rows * stride };
         let at = map.as_ptr().wrapping_add((task.image * dims.h + task.row * stride) * row);
         Self { start, at: at.cast(), left: (rows * row * size_of::<E>()).div_ceil(LINE * size_of::<f32>()) }
+    }
+
+    /// The lines of `len` floats.
+    pub fn run(start: *const f32, len: usize) -> Self {
+        Self { start, at: start, left: len.div_ceil(LINE) }
     }
 }
 

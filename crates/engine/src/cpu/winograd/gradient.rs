@@ -14,7 +14,7 @@ use super::product::{Adjacent, Left, Out, multiply};
 use super::square::Source;
 use super::strided;
 use super::transform::{self, POINTS, SIDE, TAPS, Taps, products_with};
-use crate::cpu::ahead::LINE;
+use crate::cpu::ahead::{Ahead, LINE, Lines, n_asked};
 use crate::cpu::cell::{Cell, per_cell_of};
 use crate::cpu::simd::{Level, MAX_LANES, Simd, kernel};
 use std::ops::Range;
@@ -224,40 +224,25 @@ unsafe fn sum_point<E: Cell, S: Simd>(
             let left = Left { start: part.left(layout, points), adjacent: Adjacent::Rows, stride: block.height };
             let (right, width) = part.right(layout, points, at);
             // The next cells are asked for behind these cells' products.
-            let asked = next.map_or([Asked::NOTHING; 2], |next| {
+            let asked = next.map_or(Ahead([Lines::run(right, 0), Lines::run(right, 0)]), |next| {
                 let (right, width) = next.right(layout, points, at);
-                let left = Asked { start: next.left(layout, points), len: next.depth * next.block.height };
-                [left.share(at / S::PANEL, columns.div_ceil(S::PANEL)), Asked { start: right, len: next.depth * width }]
+                let (left, len) = (next.left(layout, points), next.depth * next.block.height);
+                let share = |index: usize| len * index / columns.div_ceil(S::PANEL) / LINE * LINE;
+                let [from, to] = [at / S::PANEL, at / S::PANEL + 1].map(share);
+                Ahead([Lines::run(left.wrapping_add(from), to - from), Lines::run(right, next.depth * width)])
             });
-            let panel = Panel { depth: part.depth, rows: block.rows.len(), left, right, asked, adds };
+            let panel = Panel { depth: part.depth, rows: block.rows.len(), left, right, adds };
             let out = &mut out[at * block.height..];
             // SAFETY: the points of all tiles are there by the caller's promise; sums hold whole groups of rows, by the assertion.
             unsafe {
                 if width == S::LANES {
-                    multiply_panel::<E, S, 1>(&panel, out);
+                    multiply_panel::<E, S, 1>(&panel, asked, out);
                 } else {
-                    multiply_panel::<E, S, 2>(&panel, out);
+                    multiply_panel::<E, S, 2>(&panel, asked, out);
                 }
             }
         }
         adds = true;
-    }
-}
-
-/// Floats that will be read soon.
-#[derive(Clone, Copy)]
-struct Asked {
-    start: *const f32,
-    len: usize,
-}
-
-impl Asked {
-    const NOTHING: Self = Self { start: std::ptr::null(), len: 0 };
-
-    /// Part `index` of `n`, in whole lines.
-    fn share(self, index: usize, n: usize) -> Self {
-        let at = |index: usize| self.len * index / n / LINE * LINE;
-        Self { start: self.start.wrapping_add(at(index)), len: at(index + 1) - at(index) }
     }
 }
 
@@ -267,31 +252,25 @@ struct Panel {
     rows: usize,
     left: Left,
     right: *const f32,
-    asked: [Asked; 2],
     adds: bool,
 }
 
 /// Multiplies a panel of `V` vectors, and asks for what comes next.
 #[inline(always)]
-unsafe fn multiply_panel<E: Cell, S: Simd, const V: usize>(panel: &Panel, out: &mut [f32]) {
-    let &Panel { depth, rows, left, right, asked, adds } = panel;
+unsafe fn multiply_panel<E: Cell, S: Simd, const V: usize>(panel: &Panel, mut lines: Ahead<2>, out: &mut [f32]) {
+    let &Panel { depth, rows, left, right, adds } = panel;
     let width = V * S::LANES;
     for first in (0..rows).step_by(S::PIXELS) {
-        // SAFETY: the caller vouches for both sides and the sums; any address may be asked for.
+        let asked = lines.take(n_asked::<S>(depth));
+        // SAFETY: the caller vouches for both sides and the sums.
         unsafe {
-            for asked in asked {
-                let asked = asked.share(first / S::PIXELS, rows.div_ceil(S::PIXELS));
-                for line in (0..asked.len).step_by(LINE) {
-                    S::prefetch_far(asked.start.wrapping_add(line));
-                }
-            }
             let left = Left { start: left.start.add(first), ..left };
             let out = Out { start: out.as_mut_ptr().add(first * width), row: width, adds };
             let rows = S::PIXELS.min(rows - first);
             if points::has_pairs::<E, S>() {
-                multiply::<E, S, V>(rows, depth, left, right, out);
+                multiply::<E, S, V>(rows, depth, left, right, out, asked);
             } else {
-                multiply::<f32, S, V>(rows, depth, left, right, out);
+                multiply::<f32, S, V>(rows, depth, left, right, out, asked);
             }
         }
     }

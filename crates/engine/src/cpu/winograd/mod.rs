@@ -35,7 +35,12 @@ use transform::{POINTS, TAPS, TILE};
 /// Floats of a task's windows at their points, about: with the products, what a second-level cache holds.
 const TASK_WINDOWS: usize = 120 << 10;
 /// Tiles of a task: fewer, and the weights are read too often; more, and small batches fall into too few tasks.
-const TASK_TILES: (usize, usize) = (32, 96);
+const TASK_TILES: (usize, usize) = (36, 96);
+/// Tiles of whole register blocks of every level.
+const WHOLE: usize = 12;
+/// So many tasks of a pass are of whole register blocks: a block with few rows takes as long as one with twice as many. Fewer tasks are
+/// divided more evenly.
+const MANY: usize = 16;
 
 /// What a pass of stride 1 or 2 does to maps, which decides its [maps to points](transform).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -104,26 +109,33 @@ fn grid(shape: &ConvShape) -> Grid {
 struct Tasks {
     total: usize,
     n: usize,
+    /// All tasks but the last are of so many tiles, or a multiple.
+    unit: usize,
 }
 
 impl Tasks {
     /// As few tasks of about the same size as `most` tiles allow, of a number that divides well among threads: fixed by the shape,
-    /// whatever their number.
+    /// whatever their number. They are of whole groups of rows.
     fn of(total: usize, most: usize) -> Self {
         let n = total.div_ceil(most).max(1);
-        Self { total, n: n.next_multiple_of((n.next_power_of_two() / 4).max(1)) }
+        Self { total, n: n.next_multiple_of((n.next_power_of_two() / 4).max(1)), unit: TILE }
     }
 
-    /// The tiles of a task: whole groups of rows, but for the last.
+    /// The same tasks of whole register blocks, where `most` was of these and tasks are many.
+    fn of_blocks(self) -> Self {
+        Self { unit: if self.n < MANY { TILE } else { WHOLE }, ..self }
+    }
+
+    /// The tiles of a task.
     fn tiles(self, task: usize) -> std::ops::Range<usize> {
-        let at = |task: usize| (self.total.div_ceil(TILE) * task / self.n * TILE).min(self.total);
+        let at = |task: usize| (self.total.div_ceil(self.unit) * task / self.n * self.unit).min(self.total);
         at(task)..at(task + 1)
     }
 }
 
-/// Tiles of a task whose points take about so many floats: whole register blocks of every level.
+/// Tiles of a task whose points take about so many floats, in whole register blocks.
 fn most_tiles(windows: usize, pass: Pass, channels: usize, (least, most): (usize, usize)) -> usize {
-    (windows / (pass.products() * channels) / 12 * 12).clamp(least, most)
+    (windows / (pass.products() * channels) / WHOLE * WHOLE).clamp(least, most)
 }
 
 impl WinogradConv {
@@ -154,7 +166,7 @@ impl WinogradConv {
 
     /// The tasks of a pass from `source` channels.
     fn tasks(&self, n_images: usize, pass: Pass, source: usize) -> Tasks {
-        Tasks::of(n_images * self.grid.per_image(), most_tiles(TASK_WINDOWS, pass, source, TASK_TILES))
+        Tasks::of(n_images * self.grid.per_image(), most_tiles(TASK_WINDOWS, pass, source, TASK_TILES)).of_blocks()
     }
 
     /// Rows and columns of the inputs' maps and of the outputs'.

@@ -4,7 +4,7 @@
 //! A register block of rows × vectors of columns stays in registers while the loop runs along the depth: per step it loads one
 //! row of the right side and broadcasts one number of the left side per row.
 
-use crate::cpu::ahead::LINE;
+use crate::cpu::ahead::{self, LINE, Run};
 use crate::cpu::cell::Cell;
 use crate::cpu::correlate::{MAX_PIXELS, add_products};
 use crate::cpu::simd::Simd;
@@ -47,7 +47,7 @@ pub(super) struct Out {
 }
 
 /// A product of at most `S::PIXELS` rows and `V` vectors of columns; `right` has those vectors for each step of the depth, one step behind the
-/// other. Rows come in groups of `S::GROUP`: surplus ones are read and written.
+/// other. Rows come in groups of `S::GROUP`: surplus ones are read and written. `asked`: [`n_asked`](ahead::n_asked) lines that will be read soon.
 ///
 /// # Safety
 /// As [`Simd`]; both sides must be readable and `out` writable for all rows of whole groups.
@@ -58,13 +58,14 @@ pub(super) unsafe fn multiply<C: Cell, S: Simd, const V: usize>(
     left: Left,
     right: *const f32,
     out: Out,
+    asked: Run,
 ) {
     // SAFETY: handed through.
     unsafe {
         match rows.div_ceil(S::GROUP) {
-            1 => block::<C, S, V, 1>(depth, left, right, out),
-            2 => block::<C, S, V, 2>(depth, left, right, out),
-            _ => block::<C, S, V, 3>(depth, left, right, out),
+            1 => block::<C, S, V, 1>(depth, left, right, out, asked),
+            2 => block::<C, S, V, 2>(depth, left, right, out, asked),
+            _ => block::<C, S, V, 3>(depth, left, right, out, asked),
         }
     }
 }
@@ -78,6 +79,7 @@ unsafe fn block<C: Cell, S: Simd, const V: usize, const GROUPS: usize>(
     mut left: Left,
     mut right: *const f32,
     out: Out,
+    (mut asked, line): Run,
 ) {
     // SAFETY: the caller's promise, for `GROUPS` whole groups of rows.
     unsafe {
@@ -93,6 +95,10 @@ unsafe fn block<C: Cell, S: Simd, const V: usize, const GROUPS: usize>(
         for _ in 0..depth / S::STEPS {
             for step in 0..S::STEPS {
                 one_step::<C, S, V, GROUPS>(&left, right, step, &mut acc);
+            }
+            for _ in 0..ahead::n_asked::<S>(S::STEPS) {
+                S::prefetch_far(asked);
+                asked = asked.wrapping_add(line);
             }
             left.start = left.at(0, S::STEPS);
             right = right.add(S::STEPS * V * S::LANES);

@@ -11,7 +11,7 @@ use super::product::{Adjacent, Left, Out, multiply};
 use super::square::{self, Source};
 use super::strided::{self, WideOutputs};
 use super::transform::{self, Columns, Line, Outputs, POINTS, TILE, rolled, weight_point};
-use crate::cpu::ahead::LINE;
+use crate::cpu::ahead::{Ahead, LINE, Lines, n_asked};
 use crate::cpu::cell::Cell;
 use crate::cpu::simd::{Level, Simd, kernel};
 use crate::types::Write;
@@ -140,19 +140,24 @@ unsafe fn multiply_panel<E: Cell, S: Simd, const V: usize, const P: usize>(
     let (from_tile, to_tile) = (tile_len(P * P, padded), tile_len(P * P, width));
     assert!(weights.len() >= POINTS * cells * width);
     for product in 0..P * P {
+        // Behind this point's products, the next one's weights are asked for: the panel's, or the next panel's behind it.
+        let next = if product + 1 < P * P { weight_point(P, product + 1) } else { POINTS };
+        let right = |point: usize| weights.as_ptr().wrapping_add(point * cells * width);
+        let is_other = next != weight_point(P, product) && next * cells * width < weights.len();
+        let mut lines = Ahead([Lines::run(right(next), if is_other { cells * width } else { 0 })]);
         for first in (0..n_tiles).step_by(S::PIXELS) {
             let rows = S::PIXELS.min(n_tiles - first);
             // SAFETY: windows and products hold whole groups of tiles, which the caller asserted; weights by the assertion.
             unsafe {
                 let start = windows.as_ptr().add(first * from_tile + product * point_len(padded));
                 let left = Left { start, adjacent: Adjacent::Steps, stride: from_tile };
-                let right = weights.as_ptr().add(weight_point(P, product) * cells * width);
+                let (right, asked) = (right(weight_point(P, product)), lines.take(n_asked::<S>(cells)));
                 let start = products.as_mut_ptr().add(first * to_tile + product * width);
                 let out = Out { start, row: to_tile, adds: false };
                 if job.per_cell == 1 {
-                    multiply::<f32, S, V>(rows, cells, left, right, out);
+                    multiply::<f32, S, V>(rows, cells, left, right, out, asked);
                 } else {
-                    multiply::<E, S, V>(rows, cells, left, right, out);
+                    multiply::<E, S, V>(rows, cells, left, right, out, asked);
                 }
             }
         }
