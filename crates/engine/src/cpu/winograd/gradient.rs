@@ -55,6 +55,7 @@ pub(super) struct Layout {
 /// A block: its output and its input channels, the latter in whole vectors.
 #[derive(Clone)]
 pub(super) struct Block {
+    index: usize,
     pub rows: Range<usize>,
     pub columns: Range<usize>,
     /// Output channels in whole vectors.
@@ -80,17 +81,17 @@ impl Layout {
         let across = self.cin.div_ceil(COLUMNS);
         let (row, column) = (index / across * ROWS, index % across * COLUMNS);
         let height = ROWS.min(self.dy_width() - row);
-        Block { rows: row..self.cout.min(row + ROWS), columns: column..self.x_width().min(column + COLUMNS), height }
+        Block { index, rows: row..self.cout.min(row + ROWS), columns: column..self.x_width().min(column + COLUMNS), height }
     }
 
     /// Floats of the sums of all blocks.
     pub fn sums(&self) -> usize {
-        POINTS * self.dy_width() * self.x_width()
+        POINTS * (self.dy_width() * self.x_width() + self.n_blocks() * GAP)
     }
 
     /// Where the sums of a block begin.
     pub fn start(&self, block: &Block) -> usize {
-        POINTS * (block.rows.start * self.x_width() + block.height * block.columns.start)
+        POINTS * (block.rows.start * self.x_width() + block.height * block.columns.start + block.index * GAP)
     }
 
     /// Cells of `n_tiles` tiles.
@@ -116,9 +117,9 @@ impl Block {
         POINTS * self.point()
     }
 
-    /// Floats of its sums at a point.
+    /// Floats of its sums at a point, and from one to the next.
     pub fn point(&self) -> usize {
-        self.height * self.columns.len()
+        self.height * self.columns.len() + GAP
     }
 }
 
