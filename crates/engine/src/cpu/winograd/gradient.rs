@@ -81,7 +81,12 @@ impl Layout {
         let across = self.cin.div_ceil(COLUMNS);
         let (row, column) = (index / across * ROWS, index % across * COLUMNS);
         let height = ROWS.min(self.dy_width() - row);
-        Block { index, rows: row..self.cout.min(row + ROWS), columns: column..self.x_width().min(column + COLUMNS), height }
+        Block {
+            index,
+            rows: row..self.cout.min(row + ROWS),
+            columns: column..self.x_width().min(column + COLUMNS),
+            height,
+        }
     }
 
     /// Floats of the sums of all blocks.
