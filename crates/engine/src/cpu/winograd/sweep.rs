@@ -140,18 +140,20 @@ unsafe fn multiply_panel<E: Cell, S: Simd, const V: usize, const P: usize>(
     let (from_tile, to_tile) = (tile_len(P * P, padded), tile_len(P * P, width));
     assert!(weights.len() >= POINTS * cells * width);
     for product in 0..P * P {
+        let point = weight_point(P, product);
+        let right = |point: usize| weights.as_ptr().wrapping_add(point * cells * width);
         // Behind this point's products, the next one's weights are asked for: the panel's, or the next panel's behind it.
         let next = if product + 1 < P * P { weight_point(P, product + 1) } else { POINTS };
-        let right = |point: usize| weights.as_ptr().wrapping_add(point * cells * width);
-        let is_other = next != weight_point(P, product) && next * cells * width < weights.len();
-        let mut lines = Ahead([Lines::run(right(next), if is_other { cells * width } else { 0 })]);
+        let is_there = next != point && next * cells * width < weights.len();
+        let asked = if is_there { Lines::run(right(next), cells * width) } else { Lines::run(right(point), 0) };
+        let mut lines = Ahead([asked]);
         for first in (0..n_tiles).step_by(S::PIXELS) {
             let rows = S::PIXELS.min(n_tiles - first);
             // SAFETY: windows and products hold whole groups of tiles, which the caller asserted; weights by the assertion.
             unsafe {
                 let start = windows.as_ptr().add(first * from_tile + product * point_len(padded));
                 let left = Left { start, adjacent: Adjacent::Steps, stride: from_tile };
-                let (right, asked) = (right(weight_point(P, product)), lines.take(n_asked::<S>(cells)));
+                let (right, asked) = (right(point), lines.take(n_asked::<S>(cells)));
                 let start = products.as_mut_ptr().add(first * to_tile + product * width);
                 let out = Out { start, row: to_tile, adds: false };
                 if job.per_cell == 1 {
