@@ -261,7 +261,7 @@ struct Panel {
     adds: bool,
 }
 
-/// Multiplies a panel of `V` vectors, and asks for what comes next.
+/// Multiplies a panel of `V` vectors, and asks for what comes next, as far as the loops have steps for it.
 #[inline(always)]
 unsafe fn multiply_panel<E: Cell, S: Simd, const V: usize>(panel: &Panel, mut lines: Ahead<2>, out: &mut [f32]) {
     let &Panel { depth, rows, left, right, adds } = panel;

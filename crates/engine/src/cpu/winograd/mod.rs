@@ -34,7 +34,7 @@ use transform::{POINTS, TAPS, TILE};
 
 /// Floats of a task's windows at their points, about: with the products, what a second-level cache holds.
 const TASK_WINDOWS: usize = 120 << 10;
-/// Tiles of a task: fewer, and the weights are read too often; more, and small batches fall into too few tasks.
+/// Tiles of a task, in whole register blocks: fewer, and the weights are read too often; more, and small batches fall into too few tasks.
 const TASK_TILES: (usize, usize) = (36, 96);
 /// Tiles of whole register blocks of every level.
 const WHOLE: usize = 12;
@@ -133,7 +133,7 @@ impl Tasks {
     }
 }
 
-/// Tiles of a task whose points take about so many floats, in whole register blocks.
+/// Tiles of a task whose points take about so many floats: whole register blocks, if the least and the most are.
 fn most_tiles(windows: usize, pass: Pass, channels: usize, (least, most): (usize, usize)) -> usize {
     (windows / (pass.products() * channels) / WHOLE * WHOLE).clamp(least, most)
 }
@@ -318,5 +318,32 @@ impl<E: Cell> Convolution<E> for WinogradConv {
         assert!(dw.len() == self.shape.n_weights(), "gradient of {} weights", dw.len());
         let job = gradient::Job { grid: self.grid, sizes: self.sizes(), layout: self.gradient_layout(), x, dy };
         shares::backward_weight(ctx, &job, n * self.grid.per_image(), dw, mask);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tasks_are_all_tiles_and_none_is_larger_than_most() {
+        let least = TASK_TILES.0;
+        assert!(least.is_multiple_of(WHOLE) && TASK_TILES.1.is_multiple_of(WHOLE) && WHOLE.is_multiple_of(TILE));
+        for (total, most) in (0..2000).step_by(7).flat_map(|total| [(total, least), (total, 2 * least)]) {
+            for tasks in [Tasks::of(total, most), Tasks::of(total, most).of_blocks()] {
+                let mut end = 0;
+                for tiles in (0..tasks.n).map(|task| tasks.tiles(task)) {
+                    assert!(tiles.start == end && tiles.len() <= most, "{total} tiles by {most}: {tiles:?}");
+                    assert!(
+                        tiles.end == total || tiles.end.is_multiple_of(tasks.unit),
+                        "{total} tiles by {most}: {tiles:?}"
+                    );
+                    end = tiles.end;
+                }
+                assert_eq!(end, total, "by {most}");
+            }
+        }
+        assert_eq!(Tasks::of(MANY * least, least).of_blocks().unit, WHOLE);
+        assert_eq!(Tasks::of((MANY - 1) * least - WHOLE, 2 * least).of_blocks().unit, TILE);
     }
 }
