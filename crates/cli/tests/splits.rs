@@ -69,6 +69,25 @@ fn a_long_tail_its_counterpart_and_a_few_shot_set_leave_the_held_out_images_alon
 }
 
 #[test]
+fn check_warns_of_labels_that_are_not_the_class_folders() {
+    let root = tempfile::tempdir().unwrap();
+    let root = root.path();
+    folders(root, [3, 3, 3]);
+    let check = |list: &str| -> (u64, String) {
+        std::fs::write(root.join("list.txt"), list).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&made(root, "check list.txt --data images --json")).unwrap();
+        let Output { stderr, .. } = split(root, "check list.txt --data images");
+        (json["n_relabelled"].as_u64().unwrap(), String::from_utf8(stderr).unwrap())
+    };
+    assert_eq!(check("c/001.png 2\na/000.png 0\n"), (0, String::new()));
+    let (n, warning) = check("a/000.png 0\nb/001.png 2\nc/002.png 1\n");
+    assert!(
+        n == 2 && warning.contains("2 of 3 labels") && warning.contains("b/001.png has 2 here and 1 there"),
+        "{warning}"
+    );
+}
+
+#[test]
 fn the_same_seed_makes_the_same_bytes_and_another_does_not() {
     let root = tempfile::tempdir().unwrap();
     let root = root.path();

@@ -72,7 +72,7 @@ pub enum DataError {
 fn share(broken: usize, total: usize, limit: f32) -> String {
     match broken == total {
         true => format!("{broken} of {total} images are broken, which leaves none"),
-        false => format!("{broken} of {total} images are broken, more than the allowed share of {limit}"),
+        false => format!("{broken} of {total} images are broken so far, more than the allowed share of {limit}"),
     }
 }
 

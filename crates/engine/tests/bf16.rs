@@ -106,6 +106,8 @@ fn convolutions_of_real_networks_agree() {
         (3, 64, 7, 2, 64, 1),
         (64, 256, 1, 1, 28, 2),
         (40, 72, 1, 2, 9, 3),
+        // So many tiles that tasks at points are of whole register blocks.
+        (16, 16, 3, 1, 64, 6),
     ];
     for (cin, cout, kernel, stride, size, n) in shapes {
         let input = Dims { h: size, w: size, c: cin };

@@ -54,6 +54,13 @@ fn without_images(arg: Arg) -> Arg {
     if is_of_images { arg.hide(true) } else { arg }
 }
 
+/// Hides flags that only training has a use for.
+fn without_training(arg: Arg) -> Arg {
+    let is_of_training = matches!(arg.get_help_heading(), Some("Views" | "Method" | "Optimizer and schedule"));
+    let is_of_a_step = ["head-layers", "head-dim", "batch-size"].contains(&arg.get_id().as_str());
+    if is_of_training || is_of_a_step { arg.hide(true) } else { arg }
+}
+
 /// `sdclr bench step`.
 #[derive(Debug, Args)]
 #[command(
@@ -128,7 +135,8 @@ pub struct BenchDataArgs {
 #[derive(Debug, Args)]
 #[command(
     after_help = "The other program of --against prints a JSON line with features_images_per_s; sdclr bench probe --json does \
-                        too. The head is not compared."
+                        too. The head is not compared.",
+    mut_args(without_training)
 )]
 pub struct BenchProbeArgs {
     /// Images whose features are computed, over and over

@@ -135,8 +135,8 @@ fn affine(side: usize, view: &mut [u8], buffer: &mut Vec<u8>, [a, b, c, d, e, f]
     buffer.extend_from_slice(view);
     let pixel = |column: i64, row: i64| {
         let inside = 0..side as i64;
-        let at =
-            (inside.contains(&column) && inside.contains(&row)).then_some((row as usize * side + column as usize) * 3);
+        let is_inside = inside.contains(&column) && inside.contains(&row);
+        let at = is_inside.then(|| (row as usize * side + column as usize) * 3);
         at.map_or([0; 3], |at| [buffer[at], buffer[at + 1], buffer[at + 2]])
     };
     if b == 0.0 && d == 0.0 {

@@ -5,10 +5,11 @@ use crate::config::open_images;
 use crate::context::Context;
 use sdclr::metrics::{GroupRule, class_groups};
 use sdclr::reproduce::tail_counts;
+use sdclr_data::Dataset;
 use sdclr_records::Experiment;
 use sdclr_records::names::Part;
 use sdclr_report::tail_line;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::process::ExitCode;
 
 /// The widest bar of a histogram, in characters.
@@ -36,10 +37,12 @@ pub fn run(args: &CheckArgs, context: Context) -> anyhow::Result<ExitCode> {
     let mut counts = images.class_counts().unwrap_or_default();
     counts.resize(n_classes.max(counts.len()), 0);
     let recognised = recognise(&counts);
+    let relabelled = relabelled(&images, &whole);
     if context.json {
         context.print_json(&serde_json::json!({
             "file": args.file, "n_images": n_images, "class_counts": counts, "recognised": recognised,
             "imbalance_factor": Summary::of(&counts).imbalance_factor(), "n_shared_with_validation": n_shared,
+            "n_relabelled": relabelled.len(),
         }))?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -64,10 +67,26 @@ pub fn run(args: &CheckArgs, context: Context) -> anyhow::Result<ExitCode> {
         text.push_str(&format!("Images shared with the validation split: {n_shared}\n"));
     }
     context.print(&text)?;
+    if let Some(&(position, here, there)) = relabelled.first() {
+        context.warn(&format!(
+            "{} of {n_images} labels are not those of the data set: {} has {here} here and {there} there; classifiers of one mean other classes \
+             than those of the other",
+            relabelled.len(),
+            images.name(position),
+        ));
+    }
     if n_shared.is_some_and(|n| n > 0) {
         context.warn("validation images are among these: choosing an epoch on them would say nothing");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The images whose label is not the data set's: their positions, and both labels.
+fn relabelled(images: &Dataset, whole: &Dataset) -> Vec<(usize, u32, u32)> {
+    let theirs: HashMap<usize, u32> =
+        (0..whole.len()).filter_map(|position| Some((whole.source_index(position), whole.label(position)?))).collect();
+    let both = |position| Some((position, images.label(position)?, *theirs.get(&images.source_index(position))?));
+    (0..images.len()).filter_map(both).filter(|(_, here, there)| here != there).collect()
 }
 
 /// What class counts amount to.
