@@ -36,12 +36,13 @@ impl Flag {
     }
 }
 
-const DATA: &str = "Data";
-const VIEWS: &str = "Views";
+/// Headings of the help.
+pub const DATA: &str = "Data";
+pub const VIEWS: &str = "Views";
 const MODEL: &str = "Model";
-const METHOD: &str = "Method";
+pub const METHOD: &str = "Method";
 const TRAINING: &str = "Training";
-const OPTIMIZER: &str = "Optimizer and schedule";
+pub const OPTIMIZER: &str = "Optimizer and schedule";
 const MACHINE: &str = "Machine";
 const SAVING: &str = "Logging and saving";
 
@@ -200,14 +201,9 @@ impl BenchFlags {
         Ok([Layer::from_flags(&defaults)?, self.0.layer()?])
     }
 
-    /// Whether a flag was given.
-    pub fn has(&self, name: &str) -> bool {
-        self.0.0.iter().any(|(flag, _)| flag == name)
-    }
-
-    /// The first flag that was given.
-    pub fn first(&self) -> Option<&str> {
-        self.0.0.first().map(|(flag, _)| flag.as_str())
+    /// The flags that were given.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.0.iter().map(|(flag, _)| flag.as_str())
     }
 }
 

@@ -255,3 +255,18 @@ fn ctrl_c_ends_the_other_program_and_what_it_started() {
         std::thread::sleep(Duration::from_millis(10));
     }
 }
+
+#[test]
+fn a_flag_that_changes_nothing_is_named() {
+    let notes = |part: &str, more: &[&str]| {
+        let output = bench(&[part], more);
+        assert!(output.status.success());
+        let lines = String::from_utf8(output.stderr).expect("text");
+        lines.lines().filter(|line| line.starts_with("note: ")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let flags = ["--temperature", "0.5", "--epochs", "3", "--seed", "1"];
+    let probe = notes("probe", &[&["--images", "8", "--seconds", "0.01"], &flags[..]].concat());
+    assert_eq!(probe, ["temperature", "epochs", "batch-size"].map(|flag| format!("note: --{flag} has no effect here")));
+    let step = notes("step", &[&["--steps", "1"], &flags[..]].concat());
+    assert_eq!(step, ["note: --epochs has no effect here"]);
+}

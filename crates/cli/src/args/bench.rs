@@ -1,6 +1,6 @@
 //! What can be typed after `sdclr bench`.
 
-use crate::flags::BenchFlags;
+use crate::flags::{BenchFlags, DATA, METHOD, OPTIMIZER, VIEWS};
 use clap::{Arg, Args, Subcommand};
 use std::num::NonZeroUsize;
 
@@ -50,13 +50,13 @@ pub struct AgainstArgs {
 
 /// Hides flags that only images have a use for.
 fn without_images(arg: Arg) -> Arg {
-    let is_of_images = matches!(arg.get_help_heading(), Some("Data" | "Views")) && arg.get_id() != "image-size";
+    let is_of_images = matches!(arg.get_help_heading(), Some(DATA | VIEWS)) && arg.get_id() != "image-size";
     if is_of_images { arg.hide(true) } else { arg }
 }
 
 /// Hides flags that only training has a use for.
 fn without_training(arg: Arg) -> Arg {
-    let is_of_training = matches!(arg.get_help_heading(), Some("Views" | "Method" | "Optimizer and schedule"));
+    let is_of_training = matches!(arg.get_help_heading(), Some(VIEWS | METHOD | OPTIMIZER));
     let is_of_a_step = ["head-layers", "head-dim", "batch-size"].contains(&arg.get_id().as_str());
     if is_of_training || is_of_a_step { arg.hide(true) } else { arg }
 }

@@ -56,7 +56,7 @@ impl Candidates {
             UsageError(format!("{}: splits need labelled images, these have no labels ({what})", from.data.display()))
         })?;
         let narrowed = |file: &Path| -> anyhow::Result<HashSet<usize>> {
-            let images = open_images(&from.data, Part::Train, Some(file.to_owned()), None)?;
+            let images = all.narrowed_by(file)?;
             Ok((0..images.len()).map(|position| images.source_index(position)).collect())
         };
         let among = from.split.as_deref().map(narrowed).transpose()?;
@@ -228,7 +228,7 @@ fn balanced(args: &BalancedArgs, context: Context) -> anyhow::Result<ExitCode> {
     let candidates = Candidates::open(&args.from, &[&args.out])?;
     let n_classes = candidates.family.n_classes();
     let per_class = match (&args.as_many_as, args.per_class) {
-        (Some(file), _) => open_images(&args.from.data, Part::Train, Some(file.clone()), None)?.len() / n_classes,
+        (Some(file), _) => candidates.all.narrowed_by(file)?.len() / n_classes,
         (None, n) => n.unwrap_or(0),
     };
     if per_class == 0 {

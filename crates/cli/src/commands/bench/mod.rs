@@ -10,9 +10,13 @@ mod probe;
 mod setup;
 mod step;
 
-use crate::args::{BenchArgs, BenchCommand, BenchConvsArgs, BenchLayersArgs, BenchStepArgs};
+use crate::args::{
+    BenchArgs, BenchCommand, BenchConvsArgs, BenchDataArgs, BenchLayersArgs, BenchProbeArgs, BenchStepArgs,
+};
 use crate::context::Context;
 use crate::exit::UsageError;
+use crate::flags::BenchFlags;
+use clap::{Args, Command};
 use sdclr::bench::Repeats;
 use sdclr_report::table::Cell;
 use serde_json::{Map, Value};
@@ -25,24 +29,46 @@ use std::process::ExitCode;
 /// Settings that do not do, too little memory, a failing program of --against.
 pub fn run(args: &BenchArgs, context: Context) -> anyhow::Result<ExitCode> {
     let Some(command) = &args.command else { return everything(args, context) };
-    if let Some(flag) = args.flags.first() {
+    if let Some(flag) = args.flags.names().next() {
         let text = format!("--{flag}: give it after the part, as in sdclr bench step --{flag} …");
         return Err(UsageError(text).into());
     }
     if let BenchCommand::Step(BenchStepArgs { flags, .. })
     | BenchCommand::Layers(BenchLayersArgs { flags, .. })
     | BenchCommand::Convs(BenchConvsArgs { flags, .. }) = command
-        && flags.has("data")
+        && flags.names().any(|flag| flag == "data")
     {
         return Err(UsageError("--data: only bench data and bench probe read images".to_owned()).into());
     }
     match command {
-        BenchCommand::Step(args) => step::run(args, context),
-        BenchCommand::Layers(args) => layers::run(args, context),
-        BenchCommand::Convs(args) => convs::run(args, context),
-        BenchCommand::Data(args) => data::run(args, context),
-        BenchCommand::Probe(args) => probe::run(args, context),
+        BenchCommand::Step(args) => {
+            note_idle::<BenchStepArgs>(&args.flags, context);
+            step::run(args, context)
+        }
+        BenchCommand::Layers(args) => {
+            note_idle::<BenchLayersArgs>(&args.flags, context);
+            layers::run(args, context)
+        }
+        BenchCommand::Convs(args) => {
+            note_idle::<BenchConvsArgs>(&args.flags, context);
+            convs::run(args, context)
+        }
+        BenchCommand::Data(args) => {
+            note_idle::<BenchDataArgs>(&args.flags, context);
+            data::run(args, context)
+        }
+        BenchCommand::Probe(args) => {
+            note_idle::<BenchProbeArgs>(&args.flags, context);
+            probe::run(args, context)
+        }
     }
+}
+
+/// Names the flags that were given and change nothing: those that the help of `A` does not list.
+fn note_idle<A: Args>(flags: &BenchFlags, context: Context) {
+    let command = A::augment_args(Command::new("bench"));
+    let is_idle = |flag: &&str| command.get_arguments().any(|arg| arg.get_id() == *flag && arg.is_hide_set());
+    flags.names().filter(is_idle).for_each(|flag| context.note(&format!("note: --{flag} has no effect here")));
 }
 
 /// What a part measured.
@@ -87,6 +113,7 @@ const PROBE: (usize, f64) = (256, 2.0);
 
 /// Every part for a few seconds.
 fn everything(args: &BenchArgs, context: Context) -> anyhow::Result<ExitCode> {
+    note_idle::<BenchArgs>(&args.flags, context);
     let mut setup = Setup::new(&args.flags, context)?;
     let steps = Repeats { at_least: 2, at_most: 5, seconds: STEPS_S };
     let mut parts: Vec<(&str, Box<dyn Report>)> = Vec::new();

@@ -9,7 +9,7 @@ use sdclr_data::Dataset;
 use sdclr_records::Experiment;
 use sdclr_records::names::Part;
 use sdclr_report::tail_line;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::process::ExitCode;
 
 /// The widest bar of a histogram, in characters.
@@ -22,27 +22,26 @@ const N_SHOWN: usize = 20;
 /// # Errors
 /// A split that does not fit the images, which says where and why.
 pub fn run(args: &CheckArgs, context: Context) -> anyhow::Result<ExitCode> {
-    let images = open_images(&args.data, Part::Train, Some(args.file.clone()), None)?;
+    let whole = open_images(&args.data, Part::Train, None, None)?;
+    let images = whole.narrowed_by(&args.file)?;
     let n_images = images.len();
     let n_shared = match &args.validation {
         Some(file) => {
-            let validation = open_images(&args.data, Part::Train, Some(file.clone()), None)?;
+            let validation = whole.narrowed_by(file)?;
             let theirs: HashSet<usize> = (0..validation.len()).map(|p| validation.source_index(p)).collect();
             Some((0..n_images).filter(|&p| theirs.contains(&images.source_index(p))).count())
         }
         None => None,
     };
-    let whole = open_images(&args.data, Part::Train, None, None)?;
     let n_classes = whole.n_classes().unwrap_or(0);
     let mut counts = images.class_counts().unwrap_or_default();
     counts.resize(n_classes.max(counts.len()), 0);
     let recognised = recognise(&counts);
-    let relabelled = relabelled(&images, &whole);
     if context.json {
         context.print_json(&serde_json::json!({
             "file": args.file, "n_images": n_images, "class_counts": counts, "recognised": recognised,
             "imbalance_factor": Summary::of(&counts).imbalance_factor(), "n_shared_with_validation": n_shared,
-            "n_relabelled": relabelled.len(),
+            "n_relabelled": relabelled(&images, &whole).count(),
         }))?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -67,12 +66,11 @@ pub fn run(args: &CheckArgs, context: Context) -> anyhow::Result<ExitCode> {
         text.push_str(&format!("Images shared with the validation split: {n_shared}\n"));
     }
     context.print(&text)?;
-    if let Some(&(position, here, there)) = relabelled.first() {
+    if let Some((position, here, there)) = relabelled(&images, &whole).next() {
+        let (n, name) = (relabelled(&images, &whole).count(), images.name(position));
         context.warn(&format!(
-            "{} of {n_images} labels are not those of the data set: {} has {here} here and {there} there; classifiers of one mean other classes \
-             than those of the other",
-            relabelled.len(),
-            images.name(position),
+            "{n} of {n_images} labels are not those of the data set: {name} has {here} here and {there} there; a classifier of one means other \
+             classes than one of the other"
         ));
     }
     if n_shared.is_some_and(|n| n > 0) {
@@ -81,12 +79,10 @@ pub fn run(args: &CheckArgs, context: Context) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The images whose label is not the data set's: their positions, and both labels.
-fn relabelled(images: &Dataset, whole: &Dataset) -> Vec<(usize, u32, u32)> {
-    let theirs: HashMap<usize, u32> =
-        (0..whole.len()).filter_map(|position| Some((whole.source_index(position), whole.label(position)?))).collect();
-    let both = |position| Some((position, images.label(position)?, *theirs.get(&images.source_index(position))?));
-    (0..images.len()).filter_map(both).filter(|(_, here, there)| here != there).collect()
+/// The images whose label is not the whole data set's: their positions, and both labels.
+fn relabelled<'a>(images: &'a Dataset, whole: &'a Dataset) -> impl Iterator<Item = (usize, u32, u32)> + 'a {
+    let both = |position| Some((position, images.label(position)?, whole.label(images.source_index(position))?));
+    (0..images.len()).filter_map(both).filter(|(_, here, there)| here != there)
 }
 
 /// What class counts amount to.
