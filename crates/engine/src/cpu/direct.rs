@@ -172,7 +172,7 @@ impl DirectConv {
             kernels::reduce_weights(level, &reduce, piece, sums);
             for (sums, from) in sums.chunks_exact(n).zip((at * depth + piece.first..).step_by(depth)) {
                 // SAFETY: chunks have different channels or weights, and each runs once.
-                elementwise::add_kept(unsafe { dw.part(from, n) }, sums, mask.map(|mask| &mask[from..from + n]));
+                elementwise::add_kept(level, unsafe { dw.part(from, n) }, sums, mask.map(|mask| &mask[from..from + n]));
             }
         });
     }
@@ -335,11 +335,14 @@ impl PackedSweep {
                 n: width.min(c - first),
                 width,
             };
-            match (direction, sweep.widens) {
-                (Direction::Forward, false) => pack::forward::<E>(level, &panel, E::of_scratch(part)),
-                (Direction::Forward, true) => pack::forward::<f32>(level, &panel, part),
-                (Direction::BackwardData, false) => pack::backward::<E>(level, &panel, E::of_scratch(part)),
-                (Direction::BackwardData, true) => pack::backward::<f32>(level, &panel, part),
+            // SAFETY: `level` is at most what the engine detected; where it has no pairs, the sweep widens.
+            unsafe {
+                match (direction, sweep.widens) {
+                    (Direction::Forward, false) => pack::forward::<E>(level, &panel, E::of_scratch(part)),
+                    (Direction::Forward, true) => pack::forward::<f32>(level, &panel, part),
+                    (Direction::BackwardData, false) => pack::backward::<E>(level, &panel, E::of_scratch(part)),
+                    (Direction::BackwardData, true) => pack::backward::<f32>(level, &panel, part),
+                }
             }
         });
     }

@@ -112,13 +112,15 @@ dispatch! {
     }
 }
 
-/// Adds what the mask keeps.
-pub(crate) fn add_kept(to: &mut [f32], from: &[f32], mask: Option<&[u8]>) {
-    match mask {
-        None => to.iter_mut().zip(from).for_each(|(to, v)| *to += v),
-        Some(mask) => {
-            for ((to, v), &keep) in to.iter_mut().zip(from).zip(mask) {
-                *to += if keep != 0 { *v } else { 0.0 };
+dispatch! {
+    /// Adds what the mask keeps.
+    pub(crate) fn add_kept(to: &mut [f32], from: &[f32], mask: Option<&[u8]>) {
+        match mask {
+            None => to.iter_mut().zip(from).for_each(|(to, v)| *to += v),
+            Some(mask) => {
+                for ((to, v), &keep) in to.iter_mut().zip(from).zip(mask) {
+                    *to += if keep != 0 { *v } else { 0.0 };
+                }
             }
         }
     }

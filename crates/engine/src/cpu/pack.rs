@@ -1,13 +1,13 @@
 //! Brings master weights into the kernels' layout: rows of cells, each row the weights of one cell of source channels towards
 //! a panel of destination channels.
 //!
-//! Both directions read runs of weights as they lie and round a run at a time; what is left is to interleave.
+//! Both directions read runs of weights as they lie and round a run at a time; what is left is to turn squares of cells, or to pair rows.
 
 use super::cell::Cell;
-use super::simd::{Simd, dispatch};
+use super::simd::{Simd, kernel};
 
 /// Numbers that are rounded at a time.
-const RUN: usize = 256;
+const RUN: usize = 128;
 
 /// Master weights `[cout, taps, cin]`, and what keeps them.
 #[derive(Clone, Copy)]
@@ -62,54 +62,83 @@ impl Masters<'_> {
     }
 }
 
-dispatch! {
+kernel! {
     /// Packs for the forward pass: a destination channel's weights are contiguous along the source channels.
-    pub(crate) fn forward[E: Cell](panel: &Panel, out: &mut [E]) {
-        let (masters, (cin, padded)) = (&panel.masters, panel.source);
-        let row = panel.width * E::PER_CELL;
-        out.fill(E::default());
+    ///
+    /// # Safety
+    /// `level` must be supported by the CPU, and have pairs where a cell is one.
+    pub(crate) unsafe fn forward(panel: &Panel, out: &mut [E]) = pack_forward
+}
+
+kernel! {
+    /// Packs for backward-data: a source channel's weights are contiguous along the destination channels.
+    ///
+    /// # Safety
+    /// As [`forward`].
+    pub(crate) unsafe fn backward(panel: &Panel, out: &mut [E]) = pack_backward
+}
+
+/// Source channels of all the panel's destination channels; a line's cells are turned with its neighbours'.
+#[repr(align(64))]
+struct Lines<E>([[E; RUN]; MAX_WIDTH]);
+
+#[inline(always)]
+unsafe fn pack_forward<E: Cell, S: Simd>(panel: &Panel, out: &mut [E]) {
+    let (masters, (cin, padded), width) = (&panel.masters, panel.source, panel.width);
+    assert!(width.is_multiple_of(S::LANES) && padded.is_multiple_of(E::PER_CELL));
+    // Lines of channels behind the panel's last one stay zero.
+    let mut lines = Lines([[E::default(); RUN]; MAX_WIDTH]);
+    for ((t, &tap), from) in
+        panel.taps.iter().enumerate().flat_map(|tap| (0..padded).step_by(RUN).map(move |from| (tap, from)))
+    {
+        let n = RUN.min(padded - from);
+        for (j, line) in lines.0.iter_mut().enumerate().take(panel.n) {
+            let at = ((panel.first + j) * masters.n_taps + tap) * masters.cin + from;
+            let (weights, padding) = line[..n].split_at_mut(n.min(cin - from));
+            masters.round(at, weights);
+            padding.fill(E::default());
+        }
+        let out = &mut out[(t * padded + from) * width..][..n * width];
+        let cells = n / E::PER_CELL;
+        for (first, v) in
+            (0..cells).step_by(S::LANES).flat_map(|first| (0..width).step_by(S::LANES).map(move |v| (first, v)))
+        {
+            let square = lines.0.as_flattened()[v * RUN + first * E::PER_CELL..].as_ptr();
+            let to = out[(first * width + v) * E::PER_CELL..].as_mut_ptr();
+            // SAFETY: the caller's promise; a square's lines are whole, and so many cells there are.
+            unsafe { S::turn(square.cast(), RUN / E::PER_CELL, to.cast(), width, S::LANES.min(cells - first)) };
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn pack_backward<E: Cell, S: Simd>(panel: &Panel, out: &mut [E]) {
+    let (masters, (cout, padded), width) = (&panel.masters, panel.source, panel.width);
+    assert!(width.is_multiple_of(S::LANES) && padded.is_multiple_of(E::PER_CELL));
+    for from in (0..padded).step_by(E::PER_CELL) {
         for (t, &tap) in panel.taps.iter().enumerate() {
-            for from in (0..cin).step_by(RUN) {
-                let n = RUN.min(cin - from);
-                let out = &mut out[(t * padded + from) * panel.width..];
-                for j in 0..panel.n {
-                    let mut run = [E::default(); RUN];
-                    let at = ((panel.first + j) * masters.n_taps + tap) * masters.cin + from;
-                    masters.round(at, &mut run[..n]);
-                    let cells = run.chunks_exact(E::PER_CELL).take(n.div_ceil(E::PER_CELL));
-                    for (out, cell) in out.chunks_exact_mut(row).zip(cells) {
-                        for k in 0..E::PER_CELL {
-                            out[j * E::PER_CELL + k] = cell[k];
-                        }
-                    }
+            let at = |co: usize| (co * masters.n_taps + tap) * masters.cin + panel.first;
+            let mut rows = [[0.0f32; MAX_WIDTH]; 2];
+            for (co, row) in (from..cout).zip(rows.iter_mut().take(E::PER_CELL)) {
+                // SAFETY: the caller's promise.
+                unsafe { masters.prefetch::<S>(at(co + AHEAD)) };
+                masters.round(at(co), &mut row[..panel.n]);
+            }
+            let out = &mut out[(t * padded + from) * width..][..width * E::PER_CELL];
+            for v in (0..width).step_by(S::LANES) {
+                // SAFETY: the caller's promise; rows and `out` hold `width` cells.
+                unsafe {
+                    let [low, high] = rows.each_ref().map(|row| S::load(row[v..].as_ptr()));
+                    let cells = if E::PER_CELL == 2 { S::round_pairs(low, high) } else { low };
+                    cells.store_first(out[v * E::PER_CELL..].as_mut_ptr().cast(), S::LANES);
                 }
             }
         }
     }
 }
 
-dispatch! {
-    /// Packs for backward-data: a source channel's weights are contiguous along the destination channels.
-    pub(crate) fn backward[E: Cell](panel: &Panel, out: &mut [E]) {
-        let (masters, (cout, padded)) = (&panel.masters, panel.source);
-        let (row, per_tap) = (panel.width * E::PER_CELL, padded * panel.width);
-        for from in (0..padded).step_by(E::PER_CELL) {
-            for (&tap, out) in panel.taps.iter().zip(out.chunks_exact_mut(per_tap)) {
-                let mut cells = [[E::default(); MAX_WIDTH]; 2];
-                for (co, cell) in (from..cout).zip(cells.iter_mut().take(E::PER_CELL)) {
-                    let at = (co * masters.n_taps + tap) * masters.cin + panel.first;
-                    masters.round(at, &mut cell[..panel.n]);
-                }
-                let out = &mut out[from * panel.width..][..row];
-                for (j, out) in out.chunks_exact_mut(E::PER_CELL).enumerate() {
-                    for (k, out) in out.iter_mut().enumerate() {
-                        *out = cells[k][j];
-                    }
-                }
-            }
-        }
-    }
-}
+/// Source channels between those that are packed for backward-data and those whose weights are asked for.
+const AHEAD: usize = 4;
 
 /// The widest panel of any level.
 pub(crate) const MAX_WIDTH: usize = 32;

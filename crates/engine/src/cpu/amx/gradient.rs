@@ -13,15 +13,15 @@ use super::super::cell::Cell;
 use super::super::elementwise::{Piece, Reduce};
 use super::super::gradient::{Job, Target};
 use super::super::layout::Blocks;
-use super::super::simd::dispatch;
 use super::super::sweep::{Sweep, Task, TaskShape};
 use super::tiles::{A, B, C, DEPTH, PANEL, ROWS, Tiles};
 use crate::types::{Dims, Write};
 use std::arch::x86_64::{
-    __m128i, __m512i, _mm_loadu_si128, _mm512_castsi128_si512, _mm512_inserti32x4, _mm512_mask_blend_epi16,
-    _mm512_maskz_loadu_epi16, _mm512_setzero_si512, _mm512_slli_epi32, _mm512_srli_epi32, _mm512_storeu_si512,
-    _mm512_unpackhi_epi16, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi16, _mm512_unpacklo_epi32,
-    _mm512_unpacklo_epi64,
+    __m128i, __m512i, _mm_loadu_si128, _mm512_add_ps, _mm512_castsi128_si512, _mm512_inserti32x4, _mm512_loadu_ps,
+    _mm512_mask_blend_epi16, _mm512_mask_storeu_ps, _mm512_maskz_loadu_epi16, _mm512_permutex2var_ps,
+    _mm512_setr_epi32, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_slli_epi32, _mm512_srli_epi32,
+    _mm512_storeu_si512, _mm512_unpackhi_epi16, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi16,
+    _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
 };
 use std::ops::Range;
 
@@ -281,6 +281,7 @@ impl<E: Cell> Weaver<'_, E> {
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn line(&mut self, line: &[E], first: isize, n: usize, step: usize, n_positions: usize) {
         let (mut at, mut left) = (first, n_positions);
+        let (kept, end) = (u32::MAX >> (PANEL - n), line.len() as isize - n as isize);
         // SAFETY: the caller has the features, here and below.
         unsafe {
             if let Some(waiting) = self.waiting.take() {
@@ -289,7 +290,13 @@ impl<E: Cell> Weaver<'_, E> {
             }
             for _ in 0..left / 2 {
                 let next = at + step as isize;
-                self.pair(inputs(line, at, n), inputs(line, next, n));
+                if at >= 0 && next <= end {
+                    // All of both lie in the line.
+                    let load = |at: isize| _mm512_maskz_loadu_epi16(kept, line.as_ptr().offset(at).cast());
+                    self.pair(load(at), load(next));
+                } else {
+                    self.pair(inputs(line, at, n), inputs(line, next, n));
+                }
                 at = next + step as isize;
             }
             if left % 2 == 1 {
@@ -339,22 +346,40 @@ unsafe fn inputs<E: Cell>(line: &[E], at: isize, n: usize) -> __m512i {
     unsafe { _mm512_maskz_loadu_epi16(mask, line.as_ptr().wrapping_offset(at).cast()) }
 }
 
-dispatch! {
-    /// The sums of all slices of a weight gradient on tiles, of a piece: `[channels, n]`.
-    pub(crate) fn reduce_weights(from: &Reduce, piece: Piece, sums: &mut [f32]) {
-        let (Piece { at, first, n, .. }, blocks) = (piece, &from.blocks);
-        let block = blocks.block(first / blocks.row, first % blocks.row) * blocks.len;
-        for (channel, sums) in sums.chunks_exact_mut(n).enumerate() {
-            let row = block + (at + channel) * PANEL;
-            let mut total = [0.0f32; PANEL];
-            for slice in from.slices.chunks(blocks.n * blocks.len) {
-                let (evens, odds) = slice[row..row + PANEL].split_at(ROWS);
-                for ((total, even), odd) in total.chunks_exact_mut(2).zip(evens).zip(odds) {
-                    total[0] += even;
-                    total[1] += odd;
-                }
+/// The sums of all slices of a weight gradient on tiles, of a piece: `[channels, n]`.
+///
+/// # Safety
+/// The CPU must have AVX-512.
+#[target_feature(enable = "avx512f")]
+pub(crate) unsafe fn reduce_weights(from: &Reduce, piece: Piece, sums: &mut [f32]) {
+    let (Piece { at, first, n, .. }, blocks) = (piece, &from.blocks);
+    let block = blocks.block(first / blocks.row, first % blocks.row) * blocks.len;
+    // The first half of a row are its even inputs, the second the odd ones.
+    let (low, high) = (
+        _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23),
+        _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31),
+    );
+    let kept = u32::MAX >> (PANEL - n);
+    for (channel, sums) in sums.chunks_exact_mut(n).enumerate() {
+        let row = block + (at + channel) * PANEL;
+        let (mut evens, mut odds) = (_mm512_setzero_ps(), _mm512_setzero_ps());
+        for slice in from.slices.chunks(blocks.n * blocks.len) {
+            let row = &slice[row..row + PANEL];
+            // SAFETY: both halves are in the row.
+            unsafe {
+                evens = _mm512_add_ps(evens, _mm512_loadu_ps(row.as_ptr()));
+                odds = _mm512_add_ps(odds, _mm512_loadu_ps(row[ROWS..].as_ptr()));
             }
-            sums.copy_from_slice(&total[..n]);
+        }
+        let to = sums.as_mut_ptr();
+        // SAFETY: of the sums' `n` values none is left out, and nothing behind them is written.
+        unsafe {
+            _mm512_mask_storeu_ps(to, kept as u16, _mm512_permutex2var_ps(evens, low, odds));
+            _mm512_mask_storeu_ps(
+                to.wrapping_add(ROWS),
+                (kept >> ROWS) as u16,
+                _mm512_permutex2var_ps(evens, high, odds),
+            );
         }
     }
 }
