@@ -103,10 +103,10 @@ fn check_norm(dims: Dims, n: usize, relu: bool, residual: bool) -> Result<(), Te
         results.push(b.read(n, y, dims));
         let back = NormBackward { dy, gate: relu.then_some(y), x, coef, sums };
         b.engine.norm_backward_sums(n, back);
-        // Where terms cancel, their sum still rounds as they do: what it is compared to is about as large as its partial sums.
-        results.push([b.floats(sums), vec![1.0 + count as f32 / 64.0]].concat());
         b.engine.norm_param_grad(sums, dgamma, dbeta);
-        results.extend([b.floats(dgamma), b.floats(dbeta)]);
+        // Where terms cancel, their sum still rounds as they do: what it is compared to is about as large as its partial sums.
+        let partial = vec![1.0 + count as f32 / 64.0];
+        results.push([b.floats(sums), b.floats(dgamma), b.floats(dbeta), partial].concat());
         for (count, write) in [(Some(count), Write::Set), (None, Write::Add)] {
             b.engine.norm_backward_apply(n, back, count, Some(dx), Some((dr, write)));
             results.extend([b.read(n, dx, dims), b.read(n, dr, dims)]);
