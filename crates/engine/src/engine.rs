@@ -11,8 +11,8 @@
 //! buffer of a span that is read, and an activation that is written must differ from those that are read.
 
 use crate::types::{
-    Act, AdamStep, ByteBuf, ByteSpan, Conv, ConvShape, ConvUse, Dims, EngineError, F32Buf, LarsStep, Normalization,
-    Role, Rows, SgdStep, Span, Write,
+    Act, AdamStep, ByteBuf, ByteSpan, Conv, ConvShape, ConvUse, Dims, Direction, EngineError, F32Buf, LarsStep,
+    Normalization, Role, Rows, SgdStep, Span, Write,
 };
 
 /// Buffers: allocated once, read and written from the host.
@@ -200,8 +200,11 @@ pub trait Engine: Memory + Send {
         masked: bool,
     ) -> Result<Conv, EngineError>;
 
-    /// Brings master weights `[cout, kh, kw, cin]`, zeroed where `mask` is 0, into the compute layout.
-    fn pack_conv(&mut self, conv: Conv, weights: Span, mask: Option<ByteSpan>);
+    /// Brings master weights `[cout, kh, kw, cin]`, zeroed where `mask` is 0, into the layout that the passes of one direction read.
+    ///
+    /// A convolution of [`ConvUse::Forward`] keeps them. All others share one place, which holds those that were packed last: their
+    /// passes follow before another's weights are packed. A convolution's mask is the same both ways.
+    fn pack_conv(&mut self, conv: Conv, direction: Direction, weights: Span, mask: Option<ByteSpan>);
 
     /// `y = conv(x)`; with `sums`, also Σy and Σy² per channel `[2, cout]`.
     fn conv_forward(&mut self, n: usize, conv: Conv, x: Act, y: Act, sums: Option<Span>);

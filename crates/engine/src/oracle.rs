@@ -5,8 +5,8 @@
 use crate::engine::{Engine, NormApply, NormBackward, NormEval, NormTrain, NtXent, WeightGrad};
 use crate::host::{HostStore, memory_from_store};
 use crate::types::{
-    Act, AdamStep, ByteBuf, ByteSpan, Conv, ConvShape, ConvUse, Dims, EngineError, F32Buf, LarsStep, Normalization,
-    Role, Rows, SgdStep, Span, Write,
+    Act, AdamStep, ByteBuf, ByteSpan, Conv, ConvShape, ConvUse, Dims, Direction, EngineError, F32Buf, LarsStep,
+    Normalization, Role, Rows, SgdStep, Span, Write,
 };
 use crate::{engine::Memory, scalar};
 
@@ -157,7 +157,7 @@ impl Engine for Oracle {
         Ok(Conv(self.convs.len() - 1))
     }
 
-    fn pack_conv(&mut self, conv: Conv, weights: Span, mask: Option<ByteSpan>) {
+    fn pack_conv(&mut self, conv: Conv, _direction: Direction, weights: Span, mask: Option<ByteSpan>) {
         let packed = &mut self.convs[conv.0].weights;
         packed.copy_from_slice(self.store.span(weights));
         if let Some(mask) = mask {

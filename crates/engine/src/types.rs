@@ -155,6 +155,15 @@ pub enum ConvUse {
     Train,
 }
 
+/// The pass that weights are packed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From input to output channels.
+    Forward,
+    /// From output to input channels.
+    BackwardData,
+}
+
 /// Whether a pass overwrites its output or adds to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Write {

@@ -66,10 +66,11 @@ fn check_conv_at(threads: &[usize], shape: ConvShape, n: usize) -> Result<(), Te
         let (sums, dw) = (b.span(2 * shape.cout), b.span(shape.n_weights()));
         let mut results = Vec::new();
         for mask in [None, Some(mask)] {
-            b.engine.pack_conv(conv, w, mask);
+            b.engine.pack_conv(conv, Direction::Forward, w, mask);
             b.engine.conv_forward(n, conv, x, y, Some(sums));
             results.push(b.read(n, y, shape.output()));
             results.push(b.floats(sums));
+            b.engine.pack_conv(conv, Direction::BackwardData, w, mask);
             for write in [Write::Set, Write::Add] {
                 b.engine.conv_backward_data(n, conv, dy, dx, write);
                 results.push(b.read(n, dx, shape.input));
@@ -310,7 +311,7 @@ fn no_images_give_no_gradient() {
                 let (x, dy) = (b.act(2, shape.input), b.act(2, shape.output()));
                 let (dw, other) = (b.span(shape.n_weights()), b.span(shape.n_weights()));
                 let (before, w, mask) = (b.floats(dw), b.span(shape.n_weights()), Some(b.mask(shape.n_weights())));
-                b.engine.pack_conv(conv, w, mask);
+                b.engine.pack_conv(conv, Direction::Forward, w, mask);
                 b.engine.conv_backward_weight(2, conv, WeightGrad { x, dy, dw: other, mask });
                 b.engine.conv_backward_weight(0, conv, WeightGrad { x, dy, dw, mask });
                 assert!(b.floats(dw) == before, "{c} channels, {threads} threads, {}", algorithm.name());
@@ -330,7 +331,7 @@ fn forward_and_statistics_are_bit_identical_at_any_thread_count() {
             let conv = b.engine.alloc_conv(shape, 16, ConvUse::Train, true).unwrap();
             let (w, mask) = (b.span(shape.n_weights()), b.mask(shape.n_weights()));
             let (x, y, sums) = (b.act(16, shape.input), b.act(16, shape.output()), b.span(2 * shape.cout));
-            b.engine.pack_conv(conv, w, Some(mask));
+            b.engine.pack_conv(conv, Direction::Forward, w, Some(mask));
             b.engine.conv_forward(16, conv, x, y, Some(sums));
             (b.read(16, y, shape.output()), b.floats(sums))
         };

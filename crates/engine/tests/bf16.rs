@@ -38,10 +38,11 @@ fn conv_results(engine: Box<dyn Engine>, shape: ConvShape, n: usize) -> Results 
     let (sums, dw) = (b.span(2 * shape.cout), b.span(shape.n_weights()));
     let mut results = Vec::new();
     for mask in [None, Some(mask)] {
-        b.engine.pack_conv(conv, w, mask);
+        b.engine.pack_conv(conv, Direction::Forward, w, mask);
         b.engine.conv_forward(n, conv, x, y, Some(sums));
         results.push(("forward", ROUNDING, b.read(n, y, shape.output())));
         results.push(("sums", 1e-4, b.floats(sums)));
+        b.engine.pack_conv(conv, Direction::BackwardData, w, mask);
         b.engine.conv_backward_data(n, conv, dy, dx, Write::Set);
         results.push(("backward data", ROUNDING, b.read(n, dx, shape.input)));
         b.engine.conv_backward_weight(n, conv, WeightGrad { x, dy, dw, mask });
@@ -126,8 +127,9 @@ fn distances(c: usize, size: usize, stride: usize, level: Level, algorithm: Algo
         let (x, dy) = (b.map(n, shape.input), b.map(n, shape.output()));
         let (y, dx, dw) = (b.map(n, shape.output()), b.map(n, shape.input), b.span(shape.n_weights()));
         b.engine.fill(dw, 0.0);
-        b.engine.pack_conv(conv, w, None);
+        b.engine.pack_conv(conv, Direction::Forward, w, None);
         b.engine.conv_forward(n, conv, x, y, None);
+        b.engine.pack_conv(conv, Direction::BackwardData, w, None);
         b.engine.conv_backward_data(n, conv, dy, dx, Write::Set);
         b.engine.conv_backward_weight(n, conv, WeightGrad { x, dy, dw, mask: None });
         [b.read(n, y, shape.output()), b.read(n, dx, shape.input), b.floats(dw)]

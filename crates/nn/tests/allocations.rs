@@ -31,7 +31,6 @@ fn a_steady_backbone_step_allocates_nothing() {
         let images = e.alloc_bytes(8 * SIZE * SIZE * 3).unwrap();
         let mut step = |e: &mut dyn Engine, n: usize| {
             pass.load(e, &model, n, images, Rows::ALL);
-            pass.pack(e, &model);
             pass.forward(e, &model, Batch::local(n), &Single).unwrap();
             model.zero_grads(e);
             pass.backward(e, &model, Batch::local(n), &Single).unwrap();

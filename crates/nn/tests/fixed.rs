@@ -42,7 +42,6 @@ fn train(network: &Network, fixed: Fixed, kind: OptimizerKind, n_steps: usize) -
     let gradient = numbers("gradient", N * 3);
     for _ in 0..n_steps {
         e.write_act(N, pass.act(network.input), &input);
-        pass.pack(e, &model);
         pass.forward(e, &model, Batch::local(N), &Single).unwrap();
         model.zero_grads(e);
         e.write_act(N, pass.output_grad(), &gradient);

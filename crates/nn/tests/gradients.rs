@@ -49,7 +49,6 @@ impl Rig {
 
     fn loss(&mut self) -> f64 {
         let e = &mut *self.engine;
-        self.pass.pack(e, &self.model);
         self.pass.forward(e, &self.model, Batch::local(N), &Single).unwrap();
         let mut out = vec![0.0; self.projection.len()];
         e.read_act(N, self.pass.act(self.model.network.output), &mut out).unwrap();

@@ -31,7 +31,6 @@ pub fn simclr_step(l: &mut Learner, views: &[u8], n_global: usize, lr: f64) -> R
 
     engine.write_bytes(l.images, views);
     l.dense.load(engine, &l.model, 2 * n, l.images, Rows::ALL);
-    l.dense.pack(engine, &l.model);
     l.dense.forward(engine, &l.model, batch, ranks)?;
     let embedding = l.dense.act(l.model.network.output);
     let z = View { embedding, grad: l.dense.output_grad(), n: 2 * n, rows: Rows::ALL };
@@ -62,7 +61,6 @@ pub fn sdclr_step(l: &mut Learner, views: &[u8], n_global: usize, lr: f64) -> Re
     engine.write_bytes(l.images, views);
     for (branch, rows) in [(&l.dense, FIRST_VIEWS), (pruned, SECOND_VIEWS)] {
         branch.load(engine, &l.model, n, l.images, rows);
-        branch.pack(engine, &l.model);
         branch.forward(engine, &l.model, batch, ranks)?;
     }
     let a = View { embedding: l.dense.act(output), grad: l.dense.output_grad(), n, rows: FIRST_VIEWS };

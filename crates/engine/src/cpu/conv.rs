@@ -7,7 +7,7 @@ use super::sparse::{self, Pruned};
 use super::team::Team;
 use super::winograd::{self, WinogradConv};
 use crate::buffer::Buffer;
-use crate::types::{ConvShape, ConvUse, EngineError, Write};
+use crate::types::{ConvShape, ConvUse, Direction, EngineError, Write};
 
 /// How convolutions are computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -109,8 +109,20 @@ pub trait Convolution<E>: Send {
     /// Floats of partial results: channel sums of every task, or every slice's weight gradient.
     fn partial_len(&self, max_batch: usize, n_members: usize, used: ConvUse) -> usize;
 
-    /// Packs master weights `[cout, kh, kw, cin]`, zeroed where the mask is 0.
-    fn pack(&mut self, team: &Team, level: Level, weights: &[f32], mask: Option<&[u8]>);
+    /// Floats of the weights that the passes of a direction read; none where it was not planned.
+    fn packed_len(&self, direction: Direction) -> usize;
+
+    /// Packs master weights `[cout, kh, kw, cin]`, zeroed where the mask is 0, for the passes of a direction, whose [`Context::packed`]
+    /// `packed` then is.
+    fn pack(
+        &mut self,
+        team: &Team,
+        level: Level,
+        direction: Direction,
+        weights: &[f32],
+        mask: Option<&[u8]>,
+        packed: &mut [f32],
+    );
 
     /// Forward pass over `n` images; `x` with slack.
     fn forward(&self, ctx: &mut Context, n: usize, x: &[E], y: &mut [E], sums: Option<&mut [f32]>);
@@ -122,7 +134,7 @@ pub trait Convolution<E>: Send {
     fn backward_weight(&self, ctx: &mut Context, n: usize, x: &[E], dy: &[E], dw: &mut [f32], mask: Option<&[u8]>);
 }
 
-/// Plans a convolution by the algorithm that suits it, and allocates its packed weights.
+/// Plans a convolution by the algorithm that suits it.
 pub(crate) fn plan<E: Cell>(
     shape: ConvShape,
     max_batch: usize,
@@ -133,12 +145,12 @@ pub(crate) fn plan<E: Cell>(
     held: &mut usize,
 ) -> Result<Box<dyn Convolution<E>>, EngineError> {
     let dense: Box<dyn Convolution<E>> = match algorithm.at_points::<E>(&shape, level) {
-        (true, true) => Box::new(WinogradConv::new::<E>(shape, used, true, level, held)?),
+        (true, true) => Box::new(WinogradConv::new::<E>(shape, used, true, level)),
         (false, true) if used != ConvUse::Forward => Box::new(Mixed {
-            forward: DirectConv::new::<E>(shape, ConvUse::Forward, level, held)?,
-            backward: WinogradConv::new::<E>(shape, used, false, level, held)?,
+            forward: DirectConv::new::<E>(shape, ConvUse::Forward, level),
+            backward: WinogradConv::new::<E>(shape, used, false, level),
         }),
-        _ => Box::new(DirectConv::new::<E>(shape, used, level, held)?),
+        _ => Box::new(DirectConv::new::<E>(shape, used, level)),
     };
     let share = if masked { algorithm.most_kept::<E>(&shape, max_batch, used, level) } else { 0.0 };
     Ok(if share > 0.0 { Box::new(Pruned::new(dense, &shape, used, level, share, held)?) } else { dense })
@@ -161,9 +173,28 @@ impl<E: Cell> Convolution<E> for Mixed {
         forward.max(Convolution::<E>::partial_len(&self.backward, max_batch, n_members, used))
     }
 
-    fn pack(&mut self, team: &Team, level: Level, weights: &[f32], mask: Option<&[u8]>) {
-        Convolution::<E>::pack(&mut self.forward, team, level, weights, mask);
-        Convolution::<E>::pack(&mut self.backward, team, level, weights, mask);
+    fn packed_len(&self, direction: Direction) -> usize {
+        let conv: &dyn Convolution<E> = match direction {
+            Direction::Forward => &self.forward,
+            Direction::BackwardData => &self.backward,
+        };
+        conv.packed_len(direction)
+    }
+
+    fn pack(
+        &mut self,
+        team: &Team,
+        level: Level,
+        direction: Direction,
+        weights: &[f32],
+        mask: Option<&[u8]>,
+        packed: &mut [f32],
+    ) {
+        let conv: &mut dyn Convolution<E> = match direction {
+            Direction::Forward => &mut self.forward,
+            Direction::BackwardData => &mut self.backward,
+        };
+        conv.pack(team, level, direction, weights, mask, packed);
     }
 
     fn forward(&self, ctx: &mut Context, n: usize, x: &[E], y: &mut [E], sums: Option<&mut [f32]>) {
@@ -183,6 +214,8 @@ impl<E: Cell> Convolution<E> for Mixed {
 pub struct Context<'a> {
     pub team: &'a Team,
     pub level: Level,
+    /// The weights of its direction.
+    pub packed: &'a [f32],
     pub scratch: &'a mut [Buffer<f32>],
     pub partial: &'a mut [f32],
 }
@@ -195,7 +228,7 @@ pub(super) mod testing {
     use crate::cpu::team::Team;
     use crate::element::{Bf16, Element};
     use crate::host::slack;
-    use crate::types::{ConvShape, ConvUse, Dims, Write};
+    use crate::types::{ConvShape, ConvUse, Dims, Direction, Write};
 
     /// Small whole numbers, exact in every sum.
     fn numbers(len: usize, seed: usize) -> Vec<f32> {
@@ -214,16 +247,23 @@ pub(super) mod testing {
         let (team, mut held) = (Team::new(N).unwrap(), 0);
         let scratch = &mut [(); N].map(|()| Buffer::zeroed(conv.scratch_len(used), "scratch", &mut held).unwrap());
         let partial = &mut vec![0.0; conv.partial_len(n, N, used)];
-        let mut ctx = Context { team: &team, level, scratch, partial };
         let map = |dims: Dims, seed: usize| -> Vec<Bf16> {
             numbers(n * dims.len() + slack(dims), seed).into_iter().map(Bf16::of).collect()
         };
         let mask: Vec<u8> = numbers(shape.n_weights(), 9).iter().map(|&v| u8::from(v > 0.0)).collect();
-        conv.pack(&team, level, &numbers(shape.n_weights(), 1), Some(&mask));
+        let weights = numbers(shape.n_weights(), 1);
+        let mut pack = |conv: &mut dyn Convolution<Bf16>, direction: Direction| {
+            let mut packed = Buffer::zeroed(conv.packed_len(direction), "packed weights", &mut held).unwrap();
+            conv.pack(&team, level, direction, &weights, Some(&mask), &mut packed);
+            packed
+        };
+        let packed = [Direction::Forward, Direction::BackwardData].map(|direction| pack(&mut *conv, direction));
         let (x, dy) = (map(shape.input, 2), map(shape.output(), 3));
         let (mut y, mut dx) = (map(shape.output(), 4), map(shape.input, 5));
         let (mut sums, mut dw) = (vec![0.0; 2 * shape.cout], numbers(shape.n_weights(), 6));
+        let mut ctx = Context { team: &team, level, packed: &packed[0], scratch, partial };
         conv.forward(&mut ctx, n, &x, &mut y, Some(&mut sums));
+        ctx.packed = &packed[1];
         if used == ConvUse::Train {
             conv.backward_data(&mut ctx, n, &dy, &mut dx, Write::Set);
             conv.backward_data(&mut ctx, n, &dy, &mut dx, Write::Add);
@@ -243,7 +283,7 @@ mod tests {
 
     #[test]
     fn a_mixed_convolution_is_direct_forward_and_at_points_backward() {
-        let (level, held) = (Level::detect(), &mut 0);
+        let level = Level::detect();
         let shapes = [
             (9, 12, 34, 70, 2, ConvUse::Train),
             (5, 5, 16, 48, 1, ConvUse::Train),
@@ -255,10 +295,10 @@ mod tests {
                 (h, w, c, cout) = (h / 2, w / 2, c / 4, cout / 4);
             }
             let shape = ConvShape { input: Dims { h, w, c }, cout, kernel: 3, stride, pad: 1 };
-            let mut direct = DirectConv::new::<Bf16>(shape, used, level, held).unwrap();
-            let mut points = WinogradConv::new::<Bf16>(shape, used, true, level, held).unwrap();
-            let forward = DirectConv::new::<Bf16>(shape, ConvUse::Forward, level, held).unwrap();
-            let backward = WinogradConv::new::<Bf16>(shape, used, false, level, held).unwrap();
+            let mut direct = DirectConv::new::<Bf16>(shape, used, level);
+            let mut points = WinogradConv::new::<Bf16>(shape, used, true, level);
+            let forward = DirectConv::new::<Bf16>(shape, ConvUse::Forward, level);
+            let backward = WinogradConv::new::<Bf16>(shape, used, false, level);
             let [y, _, sums, _] = passes::<2>(&mut direct, shape, used, 3, level);
             let [_, dx, _, dw] = passes::<2>(&mut points, shape, used, 3, level);
             assert!(

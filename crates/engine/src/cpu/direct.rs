@@ -11,16 +11,17 @@ use super::pack;
 use super::simd::Level;
 use super::sweep::Sweep;
 use super::team::{Shards, Team};
-use crate::buffer::Buffer;
 use crate::host::slack;
-use crate::types::{ConvShape, ConvUse, Dims, EngineError, Write};
+use crate::types::{ConvShape, ConvUse, Dims, Direction, Write};
+use std::ops::Range;
 
-/// A sweep with its weights in compute layout.
+/// A sweep and where its weights lie.
 struct PackedSweep {
     sweep: Sweep,
     /// The master weights' taps, row by row, that this sweep's are.
     taps: Vec<usize>,
-    packed: Buffer<f32>,
+    /// Its weights among those of its direction.
+    packed: Range<usize>,
 }
 
 /// A convolution planned for a level.
@@ -32,37 +33,41 @@ pub(crate) struct DirectConv {
     trains: bool,
 }
 
-/// Which channel of the master weights is a sweep's source and which its destination.
-#[derive(Clone, Copy, PartialEq)]
-enum Direction {
-    Forward,
-    BackwardData,
-}
-
 impl DirectConv {
-    /// Plans the passes and allocates packed weights.
-    pub fn new<E: Cell>(shape: ConvShape, used: ConvUse, level: Level, held: &mut usize) -> Result<Self, EngineError> {
+    /// Plans the passes.
+    pub fn new<E: Cell>(shape: ConvShape, used: ConvUse, level: Level) -> Self {
         let layout = Layout::of::<E>(level);
         let per_cell = per_cell::<E>(level);
         // Tiles take such pixels as they lie already.
         let shape = if layout.on_tiles { shape } else { in_long_rows(shape, per_cell) };
-        let mut packed = |sweep: Sweep, (rows, cols): Taps| -> Result<PackedSweep, EngineError> {
+        let packed = |first: usize, sweep: Sweep, (rows, cols): Taps| {
             let taps = rows.iter().flat_map(|row| cols.iter().map(move |col| row * shape.kernel + col)).collect();
             let sweep = Sweep { per_cell, widens: per_cell < E::PER_CELL, ..sweep };
             let len = layout.packed_rows(&sweep) * layout.channels(sweep.dst.c);
-            Ok(PackedSweep { packed: Buffer::zeroed(len, "packed weights", held)?, sweep, taps })
+            PackedSweep { packed: first..first + len, sweep, taps }
         };
         let all: Vec<usize> = (0..shape.kernel).collect();
-        let forward = packed(forward_sweep(&shape), (all.clone(), all))?;
-        let mut backward = Vec::new();
+        let forward = packed(0, forward_sweep(&shape), (all.clone(), all));
+        let mut backward: Vec<PackedSweep> = Vec::new();
         if used == ConvUse::Train {
             for (sweep, taps) in backward_sweeps(&shape) {
-                backward.push(packed(sweep, taps)?);
+                let end = backward.last().map_or(0, |last| last.packed.end);
+                backward.push(packed(end.next_multiple_of(LINE), sweep, taps));
             }
         }
-        Ok(Self { shape, layout, forward, backward, trains: used == ConvUse::Train })
+        Self { shape, layout, forward, backward, trains: used == ConvUse::Train }
+    }
+
+    fn sweeps(&self, direction: Direction) -> &[PackedSweep] {
+        match direction {
+            Direction::Forward => std::slice::from_ref(&self.forward),
+            Direction::BackwardData => &self.backward,
+        }
     }
 }
+
+/// Floats of a cache line.
+const LINE: usize = 16;
 
 impl<E: Cell> Convolution<E> for DirectConv {
     fn scratch_len(&self, used: ConvUse) -> usize {
@@ -80,25 +85,27 @@ impl<E: Cell> Convolution<E> for DirectConv {
         sums.max(if used == ConvUse::Forward { 0 } else { n_slices(len, n_members) * len })
     }
 
-    fn pack(&mut self, team: &Team, level: Level, weights: &[f32], mask: Option<&[u8]>) {
+    fn packed_len(&self, direction: Direction) -> usize {
+        self.sweeps(direction).last().map_or(0, |last| last.packed.end)
+    }
+
+    fn pack(
+        &mut self,
+        team: &Team,
+        level: Level,
+        direction: Direction,
+        weights: &[f32],
+        mask: Option<&[u8]>,
+        packed: &mut [f32],
+    ) {
         let masters = pack::Masters { weights, mask, n_taps: self.shape.kernel.pow(2), cin: self.shape.input.c };
-        self.forward.pack::<E>(team, level, self.layout, masters, Direction::Forward);
-        for sweep in &mut self.backward {
-            sweep.pack::<E>(team, level, self.layout, masters, Direction::BackwardData);
+        for sweep in self.sweeps(direction) {
+            sweep.pack::<E>(team, level, self.layout, masters, direction, &mut packed[sweep.packed.clone()]);
         }
     }
 
     fn forward(&self, ctx: &mut Context, n: usize, x: &[E], y: &mut [E], sums: Option<&mut [f32]>) {
-        let sweep = &self.forward.sweep;
-        let (n_tasks, width) = (sweep.n_tasks(kernels::tasks(self.layout, sweep), n), 2 * self.shape.cout);
-        let partial = Shards::new(&mut ctx.partial[..if sums.is_some() { n_tasks * width } else { 0 }]);
-        run(&self.forward, self.layout, ctx.team, ctx.level, ctx.scratch, n, x, y, Write::Set, |task| {
-            let start = partial.as_ptr().wrapping_add(task * width);
-            sums.is_some().then_some(correlate::Sums { start, c: self.shape.cout })
-        });
-        if let Some(sums) = sums {
-            elementwise::add_partials(ctx.team, ctx.level, &ctx.partial[..n_tasks * width], sums);
-        }
+        run(&self.forward, self.layout, ctx, n, x, y, Write::Set, sums);
     }
 
     fn backward_data(&self, ctx: &mut Context, n: usize, dy: &[E], dx: &mut [E], write: Write) {
@@ -106,7 +113,7 @@ impl<E: Cell> Convolution<E> for DirectConv {
         let covered = self.backward.iter().map(|s| s.sweep.grid.0 * s.sweep.grid.1).sum();
         clear_uncovered(ctx.team, &self.shape, covered, n, dx, write);
         for sweep in &self.backward {
-            run(sweep, self.layout, ctx.team, ctx.level, ctx.scratch, n, dy, dx, write, |_| None);
+            run(sweep, self.layout, ctx, n, dy, dx, write, None);
         }
     }
 
@@ -200,34 +207,40 @@ fn clear_uncovered<E: Cell>(team: &Team, shape: &ConvShape, covered: usize, n: u
 fn run<E: Cell>(
     packed: &PackedSweep,
     layout: Layout,
-    team: &Team,
-    level: Level,
-    scratch: &mut [Buffer<f32>],
+    ctx: &mut Context,
     n: usize,
     x: &[E],
     y: &mut [E],
     write: Write,
-    sums: impl Fn(usize) -> Option<correlate::Sums> + Sync,
+    sums: Option<&mut [f32]>,
 ) {
-    let sweep = &packed.sweep;
+    let PackedSweep { sweep, packed, .. } = packed;
+    let (team, level) = (ctx.team, ctx.level);
     assert_source(sweep, n, x);
     assert!(y.len() >= n * sweep.dst.len(), "destination of {} numbers for {n} images", y.len());
     let tasks = kernels::tasks(layout, sweep);
-    let job = correlate::Job { sweep, tasks, packed: &packed.packed, x, y: Shards::new(y).as_ptr(), n, write };
-    let scratch = Shards::new(scratch);
+    let job =
+        correlate::Job { sweep, tasks, packed: &ctx.packed[packed.clone()], x, y: Shards::new(y).as_ptr(), n, write };
     let (n_tasks, n_panels) = (sweep.n_tasks(tasks, n), sweep.dst.c.div_ceil(layout.panel));
+    let (has_sums, width) = (sums.is_some(), 2 * sweep.dst.c);
+    let partial = Shards::new(&mut ctx.partial[..if has_sums { n_tasks * width } else { 0 }]);
+    let scratch = Shards::new(ctx.scratch);
     // Where tasks are few, threads share their panels, too.
     let splits = (2 * team.n_members()).div_ceil(n_tasks.max(1)).min(n_panels);
     team.for_chunks(n_tasks * splits, |chunk, member| {
         let (task, split) = (chunk / splits, chunk % splits);
+        let sums = correlate::Sums { start: partial.as_ptr().wrapping_add(task * width), c: sweep.dst.c };
         let share = correlate::Share { task, panels: n_panels * split / splits..n_panels * (split + 1) / splits };
         // SAFETY: one scratch per member; `y` holds `n` images by the assertion, and the partial results all tasks' sums; shares have
         // different pixels or channels, and each runs once; `level` is at most what the engine detected.
         unsafe {
             let scratch = &mut scratch.part(member, 1)[0];
-            kernels::correlate(level, layout, &job, &share, scratch, sums(task));
+            kernels::correlate(level, layout, &job, &share, scratch, has_sums.then_some(sums));
         }
     });
+    if let Some(sums) = sums {
+        elementwise::add_partials(team, level, &ctx.partial[..n_tasks * width], sums);
+    }
 }
 
 /// The kernels read pixels in groups, and past the last one: `x` must hold `n` images and their slack.
@@ -314,17 +327,18 @@ fn backward_sweeps(shape: &ConvShape) -> Vec<(Sweep, Taps)> {
 
 impl PackedSweep {
     fn pack<E: Cell>(
-        &mut self,
+        &self,
         team: &Team,
         level: Level,
         layout: Layout,
         masters: pack::Masters,
         direction: Direction,
+        packed: &mut [f32],
     ) {
         let Dims { c, .. } = self.sweep.dst;
         let panel = layout.panel;
         let (sweep, taps) = (&self.sweep, &self.taps);
-        team.for_parts(&mut self.packed, layout.packed_rows(sweep) * panel, |index, part| {
+        team.for_parts(packed, layout.packed_rows(sweep) * panel, |index, part| {
             let first = index * panel;
             let width = layout.width(c - first);
             let panel = pack::Panel {

@@ -21,6 +21,7 @@ mod layout;
 mod norm;
 mod norm_kernels;
 mod pack;
+mod packed;
 mod pool;
 pub(crate) mod simd;
 mod sparse;
@@ -34,12 +35,13 @@ use crate::engine::{Engine, NormApply, NormBackward, NormEval, NormTrain, NtXent
 use crate::host::{HostStore, MapElement, Maps, Select, Vectors, memory_from_store};
 use crate::scalar;
 use crate::types::{
-    Act, AdamStep, ByteBuf, ByteSpan, Conv, ConvShape, ConvUse, Dims, EngineError, F32Buf, LarsStep, Normalization,
-    Role, Rows, SgdStep, Span, Write,
+    Act, AdamStep, ByteBuf, ByteSpan, Conv, ConvShape, ConvUse, Dims, Direction, EngineError, F32Buf, LarsStep,
+    Normalization, Role, Rows, SgdStep, Span, Write,
 };
 pub use conv::Algorithm;
 use conv::{Context, Convolution};
 use dense::Mat;
+use packed::PackedWeights;
 pub use simd::Level;
 use team::{Shards, Team};
 
@@ -95,6 +97,7 @@ struct HostEngine<E: Compute> {
     level: Level,
     algorithm: Algorithm,
     convs: Vec<Box<dyn Convolution<E>>>,
+    packed: PackedWeights,
     /// One padded-source buffer per member.
     scratch: Vec<Buffer<f32>>,
     /// Partial sums and gradients, and NT-Xent's logits.
@@ -142,6 +145,7 @@ impl<E: Compute> HostEngine<E> {
             level: Level::within(options.kernels.level).min(E::BEST),
             algorithm: options.kernels.algorithm,
             convs: Vec::new(),
+            packed: PackedWeights::default(),
             scratch: (0..n_threads).map(|_| Buffer::default()).collect(),
             partial: Buffer::default(),
         })
@@ -231,21 +235,26 @@ impl<E: Compute> Engine for HostEngine<E> {
             *self.store.held_mut() -= scratch.len() * size_of::<f32>();
             *scratch = Buffer::zeroed(scratch_len, "scratch space", self.store.held_mut())?;
         }
+        let lens = [Direction::Forward, Direction::BackwardData].map(|direction| conv.packed_len(direction));
+        self.packed.plan(lens, used, self.store.held_mut())?;
         self.convs.push(conv);
         Ok(Conv(self.convs.len() - 1))
     }
 
-    fn pack_conv(&mut self, conv: Conv, weights: Span, mask: Option<ByteSpan>) {
+    fn pack_conv(&mut self, conv: Conv, direction: Direction, weights: Span, mask: Option<ByteSpan>) {
         let mask = mask.map(|mask| self.store.byte_span(mask));
-        self.convs[conv.0].pack(&self.team, self.level, self.store.span(weights), mask);
+        let (planned, weights) = (&mut self.convs[conv.0], self.store.span(weights));
+        let packed = self.packed.replace(conv, direction, planned.packed_len(direction));
+        planned.pack(&self.team, self.level, direction, weights, mask, packed);
     }
 
     fn conv_forward(&mut self, n: usize, conv: Conv, x: Act, y: Act, sums: Option<Span>) {
-        let Self { store, team, level, convs, scratch, partial, .. } = self;
-        let mut ctx = Context { team, level: *level, scratch, partial };
+        let Self { store, team, level, convs, packed, scratch, partial, .. } = self;
+        let planned = &convs[conv.0];
+        let packed = packed.of(conv, Direction::Forward, planned.packed_len(Direction::Forward));
+        let mut ctx = Context { team, level: *level, packed, scratch, partial };
         store.with_map(y, |store, y| {
             let y = y.images_mut(n);
-            let planned = &convs[conv.0];
             match sums {
                 None => planned.forward(&mut ctx, n, &store.map(x).data, y, None),
                 Some(span) => store.with_span(span, |store, sums| {
@@ -256,16 +265,18 @@ impl<E: Compute> Engine for HostEngine<E> {
     }
 
     fn conv_backward_data(&mut self, n: usize, conv: Conv, dy: Act, dx: Act, write: Write) {
-        let Self { store, team, level, convs, scratch, partial, .. } = self;
-        let mut ctx = Context { team, level: *level, scratch, partial };
+        let Self { store, team, level, convs, packed, scratch, partial, .. } = self;
+        let planned = &convs[conv.0];
+        let packed = packed.of(conv, Direction::BackwardData, planned.packed_len(Direction::BackwardData));
+        let mut ctx = Context { team, level: *level, packed, scratch, partial };
         store.with_map(dx, |store, dx| {
-            convs[conv.0].backward_data(&mut ctx, n, &store.map(dy).data, dx.images_mut(n), write);
+            planned.backward_data(&mut ctx, n, &store.map(dy).data, dx.images_mut(n), write);
         });
     }
 
     fn conv_backward_weight(&mut self, n: usize, conv: Conv, grad: WeightGrad) {
         let Self { store, team, level, convs, scratch, partial, .. } = self;
-        let mut ctx = Context { team, level: *level, scratch, partial };
+        let mut ctx = Context { team, level: *level, packed: &[], scratch, partial };
         store.with_span(grad.dw, |store, dw| {
             let mask = grad.mask.map(|mask| store.byte_span(mask));
             let (x, dy) = (&store.map(grad.x).data, store.map(grad.dy).images(n));

@@ -11,11 +11,11 @@ pub use fixed::Fixed;
 
 use crate::NnError;
 use crate::collective::Collective;
-use crate::graph::{Node, NormId, Op, Value, ValueId};
+use crate::graph::{Node, NormId, Op, ParamId, Value, ValueId};
 use crate::model::Model;
 use sdclr_engine::{
-    Act, ByteBuf, Conv, ConvUse, Engine, EngineError, IMAGENET, NormApply, NormBackward, NormEval, NormTrain, Rows,
-    Span, WeightGrad, Write,
+    Act, ByteBuf, ByteSpan, Conv, ConvUse, Direction, Engine, EngineError, IMAGENET, NormApply, NormBackward, NormEval,
+    NormTrain, Rows, Span, WeightGrad, Write,
 };
 
 /// Batch norm's ε.
@@ -210,17 +210,36 @@ impl Pass {
         engine.input_normalize(n, images, rows, &IMAGENET, self.act(model.network.input));
     }
 
-    /// Brings the current weights (masked in the pruned branch) into compute layout: once per step.
+    /// Brings the current weights (masked in the pruned branch) into compute layout: before an evaluation pass, once after they changed. A
+    /// training pass needs no call; it brings each layer's when it comes to it.
     pub fn pack(&self, engine: &mut dyn Engine, model: &Model) {
-        for (node, conv) in self.nodes.iter().zip(&self.convs) {
-            if let (Op::Conv { weight, .. }, Some(conv)) = (node.op, *conv) {
-                let mask = (self.spec.branch == Branch::Pruned).then(|| model.mask(weight));
-                engine.pack_conv(conv, model.part(model.params(), weight), mask);
+        for (i, node) in self.nodes.iter().enumerate() {
+            match node.op {
+                Op::Conv { weight, .. } if self.spec.mode == Mode::Eval => {
+                    self.pack_conv(engine, model, i, weight, Direction::Forward);
+                }
+                _ => {}
             }
         }
     }
 
-    /// Runs the node list on the loaded input.
+    /// Brings the weights of node `i`, a convolution, into the layout of a direction.
+    fn pack_conv(&self, engine: &mut dyn Engine, model: &Model, i: usize, weight: ParamId, direction: Direction) {
+        let weights = model.part(model.params(), weight);
+        engine.pack_conv(self.conv(i), direction, weights, self.mask(model, weight));
+    }
+
+    /// The planned convolution of node `i`, which is one.
+    fn conv(&self, i: usize) -> Conv {
+        self.convs[i].expect("planned")
+    }
+
+    /// What keeps weights in this branch.
+    fn mask(&self, model: &Model, weight: ParamId) -> Option<ByteSpan> {
+        (self.spec.branch == Branch::Pruned).then(|| model.mask(weight))
+    }
+
+    /// Runs the node list on the loaded input; an evaluation pass with the weights of the last [`Pass::pack`].
     ///
     /// # Errors
     /// A lost rank.
@@ -236,9 +255,11 @@ impl Pass {
         for (i, node) in self.nodes.iter().enumerate() {
             let y = self.act(node.y);
             match node.op {
-                Op::Conv { x, .. } => {
-                    let conv = self.convs[i].expect("planned");
-                    engine.conv_forward(n, conv, self.act(x), y, self.sums_of(i));
+                Op::Conv { x, weight, .. } => {
+                    if self.spec.mode == Mode::Train {
+                        self.pack_conv(engine, model, i, weight, Direction::Forward);
+                    }
+                    engine.conv_forward(n, self.conv(i), self.act(x), y, self.sums_of(i));
                 }
                 Op::Norm { x, norm, residual, relu } => {
                     let coef = self.coefficients(engine, model, norm, batch, x, ranks)?;
@@ -286,12 +307,11 @@ impl Pass {
             };
             match node.op {
                 Op::Conv { x, weight, .. } => {
-                    let conv = self.convs[i].expect("planned");
-                    let mask = (self.spec.branch == Branch::Pruned).then(|| model.mask(weight));
-                    let dw = model.part(model.grads(), weight);
-                    engine.conv_backward_weight(n, conv, WeightGrad { x: self.act(x), dy, dw, mask });
+                    let (dw, mask) = (model.part(model.grads(), weight), self.mask(model, weight));
+                    engine.conv_backward_weight(n, self.conv(i), WeightGrad { x: self.act(x), dy, dw, mask });
                     if let Some((dx, write)) = target(x) {
-                        engine.conv_backward_data(n, conv, dy, dx, write);
+                        self.pack_conv(engine, model, i, weight, Direction::BackwardData);
+                        engine.conv_backward_data(n, self.conv(i), dy, dx, write);
                     }
                 }
                 Op::Norm { x, norm, residual, relu } => {

@@ -5,7 +5,7 @@
 use super::{Repeats, median, sample};
 use crate::backend::Machine;
 use crate::error::Error;
-use sdclr_engine::{ByteSpan, ConvShape, ConvUse, Dims, Engine, Peaks, Role, Span, WeightGrad, Write};
+use sdclr_engine::{ByteSpan, ConvShape, ConvUse, Dims, Direction, Engine, Peaks, Role, Span, WeightGrad, Write};
 use sdclr_nn::graph::Op;
 use sdclr_nn::{Network, rng};
 use std::time::Instant;
@@ -88,8 +88,10 @@ pub fn conv_rates(
     let weights = floats(engine, shape.n_weights())?;
     engine.write_f32(weights, &numbers("w", shape.n_weights()));
     let mask = if pruned > 0.0 { Some(drawn_mask(engine, shape.n_weights(), pruned)?) } else { None };
-    engine.pack_conv(conv, weights, mask);
-    let mut rate = |pass: &mut dyn FnMut(&mut dyn Engine)| {
+    let mut rate = |packed: Option<Direction>, pass: &mut dyn FnMut(&mut dyn Engine)| {
+        if let Some(direction) = packed {
+            engine.pack_conv(conv, direction, weights, mask);
+        }
         let mut once = || {
             let began = Instant::now();
             pass(&mut *engine);
@@ -101,10 +103,11 @@ pub fn conv_rates(
         sample(peaks);
         Ok::<f64, Error>(gflop / median(&repeats.collect(once)?))
     };
-    let forward = rate(&mut |e| e.conv_forward(n, conv, x, y, Some(sums)))?;
-    let backward_data = rate(&mut |e| e.conv_backward_data(n, conv, dy, dx, Write::Set))?;
+    let forward = rate(Some(Direction::Forward), &mut |e| e.conv_forward(n, conv, x, y, Some(sums)))?;
+    let backward_data =
+        rate(Some(Direction::BackwardData), &mut |e| e.conv_backward_data(n, conv, dy, dx, Write::Set))?;
     let grad = WeightGrad { x, dy, dw, mask };
-    let backward_weight = rate(&mut |e| e.conv_backward_weight(n, conv, grad))?;
+    let backward_weight = rate(None, &mut |e| e.conv_backward_weight(n, conv, grad))?;
     Ok(ConvRates { shape, forward, backward_data, backward_weight })
 }
 

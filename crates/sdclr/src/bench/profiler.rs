@@ -4,8 +4,9 @@
 
 use super::profile::{Cost, Op, Profile, Shape};
 use sdclr_engine::{
-    Act, AdamStep, ByteBuf, ByteSpan, Conv, ConvShape, ConvUse, Dims, Engine, EngineError, F32Buf, LarsStep, Memory,
-    NormApply, NormBackward, NormEval, NormTrain, Normalization, NtXent, Role, Rows, SgdStep, Span, WeightGrad, Write,
+    Act, AdamStep, ByteBuf, ByteSpan, Conv, ConvShape, ConvUse, Dims, Direction, Engine, EngineError, F32Buf, LarsStep,
+    Memory, NormApply, NormBackward, NormEval, NormTrain, Normalization, NtXent, Role, Rows, SgdStep, Span, WeightGrad,
+    Write,
 };
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -165,9 +166,9 @@ impl Engine for Profiler {
         Ok(conv)
     }
 
-    fn pack_conv(&mut self, conv: Conv, weights: Span, mask: Option<ByteSpan>) {
+    fn pack_conv(&mut self, conv: Conv, direction: Direction, weights: Span, mask: Option<ByteSpan>) {
         let bytes = (FLOAT + self.map_bytes) * weights.len + mask.map_or(0, |mask| mask.len);
-        self.count(Op::PackConv, Shape::Any, (0, bytes), |e| e.pack_conv(conv, weights, mask));
+        self.count(Op::PackConv, Shape::Any, (0, bytes), |e| e.pack_conv(conv, direction, weights, mask));
     }
 
     fn conv_forward(&mut self, n: usize, conv: Conv, x: Act, y: Act, sums: Option<Span>) {

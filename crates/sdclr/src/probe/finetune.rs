@@ -271,7 +271,6 @@ impl FineTuner {
         let (engine, batch) = (&mut **engine, Batch::local(labels.len()));
         engine.write_bytes(*images, views);
         self.train.load(engine, model, batch.n, *images, Rows::ALL);
-        self.train.pack(engine, model);
         self.train.forward(engine, model, batch, &Single)?;
         let (logits, grad) = (self.train.act(model.network.output), self.train.output_grad());
         let loss = self.loss.forward_backward(engine, batch.n, logits, labels, grad)?;

@@ -127,7 +127,6 @@ fn check_outputs(name: &str, engine_name: &str, make: MakeEngine) {
         let buf = engine.alloc_bytes(images.len()).unwrap();
         engine.write_bytes(buf, &images);
         pass.load(engine, &l.model, n, buf, rows);
-        pass.pack(engine, &l.model);
         pass.forward(engine, &l.model, Batch::local(n), &Single).unwrap();
         for (value, key) in [(network.feature, "features"), (network.output, "embeddings")] {
             let expected = f.tensor(&format!("{key}{suffix}")).unwrap();

@@ -42,7 +42,7 @@ mod tests {
         ];
         for (cin, cout, kernel, stride, h, w, n) in shapes {
             let shape = ConvShape { input: Dims { h, w, c: cin }, cout, kernel, stride, pad: kernel / 2 };
-            let plan = |level| DirectConv::new::<Bf16>(shape, ConvUse::Train, level, &mut 0).unwrap();
+            let plan = |level| DirectConv::new::<Bf16>(shape, ConvUse::Train, level);
             let expected = passes::<2>(&mut plan(Level::Portable), shape, ConvUse::Train, n, Level::Portable);
             // Of many members some share their blocks of a wide weight gradient.
             let two = passes::<2>(&mut plan(Level::Amx), shape, ConvUse::Train, n, Level::Amx);

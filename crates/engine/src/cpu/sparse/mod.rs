@@ -18,7 +18,7 @@ use super::layout::Layout;
 use super::simd::Level;
 use super::team::Team;
 use crate::buffer::Buffer;
-use crate::types::{ConvShape, ConvUse, EngineError, Write};
+use crate::types::{ConvShape, ConvUse, Direction, EngineError, Write};
 use lanes::abreast;
 use list::Shape;
 use listed::Listed;
@@ -137,16 +137,30 @@ impl<E: Cell> Convolution<E> for Pruned<E> {
         self.dense.partial_len(max_batch, n_members, used).max(sums).max(slices)
     }
 
-    fn pack(&mut self, team: &Team, level: Level, weights: &[f32], mask: Option<&[u8]>) {
+    fn packed_len(&self, direction: Direction) -> usize {
+        self.dense.packed_len(direction)
+    }
+
+    fn pack(
+        &mut self,
+        team: &Team,
+        level: Level,
+        direction: Direction,
+        weights: &[f32],
+        mask: Option<&[u8]>,
+        packed: &mut [f32],
+    ) {
         match mask {
             None => self.state = State::Unmasked,
             Some(mask) if self.state == State::Unmasked || !self.is_mask(team, mask) => self.list(team, mask),
             Some(_) => {}
         }
-        if self.state == State::Listed {
-            self.lists().for_each(|Listed { list, .. }| list.refresh(team, weights));
-        } else {
-            self.dense.pack(team, level, weights, mask);
+        match (self.state, direction) {
+            (State::Listed, Direction::Forward) => self.forward.list.refresh(team, weights),
+            (State::Listed, Direction::BackwardData) => {
+                self.backward.iter_mut().for_each(|Listed { list, .. }| list.refresh(team, weights));
+            }
+            _ => self.dense.pack(team, level, direction, weights, mask, packed),
         }
     }
 
@@ -189,7 +203,7 @@ mod tests {
     }
 
     fn direct(shape: ConvShape, level: Level) -> DirectConv {
-        DirectConv::new::<Bf16>(shape, ConvUse::Train, level, &mut 0).unwrap()
+        DirectConv::new::<Bf16>(shape, ConvUse::Train, level)
     }
 
     fn pruned(shape: ConvShape, level: Level, share: f64) -> Pruned<Bf16> {
@@ -245,12 +259,13 @@ mod tests {
             (0..n * shape.input.len() + slack(shape.input)).map(|i| Bf16::of((i % 7) as f32 - 3.0)).collect();
         let (mut lists, mut all) = (pruned(shape, level, 0.3), direct(shape, level));
         let forward = |conv: &mut dyn Convolution<Bf16>, weights: &[f32], mask: Option<&[u8]>| {
-            conv.pack(&team, level, weights, mask);
+            let mut packed = vec![0.0; conv.packed_len(Direction::Forward)];
+            conv.pack(&team, level, Direction::Forward, weights, mask, &mut packed);
             let scratch =
                 &mut [(); 2].map(|()| Buffer::zeroed(conv.scratch_len(ConvUse::Train), "scratch", &mut 0).unwrap());
             let partial = &mut vec![0.0; conv.partial_len(n, 2, ConvUse::Train)];
             let mut y = vec![Bf16::of(9.0); n * shape.output().len()];
-            conv.forward(&mut Context { team: &team, level, scratch, partial }, n, &x, &mut y, None);
+            conv.forward(&mut Context { team: &team, level, packed: &packed, scratch, partial }, n, &x, &mut y, None);
             y.into_iter().map(Element::get).collect::<Vec<f32>>()
         };
         let (few, many, others) = (every(9), every(2), every(7));

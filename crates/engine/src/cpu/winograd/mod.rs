@@ -26,9 +26,8 @@ use super::layout::Layout;
 use super::pack::Masters;
 use super::simd::Level;
 use super::team::{Shards, Team};
-use crate::buffer::Buffer;
 use crate::element::Bf16;
-use crate::types::{ConvShape, ConvUse, Dims, EngineError, Write};
+use crate::types::{ConvShape, ConvUse, Dims, Direction, Write};
 use grid::Grid;
 use transform::{POINTS, TAPS, TILE};
 
@@ -82,9 +81,9 @@ pub(crate) struct WinogradConv {
     /// Numbers in a cell of gradients' products: see [`points::has_pairs`].
     per_cell: usize,
     grid: Grid,
-    /// Weights of the passes it was planned for.
-    forward: Buffer<f32>,
-    backward: Buffer<f32>,
+    /// The passes it was planned for.
+    has_forward: bool,
+    has_backward_data: bool,
 }
 
 /// Whether a convolution can be computed so.
@@ -139,25 +138,13 @@ fn most_tiles(windows: usize, pass: Pass, channels: usize, (least, most): (usize
 }
 
 impl WinogradConv {
-    /// Plans the passes and allocates packed weights; `has_forward` is false where another algorithm computes the forward pass.
-    pub fn new<E: Cell>(
-        shape: ConvShape,
-        used: ConvUse,
-        has_forward: bool,
-        level: Level,
-        held: &mut usize,
-    ) -> Result<Self, EngineError> {
+    /// Plans the passes; `has_forward` is false where another algorithm computes the forward pass.
+    pub fn new<E: Cell>(shape: ConvShape, used: ConvUse, has_forward: bool, level: Level) -> Self {
         assert!(can(&shape), "{shape:?} has no tiles");
         // Cells at points are as wide as floats, whatever the maps hold.
         let layout = Layout::of::<f32>(level);
-        let per_cell = per_cell::<E>(level);
-        let mut packed = |is_used: bool, cells: usize, channels: usize| {
-            let len = POINTS * cells * layout.channels(channels);
-            if is_used { Buffer::zeroed(len, "packed weights", held) } else { Ok(Buffer::default()) }
-        };
-        let forward = packed(has_forward, shape.input.c, shape.cout)?;
-        let backward = packed(used == ConvUse::Train, shape.cout.div_ceil(per_cell), shape.input.c)?;
-        Ok(Self { shape, layout, per_cell, grid: grid(&shape), forward, backward })
+        let has_backward_data = used == ConvUse::Train;
+        Self { shape, layout, per_cell: per_cell::<E>(level), grid: grid(&shape), has_forward, has_backward_data }
     }
 
     fn channels(&self) -> (usize, usize) {
@@ -192,15 +179,23 @@ impl WinogradConv {
         }
     }
 
-    fn forward_weights(&self) -> Weights<'_> {
-        let (pass, packed) = (Pass::forward(&self.shape), &self.forward);
-        Weights { pass, sizes: self.sizes(), channels: self.channels(), per_cell: 1, packed }
-    }
-
-    fn backward_weights(&self) -> Weights<'_> {
+    /// The way of a direction, if it was planned.
+    fn way(&self, direction: Direction) -> Option<Way> {
         let ([input, output], (cin, cout)) = (self.sizes(), self.channels());
-        let (pass, packed) = (Pass::backward_data(&self.shape), &self.backward);
-        Weights { pass, sizes: [output, input], channels: (cout, cin), per_cell: self.per_cell, packed }
+        match direction {
+            Direction::Forward => self.has_forward.then(|| Way {
+                pass: Pass::forward(&self.shape),
+                sizes: [input, output],
+                channels: (cin, cout),
+                per_cell: 1,
+            }),
+            Direction::BackwardData => self.has_backward_data.then(|| Way {
+                pass: Pass::backward_data(&self.shape),
+                sizes: [output, input],
+                channels: (cout, cin),
+                per_cell: self.per_cell,
+            }),
+        }
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -208,14 +203,17 @@ impl WinogradConv {
         &self,
         ctx: &mut Context,
         n: usize,
-        weights: &Weights,
+        direction: Direction,
         x: &[E],
         y: &mut [E],
         write: Write,
         sums: Option<&mut [f32]>,
     ) {
-        let &Weights { pass, sizes, channels, per_cell, packed } = weights;
-        assert!(!packed.is_empty(), "a convolution was asked for a pass that it was not planned for");
+        let Some(Way { pass, sizes, channels, per_cell }) = self.way(direction) else {
+            panic!("a convolution was asked for a pass that it was not planned for");
+        };
+        let packed = ctx.packed;
+        assert!(packed.len() == Convolution::<E>::packed_len(self, direction), "{} packed weights", packed.len());
         let tasks = self.tasks(n, pass, channels.0);
         let n_panels = channels.1.div_ceil(self.layout.panel);
         // Many threads share a task's panels, too: each of them brings its windows to the points.
@@ -241,23 +239,23 @@ impl WinogradConv {
     }
 }
 
-/// A pass with its weights: rows and columns of source and destination, and their channels.
-struct Weights<'a> {
+/// What a direction does: rows and columns of source and destination, their channels, and source channels in a cell of weights.
+struct Way {
     pass: Pass,
     sizes: [(usize, usize); 2],
     channels: (usize, usize),
     per_cell: usize,
-    packed: &'a [f32],
 }
 
 impl<E: Cell> Convolution<E> for WinogradConv {
     fn scratch_len(&self, used: ConvUse) -> usize {
         let Layout { panel, narrow: lanes, .. } = self.layout;
-        let pass = |Weights { pass, channels: (source, _), packed, .. }: Weights| {
+        let ways = [Direction::Forward, Direction::BackwardData].map(|direction| self.way(direction));
+        let sweep = |Way { pass, channels: (source, _), .. }: Way| {
             let n_tiles = most_tiles(TASK_WINDOWS, pass, source, TASK_TILES);
-            if packed.is_empty() { 0 } else { sweep::scratch_len(pass, n_tiles, source, panel, lanes) }
+            sweep::scratch_len(pass, n_tiles, source, panel, lanes)
         };
-        let sweeps = pass(self.forward_weights()).max(pass(self.backward_weights()));
+        let sweeps = ways.into_iter().flatten().map(sweep).max().unwrap_or(0);
         if used == ConvUse::Forward {
             return sweeps;
         }
@@ -273,44 +271,49 @@ impl<E: Cell> Convolution<E> for WinogradConv {
         sums.max(shares::partial_len(&self.gradient_layout(), max_batch * self.grid.per_image(), n_members))
     }
 
-    fn pack(&mut self, team: &Team, level: Level, weights: &[f32], mask: Option<&[u8]>) {
+    fn packed_len(&self, direction: Direction) -> usize {
+        self.way(direction).map_or(0, |Way { channels: (source, dest), per_cell, .. }| {
+            POINTS * source.div_ceil(per_cell) * self.layout.channels(dest)
+        })
+    }
+
+    fn pack(
+        &mut self,
+        team: &Team,
+        level: Level,
+        direction: Direction,
+        weights: &[f32],
+        mask: Option<&[u8]>,
+        packed: &mut [f32],
+    ) {
+        let Some(Way { channels: (source, dest), per_cell, .. }) = self.way(direction) else { return };
         let (cin, cout) = self.channels();
         let masters = Masters { weights, mask, n_taps: TAPS * TAPS, cin };
         let (layout, pass) = (self.layout, Pass::forward(&self.shape));
-        let panels = |packed: &mut [f32], source: usize, channels: usize, per_cell: usize, is_forward: bool| {
-            team.for_parts(packed, POINTS * source.div_ceil(per_cell) * layout.panel, |index, out| {
-                let first = index * layout.panel;
-                let width = layout.width(channels - first);
-                let n = width.min(channels - first);
-                let panel = pack::Panel { masters, pass, cout, first, n, width, per_cell };
-                // SAFETY: `level` is at most what the engine detected.
-                unsafe {
-                    if is_forward {
-                        pack::forward::<f32>(level, &panel, out);
-                    } else if per_cell == 1 {
-                        pack::backward::<f32>(level, &panel, out);
-                    } else {
-                        pack::backward::<Bf16>(level, &panel, out);
-                    }
+        team.for_parts(packed, POINTS * source.div_ceil(per_cell) * layout.panel, |index, out| {
+            let first = index * layout.panel;
+            let width = layout.width(dest - first);
+            let n = width.min(dest - first);
+            let panel = pack::Panel { masters, pass, cout, first, n, width, per_cell };
+            // SAFETY: `level` is at most what the engine detected.
+            unsafe {
+                match direction {
+                    Direction::Forward => pack::forward::<f32>(level, &panel, out),
+                    Direction::BackwardData if per_cell == 1 => pack::backward::<f32>(level, &panel, out),
+                    Direction::BackwardData => pack::backward::<Bf16>(level, &panel, out),
                 }
-            });
-        };
-        if !self.forward.is_empty() {
-            panels(&mut self.forward, cin, cout, 1, true);
-        }
-        if !self.backward.is_empty() {
-            panels(&mut self.backward, cout, cin, self.per_cell, false);
-        }
+            }
+        });
     }
 
     fn forward(&self, ctx: &mut Context, n: usize, x: &[E], y: &mut [E], sums: Option<&mut [f32]>) {
         self.assert_maps(n, x, y);
-        self.sweep(ctx, n, &self.forward_weights(), x, y, Write::Set, sums);
+        self.sweep(ctx, n, Direction::Forward, x, y, Write::Set, sums);
     }
 
     fn backward_data(&self, ctx: &mut Context, n: usize, dy: &[E], dx: &mut [E], write: Write) {
         self.assert_maps(n, dx, dy);
-        self.sweep(ctx, n, &self.backward_weights(), dy, dx, write, None);
+        self.sweep(ctx, n, Direction::BackwardData, dy, dx, write, None);
     }
 
     fn backward_weight(&self, ctx: &mut Context, n: usize, x: &[E], dy: &[E], dw: &mut [f32], mask: Option<&[u8]>) {
