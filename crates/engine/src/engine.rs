@@ -135,7 +135,7 @@ pub struct NormApply {
     pub residual: Option<Act>,
     /// Whether a ReLU follows.
     pub relu: bool,
-    /// Output.
+    /// Output; may be the input.
     pub y: Act,
 }
 
@@ -229,6 +229,8 @@ pub trait Engine: Memory + Send {
 
     /// Second half: `dx` from the sums of all ranks over `count` elements, and the residual's gradient.
     /// `count` is `None` where the forward pass used running statistics, which are constants.
+    ///
+    /// `dx` may take the place of `norm.x`, and the residual's gradient, if it is set, that of `norm.dy`.
     fn norm_backward_apply(
         &mut self,
         n: usize,

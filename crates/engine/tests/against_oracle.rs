@@ -112,6 +112,11 @@ fn check_norm(dims: Dims, n: usize, relu: bool, residual: bool) -> Result<(), Te
             b.engine.norm_backward_apply(n, back, count, Some(dx), Some((dr, write)));
             results.extend([b.read(n, dx, dims), b.read(n, dr, dims)]);
         }
+        // In the place of what they are computed from.
+        b.engine.norm_backward_apply(n, back, Some(count), Some(x), Some((dy, Write::Set)));
+        results.extend([b.read(n, x, dims), b.read(n, dy, dims)]);
+        b.engine.norm_apply(n, NormApply { x, coef, residual: residual.then_some(r), relu, y: x });
+        results.push(b.read(n, x, dims));
         b.engine.write_f32(running, &vec![0.5; 2 * c]);
         b.engine.norm_eval(NormEval { gamma, beta, running, eps: 1e-5, coef });
         results.push(b.floats(coef));

@@ -12,15 +12,15 @@ impl<E: Compute> HostEngine<E> {
     pub(super) fn norm_apply_in<S: Select<E, T: Cell>>(&mut self, n: usize, norm: NormApply) {
         let (team, level) = (&self.team, self.level);
         self.store.with::<S, _>(norm.y, |store, y| {
-            let c = y.dims().c;
-            let (x, coef) = (S::get(store, norm.x).images(n), store.span(norm.coef));
-            let residual = norm.residual.map(|r| S::get(store, r).images(n));
+            let (c, coef) = (y.dims().c, store.span(norm.coef));
             let per_chunk = (CHUNK / c).max(1) * c;
             team.for_parts(y.images_mut(n), per_chunk, |chunk, y| {
-                let range = chunk * per_chunk..chunk * per_chunk + y.len();
-                let residual = residual.map(|r| &r[range.clone()]);
-                // SAFETY: the engine's level is at most what it detected.
-                unsafe { norm_kernels::apply(level, &mut Apply { x: &x[range], coef, residual, relu: norm.relu, y }) };
+                let (at, len, y) = (chunk * per_chunk, y.len(), y.as_mut_ptr());
+                let part = |act: Act| S::get(store, act).data[at..at + len].as_ptr();
+                let x = if norm.x == norm.y { y.cast_const() } else { part(norm.x) };
+                let residual = norm.residual.map(part);
+                // SAFETY: all parts are of so many numbers; the engine's level is at most what it detected.
+                unsafe { norm_kernels::apply(level, &Apply { x, coef, residual, relu: norm.relu, y, len }) };
             });
         });
     }
@@ -28,9 +28,9 @@ impl<E: Compute> HostEngine<E> {
     pub(super) fn norm_backward_sums_in<S: Select<E, T: Cell>>(&mut self, n: usize, norm: NormBackward) {
         let (level, dims) = (self.level, self.store.dims(norm.x));
         self.summed(n * dims.len(), dims.c, norm.sums, |store, at, len, sums| {
-            let part = |act: Act| &S::get(store, act).data[at..at + len];
-            let job = Gated { dy: part(norm.dy), gate: norm.gate.map(part), x: part(norm.x) };
-            // SAFETY: the engine's level is at most what it detected.
+            let part = |act: Act| S::get(store, act).data[at..at + len].as_ptr();
+            let job = Gated { dy: part(norm.dy), gate: norm.gate.map(part), x: part(norm.x), len };
+            // SAFETY: all parts are of so many numbers; the engine's level is at most what it detected.
             unsafe { norm_kernels::backward_sums(level, &job, store.span(norm.coef), sums) };
         });
     }
@@ -48,29 +48,32 @@ impl<E: Compute> HostEngine<E> {
         let Self { store, team, level, partial, .. } = self;
         let constants = &mut partial[..3 * dims.c];
         elementwise::norm_backward_constants(store.span(norm.coef), store.span(norm.sums), count, constants);
-        let (constants, level, len) = (&*constants, *level, n * dims.len());
+        let (constants, level, total) = (&*constants, *level, n * dims.len());
+        assert!(dresidual != Some((norm.dy, Write::Add)), "a gradient cannot be added to itself");
+        let (dr, write) = dresidual.map_or((None, Write::Set), |(dr, write)| (Some(dr), write));
         let mut dx_buf = dx.map(|dx| S::take(store, dx)).unwrap_or_default();
-        let mut dr_buf = dresidual.map(|(dr, _)| S::take(store, dr)).unwrap_or_default();
-        let (has_dx, has_dr) = (dx.is_some(), dresidual.is_some());
+        let mut dr_buf = dr.map(|dr| S::take(store, dr)).unwrap_or_default();
         let (dx_shards, dr_shards) = (Shards::new(&mut dx_buf.data), Shards::new(&mut dr_buf.data));
-        let write = dresidual.map_or(Write::Set, |(_, write)| write);
         let per_chunk = (CHUNK / dims.c).max(1) * dims.c;
-        team.for_chunks(len.div_ceil(per_chunk), |chunk, _| {
+        team.for_chunks(total.div_ceil(per_chunk), |chunk, _| {
             let at = chunk * per_chunk;
-            let size = per_chunk.min(len - at);
-            let part = |act: Act| &S::get(store, act).data[at..at + size];
-            let wanted = |has: bool| if has { (at, size) } else { (0, 0) };
-            let ((dx_at, dx_len), (dr_at, dr_len)) = (wanted(has_dx), wanted(has_dr));
-            // SAFETY: chunks are disjoint and each runs once; an empty part stands for an output that is not wanted.
-            let (dx, dr) = unsafe { (dx_shards.part(dx_at, dx_len), dr_shards.part(dr_at, dr_len)) };
-            let from = Gated { dy: part(norm.dy), gate: norm.gate.map(part), x: part(norm.x) };
-            // SAFETY: the engine's level is at most what it detected.
-            unsafe { norm_kernels::backward_apply(level, &mut Backward { from, constants, dx, dr, write }) };
+            let len = per_chunk.min(total - at);
+            // SAFETY: chunks are disjoint and each runs once.
+            let out = |shards: &Shards<S::T>| unsafe { shards.part(at, len) }.as_mut_ptr();
+            let outputs = [dx.map(|act| (act, out(&dx_shards))), dr.map(|act| (act, out(&dr_shards)))];
+            let part = |act: Act| match outputs.iter().flatten().find(|(output, _)| *output == act) {
+                Some((_, here)) => here.cast_const(),
+                None => S::get(store, act).data[at..at + len].as_ptr(),
+            };
+            let from = Gated { dy: part(norm.dy), gate: norm.gate.map(part), x: part(norm.x), len };
+            let [dx, dr] = outputs.map(|output| output.map(|(_, here)| here));
+            // SAFETY: all parts are of so many numbers; the engine's level is at most what it detected.
+            unsafe { norm_kernels::backward_apply(level, &Backward { from, constants, dx, dr, write }) };
         });
         if let Some(dx) = dx {
             S::put(store, dx, dx_buf);
         }
-        if let Some((dr, _)) = dresidual {
+        if let Some(dr) = dr {
             S::put(store, dr, dr_buf);
         }
     }

@@ -3,6 +3,8 @@
 //! All walk over rows of `c` channels in blocks of channels; the last block may be a part of a vector. Where a row is no longer than a
 //! block, coefficients, or sums, stay in registers over all rows. Longer rows are taken one by one: to read memory as it lies is worth more.
 //! Numbers are widened to f32 on the way in and rounded on the way out.
+//!
+//! Maps are pointers, as a result may take the place of what it is computed from: each number is read before it is written.
 
 use super::blocks::{BLOCK, Block, for_blocks, load, store};
 use super::cell::Cell;
@@ -10,52 +12,54 @@ use super::simd::{Simd, kernel};
 use crate::types::Write;
 use std::ops::Range;
 
-/// `y = relu?(x · scale + shift + residual?)` over rows of `c` channels.
+/// `y = relu?(x · scale + shift + residual?)` over `len` numbers in rows of `c` channels; `y` may be `x`.
 pub(crate) struct Apply<'a, E> {
-    pub x: &'a [E],
+    pub x: *const E,
     /// mean, 1/σ, scale, shift, `[4, c]`.
     pub coef: &'a [f32],
-    pub residual: Option<&'a [E]>,
+    pub residual: Option<*const E>,
     pub relu: bool,
-    pub y: &'a mut [E],
+    pub y: *mut E,
+    pub len: usize,
 }
 
-/// g is `dy` where `gate` is positive.
+/// g is `dy` where `gate` is positive, each of `len` numbers.
 #[derive(Clone, Copy)]
-pub(crate) struct Gated<'a, E> {
-    pub dy: &'a [E],
-    pub gate: Option<&'a [E]>,
-    pub x: &'a [E],
+pub(crate) struct Gated<E> {
+    pub dy: *const E,
+    pub gate: Option<*const E>,
+    pub x: *const E,
+    pub len: usize,
 }
 
-/// `dx = a·g + b·x + d` and `dr (+)= g`; empty outputs are skipped.
+/// `dx = a·g + b·x + d` and `dr (+)= g`; `dx` may be `x`, and `dr` `dy`.
 pub(crate) struct Backward<'a, E> {
-    pub from: Gated<'a, E>,
+    pub from: Gated<E>,
     /// a, b, d, `[3, c]`.
     pub constants: &'a [f32],
-    pub dx: &'a mut [E],
-    pub dr: &'a mut [E],
+    pub dx: Option<*mut E>,
+    pub dr: Option<*mut E>,
     pub write: Write,
 }
 
 kernel! {
     /// # Safety
-    /// `level` must be supported by the CPU.
-    pub(crate) unsafe fn apply(job: &mut Apply<E>) = apply_rows
+    /// The job's maps must hold `len` numbers, and `level` be supported by the CPU.
+    pub(crate) unsafe fn apply(job: &Apply<E>) = apply_rows
 }
 
 kernel! {
     /// Σg and Σg·x̂ per channel, `[2, c]`.
     ///
     /// # Safety
-    /// `level` must be supported by the CPU.
+    /// As [`apply`].
     pub(crate) unsafe fn backward_sums(job: &Gated<E>, coef: &[f32], sums: &mut [f32]) = sum_rows
 }
 
 kernel! {
     /// # Safety
-    /// `level` must be supported by the CPU.
-    pub(crate) unsafe fn backward_apply(job: &mut Backward<E>) = backward_rows
+    /// As [`apply`].
+    pub(crate) unsafe fn backward_apply(job: &Backward<E>) = backward_rows
 }
 
 /// Runs of rows of `c` channels that are taken together.
@@ -65,10 +69,8 @@ fn runs<S: Simd>(n_rows: usize, c: usize) -> impl Iterator<Item = Range<usize>> 
 }
 
 #[inline(always)]
-unsafe fn apply_rows<E: Cell, S: Simd>(job: &mut Apply<E>) {
-    assert_eq!(job.x.len(), job.y.len());
-    assert!(job.residual.is_none_or(|r| r.len() == job.y.len()));
-    // SAFETY: the caller's promise; the rows are as long as each other.
+unsafe fn apply_rows<E: Cell, S: Simd>(job: &Apply<E>) {
+    // SAFETY: the caller's promise.
     unsafe {
         match (job.residual.is_some(), job.relu) {
             (false, false) => apply_blocks::<E, S, false, false>(job),
@@ -80,9 +82,9 @@ unsafe fn apply_rows<E: Cell, S: Simd>(job: &mut Apply<E>) {
 }
 
 #[inline(always)]
-unsafe fn apply_blocks<E: Cell, S: Simd, const ADDS: bool, const GATES: bool>(job: &mut Apply<E>) {
+unsafe fn apply_blocks<E: Cell, S: Simd, const ADDS: bool, const GATES: bool>(job: &Apply<E>) {
     let c = job.coef.len() / 4;
-    for rows in runs::<S>(job.y.len() / c, c) {
+    for rows in runs::<S>(job.len / c, c) {
         // SAFETY: handed through.
         for_blocks!(S, c, |block, V| unsafe { apply_block::<E, S, V, ADDS, GATES>(job, rows.clone(), block) });
     }
@@ -90,18 +92,18 @@ unsafe fn apply_blocks<E: Cell, S: Simd, const ADDS: bool, const GATES: bool>(jo
 
 #[inline(always)]
 unsafe fn apply_block<E: Cell, S: Simd, const V: usize, const ADDS: bool, const GATES: bool>(
-    job: &mut Apply<E>,
+    job: &Apply<E>,
     rows: Range<usize>,
     block: Block,
 ) {
     let c = job.coef.len() / 4;
-    // SAFETY: the block lies in a row, all rows in their slices; the caller vouches for the level.
+    // SAFETY: the block lies in a row, all rows in their maps; the caller vouches for the level.
     unsafe {
         let scale = load::<f32, S, V>(job.coef[2 * c..].as_ptr(), block);
         let shift = load::<f32, S, V>(job.coef[3 * c..].as_ptr(), block);
-        let residual = job.residual.map_or(std::ptr::null(), <[E]>::as_ptr);
+        let residual = job.residual.unwrap_or(std::ptr::null());
         for row in rows {
-            let x = load::<E, S, V>(job.x.as_ptr().add(row * c), block);
+            let x = load::<E, S, V>(job.x.add(row * c), block);
             let mut y = [S::zero(); V];
             let added = if ADDS { load::<E, S, V>(residual.add(row * c), block) } else { [S::zero(); V] };
             for v in 0..V {
@@ -113,19 +115,18 @@ unsafe fn apply_block<E: Cell, S: Simd, const V: usize, const ADDS: bool, const 
                     y[v] = y[v].relu();
                 }
             }
-            store::<E, S, V>(y, job.y.as_mut_ptr().add(row * c), block);
+            store::<E, S, V>(y, job.y.add(row * c), block);
         }
     }
 }
 
 #[inline(always)]
 unsafe fn sum_rows<E: Cell, S: Simd>(job: &Gated<E>, coef: &[f32], sums: &mut [f32]) {
-    assert_eq!(job.x.len(), job.dy.len());
-    assert!(job.gate.is_none_or(|gate| gate.len() == job.dy.len()) && 2 * sums.len() == coef.len());
+    assert!(2 * sums.len() == coef.len());
     let c = coef.len() / 4;
     sums.fill(0.0);
-    for rows in runs::<S>(job.dy.len() / c, c) {
-        // SAFETY: the caller's promise; the rows are as long as each other.
+    for rows in runs::<S>(job.len / c, c) {
+        // SAFETY: the caller's promise.
         unsafe {
             if job.gate.is_some() {
                 for_blocks!(S, c, |block, V| sum_block::<E, S, V, true>(job, coef, sums, rows.clone(), block));
@@ -148,14 +149,14 @@ unsafe fn sum_block<E: Cell, S: Simd, const V: usize, const GATES: bool>(
     block: Block,
 ) {
     let c = coef.len() / 4;
-    // SAFETY: the block lies in a row, all rows in their slices; the caller vouches for the level.
+    // SAFETY: the block lies in a row, all rows in their maps; the caller vouches for the level.
     unsafe {
         let (mut sum, mut dot) =
             (load::<f32, S, V>(sums.as_ptr(), block), load::<f32, S, V>(sums[c..].as_ptr(), block));
         let mean = load::<f32, S, V>(coef.as_ptr(), block);
         for row in rows {
             let g = gated::<E, S, V, GATES>(job, row * c, block);
-            let x = load::<E, S, V>(job.x.as_ptr().add(row * c), block);
+            let x = load::<E, S, V>(job.x.add(row * c), block);
             for v in 0..V {
                 sum[v] = sum[v].add(g[v]);
                 dot[v] = dot[v].fma(g[v], x[v].sub(mean[v]));
@@ -167,13 +168,10 @@ unsafe fn sum_block<E: Cell, S: Simd, const V: usize, const GATES: bool>(
 }
 
 #[inline(always)]
-unsafe fn backward_rows<E: Cell, S: Simd>(job: &mut Backward<E>) {
-    let len = job.from.dy.len();
-    assert!(job.from.x.len() == len && job.from.gate.is_none_or(|gate| gate.len() == len));
-    assert!((job.dx.is_empty() || job.dx.len() == len) && (job.dr.is_empty() || job.dr.len() == len));
-    // SAFETY: the caller's promise; the rows are as long as each other.
+unsafe fn backward_rows<E: Cell, S: Simd>(job: &Backward<E>) {
+    // SAFETY: the caller's promise.
     unsafe {
-        match (job.from.gate.is_some(), !job.dx.is_empty(), !job.dr.is_empty()) {
+        match (job.from.gate.is_some(), job.dx.is_some(), job.dr.is_some()) {
             (_, false, false) => {}
             (false, true, false) => backward_blocks::<E, S, false, true, false>(job),
             (false, true, true) => backward_blocks::<E, S, false, true, true>(job),
@@ -186,9 +184,9 @@ unsafe fn backward_rows<E: Cell, S: Simd>(job: &mut Backward<E>) {
 }
 
 #[inline(always)]
-unsafe fn backward_blocks<E: Cell, S: Simd, const GATES: bool, const DX: bool, const DR: bool>(job: &mut Backward<E>) {
+unsafe fn backward_blocks<E: Cell, S: Simd, const GATES: bool, const DX: bool, const DR: bool>(job: &Backward<E>) {
     let c = job.constants.len() / 3;
-    for rows in runs::<S>(job.from.dy.len() / c, c) {
+    for rows in runs::<S>(job.from.len / c, c) {
         // SAFETY: handed through.
         for_blocks!(S, c, |block, V| unsafe { backward_block::<E, S, V, GATES, DX, DR>(job, rows.clone(), block) });
     }
@@ -196,28 +194,28 @@ unsafe fn backward_blocks<E: Cell, S: Simd, const GATES: bool, const DX: bool, c
 
 #[inline(always)]
 unsafe fn backward_block<E: Cell, S: Simd, const V: usize, const GATES: bool, const DX: bool, const DR: bool>(
-    job: &mut Backward<E>,
+    job: &Backward<E>,
     rows: Range<usize>,
     block: Block,
 ) {
     let c = job.constants.len() / 3;
-    // SAFETY: the block lies in a row, all rows in their slices; the caller vouches for the level.
+    // SAFETY: the block lies in a row, all rows in their maps; the caller vouches for the level.
     unsafe {
         let a = load::<f32, S, V>(job.constants.as_ptr(), block);
         let b = load::<f32, S, V>(job.constants[c..].as_ptr(), block);
         let d = load::<f32, S, V>(job.constants[2 * c..].as_ptr(), block);
         for row in rows {
             let g = gated::<E, S, V, GATES>(&job.from, row * c, block);
-            if DX {
-                let x = load::<E, S, V>(job.from.x.as_ptr().add(row * c), block);
+            if let (true, Some(to)) = (DX, job.dx) {
+                let x = load::<E, S, V>(job.from.x.add(row * c), block);
                 let mut dx = [S::zero(); V];
                 for v in 0..V {
                     dx[v] = S::zero().fma(a[v], g[v]).fma(b[v], x[v]).add(d[v]);
                 }
-                store::<E, S, V>(dx, job.dx.as_mut_ptr().add(row * c), block);
+                store::<E, S, V>(dx, to.add(row * c), block);
             }
-            if DR {
-                let to = job.dr.as_mut_ptr().add(row * c);
+            if let (true, Some(to)) = (DR, job.dr) {
+                let to = to.add(row * c);
                 let mut dr = g;
                 if job.write == Write::Add {
                     let old = load::<E, S, V>(to, block);
@@ -240,9 +238,9 @@ unsafe fn gated<E: Cell, S: Simd, const V: usize, const GATES: bool>(
 ) -> [S; V] {
     // SAFETY: handed through.
     unsafe {
-        let mut g = load::<E, S, V>(job.dy.as_ptr().add(at), block);
+        let mut g = load::<E, S, V>(job.dy.add(at), block);
         if let (true, Some(gate)) = (GATES, job.gate) {
-            let gate = load::<E, S, V>(gate.as_ptr().add(at), block);
+            let gate = load::<E, S, V>(gate.add(at), block);
             for v in 0..V {
                 g[v] = g[v].where_positive(gate[v]);
             }

@@ -1,8 +1,9 @@
 //! A node list planned for one branch: its activations, forward, and backward over the same list in reverse.
 //!
 //! Planning allocates everything for a maximum batch; any smaller one runs in the same buffers. A training pass keeps
-//! every activation that backward reads; an evaluation pass reuses those that nothing reads any more. Gradients live only between their last
-//! consumer and their producer and come from a [`GradPool`] that several passes share, since backwards run one by one.
+//! every activation that backward reads; all others are reused once nothing reads them any more. Gradients live only between their last
+//! consumer and their producer. Where they can, they take the place of what only a batch norm reads; all others come from a [`GradPool`] that
+//! several passes share, since backwards run one by one.
 
 mod fixed;
 mod plan;
@@ -284,7 +285,7 @@ impl Pass {
     }
 
     /// Runs the list in reverse from [`Pass::output_grad`], adding to the model's gradients. In the pruned branch the
-    /// masked weights get nothing.
+    /// masked weights get nothing. Gradients take the place of activations: each call needs a forward of its own.
     ///
     /// # Errors
     /// A lost rank.

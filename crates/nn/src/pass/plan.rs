@@ -6,15 +6,16 @@ use crate::graph::{MAX_PARTS, Network, Node, NormId, Op, Value, ValueId};
 use sdclr_engine::{Act, Engine, Write};
 
 impl Pass {
-    /// One buffer per value; values that nothing reads any more, not even backward, lend theirs to later ones.
+    /// One buffer per value; values that nothing reads any more, not even backward, lend theirs to later ones, and to the batch norm that reads
+    /// them last.
     pub(super) fn plan_activations(&mut self, engine: &mut dyn Engine, net: &Network) -> Result<(), NnError> {
         let last_read = |value: ValueId| {
             let reads = self.nodes.iter().rposition(|node| node.op.inputs().any(|v| v == value));
             if value == self.spec.until || value == net.feature { usize::MAX } else { reads.unwrap_or(usize::MAX) }
         };
         let in_backward = |value: ValueId| {
-            let touches = |node: &Node| node.y == value || node.op.inputs().any(|v| v == value);
-            self.spec.mode == Mode::Train && self.nodes.iter().any(|node| self.wanted[node.y.0] && touches(node))
+            let reads = |node: &Node| self.wanted[node.y.0] && backward_reads(node, value);
+            self.spec.mode == Mode::Train && self.nodes.iter().any(reads)
         };
         let max_batch = self.spec.max_batch;
         let alloc = |engine: &mut dyn Engine, value: Value| engine.alloc_act(max_batch, value.dims, value.role);
@@ -23,12 +24,18 @@ impl Pass {
         acts[net.input.0] = Some(alloc(engine, net.values[net.input.0])?);
         for (i, node) in self.nodes.iter().enumerate() {
             let value = net.values[node.y.0];
+            let ends = |v: ValueId| last_read(v) == i && !in_backward(v);
+            let replaced = match node.op {
+                Op::Norm { x, residual, .. } if ends(x) && residual != Some(x) => Some(x),
+                _ => None,
+            };
             let reusable = free.iter().position(|(v, _)| *v == value);
-            acts[node.y.0] = Some(match reusable {
-                Some(at) => free.swap_remove(at).1,
-                None => alloc(engine, value)?,
-            });
-            for value in node.op.inputs().filter(|&v| last_read(v) == i && !in_backward(v)) {
+            acts[node.y.0] = match (replaced, reusable) {
+                (Some(x), _) => acts[x.0],
+                (None, Some(at)) => Some(free.swap_remove(at).1),
+                (None, None) => Some(alloc(engine, value)?),
+            };
+            for value in node.op.inputs().filter(|&v| ends(v) && Some(v) != replaced) {
                 if let Some(act) = acts[value.0] {
                     free.push((net.values[value.0], act));
                 }
@@ -38,7 +45,8 @@ impl Pass {
         Ok(())
     }
 
-    /// Slots of the pool for the gradients that backward wants, each held from its last consumer to its producer.
+    /// Places for the gradients that backward wants: those of batch norms are where their inputs are, or the gradient of their output; all
+    /// others in slots of the pool, each held from its last consumer to its producer.
     pub(super) fn plan_gradients(
         &mut self,
         engine: &mut dyn Engine,
@@ -58,6 +66,18 @@ impl Pass {
         // The loss fills every branch's last gradient before any branch runs backward, so this one is not shared.
         self.grads[self.spec.until.0] = Some(engine.alloc_act(self.spec.max_batch, last.dims, last.role)?);
         for node in self.nodes.iter().rev().filter(|node| self.wanted[node.y.0]) {
+            if let Op::Norm { x, residual, .. } = node.op {
+                if self.is_read_by_norm_alone(x) {
+                    self.grads[x.0] = self.acts[x.0];
+                }
+                let is_first = |r: &ValueId| self.wanted[r.0] && self.grads[r.0].is_none();
+                if let Some(r) = residual.filter(is_first)
+                    && let Some((holder, _)) = in_use.iter_mut().find(|(value, _)| *value == node.y)
+                {
+                    *holder = r;
+                    self.grads[r.0] = self.grads[node.y.0];
+                }
+            }
             for value in node.op.inputs().filter(|v| self.wanted[v.0]) {
                 if self.grads[value.0].is_none() {
                     self.grads[value.0] = Some(take(engine, value, &mut in_use)?);
@@ -66,6 +86,26 @@ impl Pass {
             in_use.retain(|(value, _)| *value != node.y);
         }
         Ok(())
+    }
+}
+
+impl Pass {
+    /// Whether a batch norm is all that reads `value` in either direction, so that its gradient may take its place.
+    fn is_read_by_norm_alone(&self, value: ValueId) -> bool {
+        let readers = self.nodes.iter().flat_map(|node| node.op.inputs()).filter(|&v| v == value).count();
+        let is_reader = |node: &Node| matches!(node.op, Op::Norm { x, .. } if x == value);
+        let others = |node: &Node| backward_reads(node, value) && !is_reader(node);
+        value != self.spec.until && readers == 1 && !self.nodes.iter().any(others)
+    }
+}
+
+/// Whether the backward pass of a node reads an activation.
+fn backward_reads(node: &Node, value: ValueId) -> bool {
+    match node.op {
+        Op::Conv { x, .. } | Op::Linear { x, .. } => x == value,
+        Op::Norm { x, relu, .. } => x == value || relu && node.y == value,
+        Op::MaxPool { x } => x == value || node.y == value,
+        Op::AvgPool { .. } | Op::Shortcut { .. } | Op::Concat { .. } => false,
     }
 }
 
