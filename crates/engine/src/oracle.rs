@@ -489,7 +489,7 @@ impl Engine for Oracle {
             let buf = store.span_mut(momentum);
             for &(at, len) in tensors {
                 let range = at..at + len;
-                let q = scalar::lars_trust(scalar::norm(&w[range.clone()]), scalar::norm(&grads[range.clone()]), step);
+                let q = scalar::lars_trust([&w[range.clone()], &grads[range.clone()]].map(scalar::squares), step);
                 scalar::lars(&mut w[range.clone()], &grads[range.clone()], &mut buf[range], q, step);
             }
         });

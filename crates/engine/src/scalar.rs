@@ -63,15 +63,16 @@ pub(crate) fn sgd(w: &mut [f32], g: &[f32], buf: &mut [f32], step: SgdStep, firs
     }
 }
 
-/// LARS's trust ratio q from ‖w‖ and ‖g‖.
-pub(crate) fn lars_trust(w_norm: f64, g_norm: f64, step: LarsStep) -> f32 {
+/// LARS's trust ratio q from ‖w‖² and ‖g‖².
+pub(crate) fn lars_trust([w, g]: [f64; 2], step: LarsStep) -> f32 {
+    let (w_norm, g_norm) = (w.sqrt(), g.sqrt());
     if w_norm < 1e-15 || g_norm < 1e-15 {
         return 1.0;
     }
     (f64::from(step.eta) * w_norm / (g_norm + f64::from(step.weight_decay) * w_norm)) as f32
 }
 
-/// LARS for one tensor with trust ratio `q`.
+/// LARS for numbers of a tensor with trust ratio `q`.
 #[inline(always)]
 pub(crate) fn lars(w: &mut [f32], g: &[f32], buf: &mut [f32], q: f32, step: LarsStep) {
     for ((w, &g), buf) in w.iter_mut().zip(g).zip(buf) {
@@ -80,16 +81,16 @@ pub(crate) fn lars(w: &mut [f32], g: &[f32], buf: &mut [f32], q: f32, step: Lars
     }
 }
 
-/// Euclidean norm in double precision, by sums side by side: one alone would wait for each addition.
+/// Sum of squares in double precision, by sums side by side: one alone would wait for each addition.
 #[inline(always)]
-pub(crate) fn norm(v: &[f32]) -> f64 {
+pub(crate) fn squares(v: &[f32]) -> f64 {
     let mut sums = [0.0f64; 16];
     for run in v.chunks(sums.len()) {
         for (sum, &x) in sums.iter_mut().zip(run) {
             *sum += f64::from(x) * f64::from(x);
         }
     }
-    sums.iter().sum::<f64>().sqrt()
+    sums.iter().sum()
 }
 
 /// Adam with bias correction.

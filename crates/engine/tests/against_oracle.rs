@@ -236,7 +236,7 @@ proptest! {
     }
 
     #[test]
-    fn optimizers_agree(len in 1..most(5000, 200)) {
+    fn optimizers_agree(len in prop_oneof![3 => 1..most(5000, 200), 1 => most(60_000, 200)..most(150_000, 300)]) {
         check("optimizers", |b| {
             let (w, g, m, v) = (b.span(len), b.span(len), b.span(len), b.span(len));
             b.engine.fill(v, 0.5);

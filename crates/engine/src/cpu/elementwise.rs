@@ -221,9 +221,15 @@ dispatch! {
 }
 
 dispatch! {
-    /// One tensor of a LARS update.
-    pub(crate) fn lars(w: &mut [f32], g: &[f32], buf: &mut [f32], step: crate::types::LarsStep) {
-        let trust = crate::scalar::lars_trust(crate::scalar::norm(w), crate::scalar::norm(g), step);
+    /// The sum of squares of one chunk.
+    pub(crate) fn squares(v: &[f32]) -> f64 {
+        crate::scalar::squares(v)
+    }
+}
+
+dispatch! {
+    /// One chunk of a LARS update.
+    pub(crate) fn lars(w: &mut [f32], g: &[f32], buf: &mut [f32], trust: f32, step: crate::types::LarsStep) {
         crate::scalar::lars(w, g, buf, trust, step);
     }
 }

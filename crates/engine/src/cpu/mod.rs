@@ -20,6 +20,7 @@ mod kernels;
 mod layout;
 mod norm;
 mod norm_kernels;
+mod optimizer;
 mod pack;
 mod packed;
 mod pool;
@@ -102,6 +103,8 @@ struct HostEngine<E: Compute> {
     scratch: Vec<Buffer<f32>>,
     /// Partial sums and gradients, and NT-Xent's logits.
     partial: Buffer<f32>,
+    /// Sums of squares of chunks of weights and of gradients, for LARS.
+    squares: Vec<[f64; 2]>,
 }
 
 memory_from_store!(HostEngine<E>, store, E: Compute);
@@ -148,6 +151,7 @@ impl<E: Compute> HostEngine<E> {
             packed: PackedWeights::default(),
             scratch: (0..n_threads).map(|_| Buffer::default()).collect(),
             partial: Buffer::default(),
+            squares: Vec::new(),
         })
     }
 
@@ -457,7 +461,7 @@ impl<E: Compute> Engine for HostEngine<E> {
         self.store.with_span(z, |store, z| {
             store.with_span(norms, |store, norms| {
                 for (i, x) in store.vector(x).images(n).chunks_exact(d).enumerate() {
-                    let norm = scalar::norm(x).max(1e-12) as f32;
+                    let norm = scalar::squares(x).sqrt().max(1e-12) as f32;
                     let row = &mut z[rows.at(i) * d..][..d];
                     row.iter_mut().zip(x).for_each(|(z, &x)| *z = x / norm);
                     norms[rows.at(i)] = norm;
@@ -526,51 +530,14 @@ impl<E: Compute> Engine for HostEngine<E> {
     }
 
     fn sgd_step(&mut self, params: Span, grads: Span, momentum: Span, step: SgdStep, first: bool) {
-        let (team, level) = (&self.team, self.level);
-        self.store.with_span(params, |store, w| {
-            store.with_span(momentum, |store, buf| {
-                let (g, buf) = (store.span(grads), Shards::new(buf));
-                team.for_parts(w, CHUNK, |chunk, w| {
-                    let at = chunk * CHUNK;
-                    // SAFETY: the same disjoint ranges as those of `w`.
-                    let buf = unsafe { buf.part(at, w.len()) };
-                    elementwise::sgd(level, w, &g[at..at + w.len()], buf, step, first);
-                });
-            });
-        });
+        self.sgd_step_of(params, grads, momentum, step, first);
     }
 
     fn lars_step(&mut self, params: Span, grads: Span, momentum: Span, tensors: &[(usize, usize)], step: LarsStep) {
-        let (team, level) = (&self.team, self.level);
-        self.store.with_span(params, |store, w| {
-            store.with_span(momentum, |store, buf| {
-                let apart = tensors.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0);
-                assert!(apart, "tensors must ascend and not overlap");
-                let (g, w, buf) = (store.span(grads), Shards::new(w), Shards::new(buf));
-                team.for_chunks(tensors.len(), |i, _| {
-                    let (at, len) = tensors[i];
-                    // SAFETY: tensors do not overlap by the assertion, and each runs once.
-                    let (w, buf) = unsafe { (w.part(at, len), buf.part(at, len)) };
-                    elementwise::lars(level, w, &g[at..at + len], buf, step);
-                });
-            });
-        });
+        self.lars_step_of(params, grads, momentum, tensors, step);
     }
 
     fn adam_step(&mut self, params: Span, grads: Span, m: Span, v: Span, step: AdamStep) {
-        let (team, level) = (&self.team, self.level);
-        self.store.with_span(params, |store, w| {
-            store.with_span(m, |store, m| {
-                store.with_span(v, |store, v| {
-                    let (g, m, v) = (store.span(grads), Shards::new(m), Shards::new(v));
-                    team.for_parts(w, CHUNK, |chunk, w| {
-                        let at = chunk * CHUNK;
-                        // SAFETY: the same disjoint ranges as those of `w`.
-                        let (m, v) = unsafe { (m.part(at, w.len()), v.part(at, w.len())) };
-                        elementwise::adam(level, w, &g[at..at + w.len()], m, v, step);
-                    });
-                });
-            });
-        });
+        self.adam_step_of(params, grads, m, v, step);
     }
 }
