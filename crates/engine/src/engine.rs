@@ -8,7 +8,8 @@
 //! Conventions. Activations are NHWC, feature maps in the engine's own precision and vectors in f32 ([`Role`]); a vector per image is `[n, 1, 1, c]`. Convolution weights are
 //! `[cout, kh, kw, cin]`, linear weights `[cout, cin]`. Weight and parameter gradients are always *added*, so that two
 //! branches sum up; the caller clears them once per step. Within one call, a span that is written must not lie in the
-//! buffer of a span that is read, and an activation that is written must differ from those that are read.
+//! buffer of a span that is read, and an activation that is written must differ from those that are read, but where an operation says
+//! that it may be the same.
 
 use crate::types::{
     Act, AdamStep, ByteBuf, ByteSpan, Conv, ConvShape, ConvUse, Dims, Direction, EngineError, F32Buf, LarsStep,

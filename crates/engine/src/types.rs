@@ -147,7 +147,7 @@ impl ConvShape {
 /// Which passes a planned convolution will be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConvUse {
-    /// Forward only (evaluation).
+    /// Forward only (evaluation): what was packed is kept.
     Forward,
     /// Forward and the weight gradient (the first trainable layer).
     ForwardWeight,

@@ -5,7 +5,7 @@ mod support;
 
 use proptest::prelude::*;
 use sdclr_engine::*;
-use support::{Bench, cases, most};
+use support::{Bench, cases, most, numbers};
 
 /// Exact in bf16.
 const BITS: u32 = 8;
@@ -73,6 +73,53 @@ fn check_conv(shape: ConvShape, n: usize, n_threads: usize) -> Result<(), TestCa
     Ok(())
 }
 
+/// Batch norm's passes, their results in the place of what they are computed from or elsewhere.
+fn norm_results(engine: Box<dyn Engine>, dims: Dims, n: usize, relu: bool, residual: bool, in_place: bool) -> Results {
+    let b = &mut Bench::new(engine, BITS);
+    let c = dims.c;
+    let [x, dy, r, y, gate, dx, dr] = [(); 7].map(|()| b.map(n, dims));
+    let (coef, sums, count) = (b.span(4 * c), b.span(2 * c), Some(n * dims.pixels()));
+    let mut results = Vec::new();
+    let norm = NormApply { x, coef, residual: residual.then_some(r), relu, y };
+    b.engine.norm_apply(n, norm);
+    results.push(("output", ROUNDING, b.read(n, y, dims)));
+    let back = NormBackward { dy, gate: relu.then_some(gate), x, coef, sums };
+    b.engine.norm_backward_sums(n, back);
+    results.push(("sums", 1e-4, b.floats(sums)));
+    let (dx, dr) = if in_place { (x, dy) } else { (dx, dr) };
+    // One in place of what it is computed from, then the other, then both.
+    for (dx, dr) in [(Some(dx), None), (None, residual.then_some(dr)), (Some(dx), residual.then_some(dr))] {
+        for (act, seed) in [(x, 1), (dy, 2)] {
+            b.engine.write_act(n, act, &numbers(seed, n * dims.len(), BITS));
+        }
+        b.engine.norm_backward_apply(n, back, count, dx, dr.map(|dr| (dr, Write::Set)));
+        results.extend(dx.map(|dx| ("data gradient", ROUNDING, b.read(n, dx, dims))));
+        results.extend(dr.map(|dr| ("residual's gradient", ROUNDING, b.read(n, dr, dims))));
+    }
+    b.engine.write_act(n, x, &numbers(1, n * dims.len(), BITS));
+    let y = if in_place { x } else { y };
+    b.engine.norm_apply(n, NormApply { y, ..norm });
+    results.push(("output again", ROUNDING, b.read(n, y, dims)));
+    results
+}
+
+fn check_norm(dims: Dims, n: usize, relu: bool, residual: bool) -> Result<(), TestCaseError> {
+    let expected = norm_results(Box::new(Oracle::new()), dims, n, relu, residual, false);
+    let options = |level| CpuOptions { n_threads: 2, kernels: Kernels { level: Some(level), ..Kernels::default() } };
+    for level in Level::available() {
+        for engine in [f32_engine, bf16_engine] {
+            let run = |in_place| norm_results(engine(options(level)).unwrap(), dims, n, relu, residual, in_place);
+            let got = run(false);
+            prop_assert!(run(true) == got, "in place: {dims:?}, n = {n}, {}", level.name());
+            for ((what, relative, expected), (.., got)) in expected.iter().zip(&got) {
+                // Terms may cancel.
+                compare(&format!("{what} of {dims:?}, n = {n}, {}", level.name()), got, expected, *relative, 2e-5)?;
+            }
+        }
+    }
+    Ok(())
+}
+
 fn conv_shape() -> impl Strategy<Value = (ConvShape, usize)> {
     let kernel = prop_oneof![1 => Just(1usize), 2 => Just(3), 1 => Just(7)];
     let channels = || prop_oneof![1..most(80, 10), Just(most(32, 8)), Just(most(64, 17))];
@@ -89,6 +136,11 @@ proptest! {
     #[test]
     fn convolutions_agree((shape, n) in conv_shape(), n_threads in 1usize..4) {
         check_conv(shape, n, n_threads)?;
+    }
+
+    #[test]
+    fn batch_norm_agrees_in_place_and_elsewhere(h in 1..most(9, 3), w in 1..most(9, 3), c in 1..most(150, 20), n in 1..most(6, 3), relu: bool, residual: bool) {
+        check_norm(Dims { h, w, c }, n, relu, residual)?;
     }
 }
 

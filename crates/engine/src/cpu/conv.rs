@@ -254,6 +254,8 @@ pub(super) mod testing {
         let weights = numbers(shape.n_weights(), 1);
         let mut pack = |conv: &mut dyn Convolution<Bf16>, direction: Direction| {
             let mut packed = Buffer::zeroed(conv.packed_len(direction), "packed weights", &mut held).unwrap();
+            // What another convolution left there.
+            packed.fill(f32::NAN);
             conv.pack(&team, level, direction, &weights, Some(&mask), &mut packed);
             packed
         };

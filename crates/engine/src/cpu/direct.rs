@@ -358,6 +358,8 @@ impl PackedSweep {
                     (Direction::BackwardData, true) => pack::backward::<f32>(level, &panel, part),
                 }
             }
+            // Rows behind the last meet zeros, but zeros times what another layer left there may be not a number.
+            part[sweep.cells() * width..].fill(0.0);
         });
     }
 }

@@ -1,7 +1,7 @@
 //! Where packed weights lie.
 //!
-//! A training step uses what it packs of a layer once, so all layers pack to one place: memory for the largest, not for all, and what was
-//! packed is still in cache when it is read. Evaluation packs once for many batches, and keeps it.
+//! A training step uses what it packs of a layer once, so all layers pack to one place: memory for the largest, not for all. Evaluation packs
+//! once for many batches, and keeps it.
 
 use crate::buffer::Buffer;
 use crate::types::{Conv, ConvUse, Direction, EngineError};
@@ -24,18 +24,15 @@ impl PackedWeights {
     /// [`EngineError::OutOfMemory`].
     pub fn plan(&mut self, lens: [usize; 2], used: ConvUse, held: &mut usize) -> Result<(), EngineError> {
         let [forward, backward] = lens;
-        if used == ConvUse::Forward {
-            self.kept.push(Some(Buffer::zeroed(forward, WHAT, held)?));
-            return Ok(());
-        }
-        self.kept.push(None);
         let len = forward.max(backward);
-        if self.shared.len() < len {
+        let kept = if used == ConvUse::Forward { Some(Buffer::zeroed(forward, WHAT, held)?) } else { None };
+        if kept.is_none() && self.shared.len() < len {
             *held -= size_of_val(&*self.shared);
             self.owner = None;
             self.shared = Buffer::default();
             self.shared = Buffer::zeroed(len, WHAT, held)?;
         }
+        self.kept.push(kept);
         Ok(())
     }
 

@@ -172,8 +172,8 @@ impl Pass {
                 let used = match spec.mode {
                     Mode::Eval => ConvUse::Forward,
                     Mode::Train if pass.wanted[x.0] => ConvUse::Train,
-                    Mode::Train if pass.wanted[node.y.0] => ConvUse::ForwardWeight,
-                    Mode::Train => ConvUse::Forward,
+                    // Fixed layers, too: they pack to the place that all in training share.
+                    Mode::Train => ConvUse::ForwardWeight,
                 };
                 let masked = spec.branch == Branch::Pruned;
                 pass.convs[i] = Some(engine.alloc_conv(shape, spec.max_batch, used, masked)?);
@@ -188,10 +188,11 @@ impl Pass {
         self.spec.max_batch
     }
 
-    /// The activation of a value.
+    /// The activation of a value. That of the input, the feature and the last value holds it until the next forward; any other may be lent to
+    /// a later value, or in backward to a gradient.
     ///
     /// # Panics
-    /// If the pass does not reach that value, or (in evaluation) its buffer was given to another.
+    /// If the pass does not reach that value.
     #[must_use]
     pub fn act(&self, value: ValueId) -> Act {
         self.acts[value.0].expect("the pass holds this value")

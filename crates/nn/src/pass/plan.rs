@@ -67,7 +67,7 @@ impl Pass {
         self.grads[self.spec.until.0] = Some(engine.alloc_act(self.spec.max_batch, last.dims, last.role)?);
         for node in self.nodes.iter().rev().filter(|node| self.wanted[node.y.0]) {
             if let Op::Norm { x, residual, .. } = node.op {
-                if self.is_read_by_norm_alone(x) {
+                if self.is_read_by_norm_alone(net, x) {
                     self.grads[x.0] = self.acts[x.0];
                 }
                 let is_first = |r: &ValueId| self.wanted[r.0] && self.grads[r.0].is_none();
@@ -90,12 +90,11 @@ impl Pass {
 }
 
 impl Pass {
-    /// Whether a batch norm is all that reads `value` in either direction, so that its gradient may take its place.
-    fn is_read_by_norm_alone(&self, value: ValueId) -> bool {
-        let readers = self.nodes.iter().flat_map(|node| node.op.inputs()).filter(|&v| v == value).count();
+    /// Whether a batch norm is all that reads its input `value` from its own backward on, so that the gradient may take its place.
+    fn is_read_by_norm_alone(&self, net: &Network, value: ValueId) -> bool {
+        // Forward is over: what a batch norm reads nothing else does. The producer may read its own output in backward.
         let is_reader = |node: &Node| matches!(node.op, Op::Norm { x, .. } if x == value);
-        let others = |node: &Node| backward_reads(node, value) && !is_reader(node);
-        value != self.spec.until && readers == 1 && !self.nodes.iter().any(others)
+        value != net.feature && !self.nodes.iter().any(|node| backward_reads(node, value) && !is_reader(node))
     }
 }
 
@@ -148,4 +147,45 @@ pub(super) fn wanted_gradients(net: &Network, nodes: &[Node], fixed: Fixed) -> V
         wanted[node.y.0] = fixed.trains(net, &node.op) || node.op.inputs().any(|v| wanted[v.0]);
     }
     wanted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Model;
+    use crate::pass::{Branch, PassSpec};
+    use crate::resnet::{Head, NetworkSpec};
+    use sdclr_engine::Oracle;
+
+    #[test]
+    fn gradients_take_the_place_of_what_only_a_batch_norm_reads() {
+        for name in ["resnet18", "resnet50", "resnet32s"] {
+            let spec = NetworkSpec {
+                model: name.into(),
+                image_size: 8,
+                small_stem: true,
+                base_width: 4,
+                dual_bn: true,
+                head: Head::Projection { layers: 2, dim: 4 },
+            };
+            let engine = &mut Oracle::new();
+            let mut model = Model::new(engine, spec.build().unwrap()).unwrap();
+            model.init(engine, 1);
+            let mut plan = |mode| {
+                let spec = PassSpec { max_batch: 2, branch: Branch::Pruned, mode, until: model.network.output };
+                let mut pool = GradPool::default();
+                (Pass::new(engine, &model, spec, &mut pool).unwrap(), pool)
+            };
+            let ((train, pool), (eval, _)) = (plan(Mode::Train), plan(Mode::Eval));
+            for node in &train.nodes {
+                let Op::Norm { x, .. } = node.op else { continue };
+                assert_eq!(train.grads[x.0], train.acts[x.0], "{name}");
+                assert_ne!(train.acts[node.y.0], train.acts[x.0], "{name}: backward reads both");
+                assert_eq!(eval.acts[node.y.0], eval.acts[x.0], "{name}");
+            }
+            // A block's own gradient, and the one on its way through it.
+            let like = |value| pool.slots.iter().filter(|(v, ..)| *v == value).count();
+            assert!(pool.slots.iter().all(|&(value, ..)| like(value) <= 2), "{name}: {pool:?}");
+        }
+    }
 }

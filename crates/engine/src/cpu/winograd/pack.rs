@@ -125,8 +125,8 @@ struct Filters {
 /// Rows of points that wait to be stored together.
 const STAGED: usize = 4;
 
-/// Rows of points, which go past the caches, as those of a network are more than caches hold until they are read: some rows at a time, because
-/// memory takes long stretches faster.
+/// Rows of points, which go past the caches: a wide layer's are more than those hold, and a narrow one's are read once, in order. Some rows at a
+/// time, because memory takes long stretches faster.
 #[repr(align(64))]
 struct Stage {
     points: [[f32; STAGED * MAX_WIDTH]; POINTS],
