@@ -181,20 +181,20 @@ unsafe fn turn<E: Cell>(job: &Job<E>, plan: &Plan, task: &Task, panels: Range<us
         for first in (0..plan.run_len).step_by(DEPTH) {
             let at = run * plan.run_len + first;
             for channel in (panels.start * PANEL..panels.end * PANEL).step_by(LANE) {
-                let whole = first + DEPTH <= n && channel + LANE <= c;
-                let mut edge = [E::default(); DEPTH * LANE];
-                let (from, step) = if whole {
-                    (&pixels[first * c + channel..][..(DEPTH - 1) * c + LANE], c)
-                } else {
-                    let channels = channel.min(c)..c.min(channel + LANE);
-                    for (pixel, to) in pixels[first * c..].chunks_exact(c).zip(edge.chunks_exact_mut(LANE)) {
-                        to[..channels.len()].copy_from_slice(&pixel[channels.clone()]);
-                    }
-                    (&edge[..], LANE)
-                };
                 let to = &mut turned[channel * plan.turned_row + at..][..(LANE - 1) * plan.turned_row + DEPTH];
-                // SAFETY: `from` holds 8 values at each of 32 steps, `to` 32 values at each of 8 rows.
-                unsafe { turn_lanes(from.as_ptr().cast(), step, to.as_mut_ptr().cast(), plan.turned_row) };
+                let to = to.as_mut_ptr().cast();
+                if first + DEPTH <= n && channel + LANE <= c {
+                    let from = &pixels[first * c + channel..][..(DEPTH - 1) * c + LANE];
+                    // SAFETY: `from` holds 8 values at each of 32 steps, `to` 32 values at each of 8 rows.
+                    unsafe { turn_lanes(from.as_ptr().cast(), c, to, plan.turned_row) };
+                    continue;
+                }
+                let (mut edge, channels) = ([E::default(); DEPTH * LANE], channel.min(c)..c.min(channel + LANE));
+                for (pixel, to) in pixels[first * c..].chunks_exact(c).zip(edge.chunks_exact_mut(LANE)) {
+                    to[..channels.len()].copy_from_slice(&pixel[channels.clone()]);
+                }
+                // SAFETY: as above.
+                unsafe { turn_lanes(edge.as_ptr().cast(), LANE, to, plan.turned_row) };
             }
         }
     }
@@ -280,43 +280,47 @@ impl<E: Cell> Weaver<'_, E> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn line(&mut self, line: &[E], first: isize, n: usize, step: usize, n_positions: usize) {
-        let (mut at, mut left) = (first, n_positions);
-        let (kept, end) = (u32::MAX >> (PANEL - n), line.len() as isize - n as isize);
+        let (mut at, mut left, step) = (first, n_positions, step as isize);
         // SAFETY: the caller has the features, here and below.
-        unsafe {
-            if let Some(waiting) = self.waiting.take() {
-                self.pair(waiting, inputs(line, at, n));
-                (at, left) = (at + step as isize, left - 1);
-            }
-            for _ in 0..left / 2 {
-                let next = at + step as isize;
-                if at >= 0 && next <= end {
-                    // All of both lie in the line.
-                    let load = |at: isize| _mm512_maskz_loadu_epi16(kept, line.as_ptr().offset(at).cast());
-                    self.pair(load(at), load(next));
-                } else {
-                    self.pair(inputs(line, at, n), inputs(line, next, n));
+        let of_edge = |at: isize| unsafe { inputs(line, at, n) };
+        if let Some(waiting) = self.waiting.take() {
+            let to = self.pairs(1);
+            // SAFETY: `to` holds a pair.
+            unsafe { store_pair(to, waiting, of_edge(at)) };
+            (at, left) = (at + step, left - 1);
+        }
+        let mut to = self.pairs(left / 2);
+        // Pairs whose inputs all lie in the line have a loop that looks at nothing else.
+        let kept = u32::MAX >> (PANEL - n);
+        let end = at + left as isize / 2 * 2 * step;
+        let whole_end = end.min(line.len() as isize - n as isize - step + 1);
+        while at < end {
+            // SAFETY: so many pairs are `to`'s; those before `whole_end` and not before the line lie in it.
+            unsafe {
+                if at >= 0 {
+                    while at < whole_end {
+                        let here = line.as_ptr().offset(at);
+                        let load = |from: *const E| _mm512_maskz_loadu_epi16(kept, from.cast());
+                        store_pair(to, load(here), load(here.offset(step)));
+                        (at, to) = (at + 2 * step, to.add(2));
+                    }
                 }
-                at = next + step as isize;
+                if at < end {
+                    store_pair(to, of_edge(at), of_edge(at + step));
+                    (at, to) = (at + 2 * step, to.add(2));
+                }
             }
-            if left % 2 == 1 {
-                self.waiting = Some(inputs(line, at, n));
-            }
+        }
+        if left % 2 == 1 {
+            self.waiting = Some(of_edge(at));
         }
     }
 
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn pair(&mut self, one: __m512i, other: __m512i) {
-        const ODD: u32 = 0xAAAA_AAAA;
-        let (to, rest) = std::mem::take(&mut self.out).split_at_mut(2 * PANEL);
+    /// Room for the next pairs, two vectors each.
+    fn pairs(&mut self, n: usize) -> *mut __m512i {
+        let (here, rest) = std::mem::take(&mut self.out).split_at_mut(2 * PANEL * n);
         self.out = rest;
-        // SAFETY: `to` holds 64 values.
-        unsafe {
-            let to: *mut __m512i = to.as_mut_ptr().cast();
-            _mm512_storeu_si512(to, _mm512_mask_blend_epi16(ODD, one, _mm512_slli_epi32::<16>(other)));
-            _mm512_storeu_si512(to.add(1), _mm512_mask_blend_epi16(ODD, _mm512_srli_epi32::<16>(one), other));
-        }
+        here.as_mut_ptr().cast()
     }
 
     /// Zeros behind the last position.
@@ -324,10 +328,23 @@ impl<E: Cell> Weaver<'_, E> {
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn end(&mut self) {
         if let Some(waiting) = self.waiting.take() {
-            // SAFETY: handed through.
-            unsafe { self.pair(waiting, _mm512_setzero_si512()) };
+            let to = self.pairs(1);
+            // SAFETY: `to` holds a pair.
+            unsafe { store_pair(to, waiting, _mm512_setzero_si512()) };
         }
         self.out.fill(E::default());
+    }
+}
+
+/// Stores two positions' inputs as pairs, those of even inputs first.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn store_pair(to: *mut __m512i, one: __m512i, other: __m512i) {
+    const ODD: u32 = 0xAAAA_AAAA;
+    // SAFETY: the caller vouches for two vectors.
+    unsafe {
+        _mm512_storeu_si512(to, _mm512_mask_blend_epi16(ODD, one, _mm512_slli_epi32::<16>(other)));
+        _mm512_storeu_si512(to.add(1), _mm512_mask_blend_epi16(ODD, _mm512_srli_epi32::<16>(one), other));
     }
 }
 
