@@ -112,17 +112,8 @@ pub trait Convolution<E>: Send {
     /// Floats of the weights that the passes of a direction read; none where it was not planned.
     fn packed_len(&self, direction: Direction) -> usize;
 
-    /// Packs master weights `[cout, kh, kw, cin]`, zeroed where the mask is 0, for the passes of a direction, whose [`Context::packed`]
-    /// `packed` then is.
-    fn pack(
-        &mut self,
-        team: &Team,
-        level: Level,
-        direction: Direction,
-        weights: &[f32],
-        mask: Option<&[u8]>,
-        packed: &mut [f32],
-    );
+    /// Packs weights for the passes of a direction, whose [`Context::packed`] `packed` then is.
+    fn pack(&mut self, from: &Packing, packed: &mut [f32]);
 
     /// Forward pass over `n` images; `x` with slack.
     fn forward(&self, ctx: &mut Context, n: usize, x: &[E], y: &mut [E], sums: Option<&mut [f32]>);
@@ -181,20 +172,12 @@ impl<E: Cell> Convolution<E> for Mixed {
         conv.packed_len(direction)
     }
 
-    fn pack(
-        &mut self,
-        team: &Team,
-        level: Level,
-        direction: Direction,
-        weights: &[f32],
-        mask: Option<&[u8]>,
-        packed: &mut [f32],
-    ) {
-        let conv: &mut dyn Convolution<E> = match direction {
+    fn pack(&mut self, from: &Packing, packed: &mut [f32]) {
+        let conv: &mut dyn Convolution<E> = match from.direction {
             Direction::Forward => &mut self.forward,
             Direction::BackwardData => &mut self.backward,
         };
-        conv.pack(team, level, direction, weights, mask, packed);
+        conv.pack(from, packed);
     }
 
     fn forward(&self, ctx: &mut Context, n: usize, x: &[E], y: &mut [E], sums: Option<&mut [f32]>) {
@@ -210,6 +193,17 @@ impl<E: Cell> Convolution<E> for Mixed {
     }
 }
 
+/// Weights to pack, and what for.
+pub struct Packing<'a> {
+    pub team: &'a Team,
+    pub level: Level,
+    pub direction: Direction,
+    /// Master weights `[cout, kh, kw, cin]`.
+    pub weights: &'a [f32],
+    /// 0 for each that counts as zero.
+    pub mask: Option<&'a [u8]>,
+}
+
 /// What a pass borrows from the engine.
 pub struct Context<'a> {
     pub team: &'a Team,
@@ -222,7 +216,7 @@ pub struct Context<'a> {
 
 #[cfg(test)]
 pub(super) mod testing {
-    use super::{Context, Convolution};
+    use super::{Context, Convolution, Packing};
     use crate::buffer::Buffer;
     use crate::cpu::simd::Level;
     use crate::cpu::team::Team;
@@ -256,7 +250,7 @@ pub(super) mod testing {
             let mut packed = Buffer::zeroed(conv.packed_len(direction), "packed weights", &mut held).unwrap();
             // What another convolution left there.
             packed.fill(f32::NAN);
-            conv.pack(&team, level, direction, &weights, Some(&mask), &mut packed);
+            conv.pack(&Packing { team: &team, level, direction, weights: &weights, mask: Some(&mask) }, &mut packed);
             packed
         };
         let packed = [Direction::Forward, Direction::BackwardData].map(|direction| pack(&mut *conv, direction));

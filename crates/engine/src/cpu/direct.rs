@@ -1,7 +1,7 @@
 //! Direct convolutions of any shape: the sweeps behind each pass, their packed weights, and how their tasks run on the team.
 
 use super::cell::{Cell, per_cell};
-use super::conv::{Context, Convolution};
+use super::conv::{Context, Convolution, Packing};
 use super::correlate;
 use super::elementwise;
 use super::gradient;
@@ -89,18 +89,11 @@ impl<E: Cell> Convolution<E> for DirectConv {
         self.sweeps(direction).last().map_or(0, |last| last.packed.end)
     }
 
-    fn pack(
-        &mut self,
-        team: &Team,
-        level: Level,
-        direction: Direction,
-        weights: &[f32],
-        mask: Option<&[u8]>,
-        packed: &mut [f32],
-    ) {
+    fn pack(&mut self, from: &Packing, packed: &mut [f32]) {
+        let &Packing { weights, mask, .. } = from;
         let masters = pack::Masters { weights, mask, n_taps: self.shape.kernel.pow(2), cin: self.shape.input.c };
-        for sweep in self.sweeps(direction) {
-            sweep.pack::<E>(team, level, self.layout, masters, direction, &mut packed[sweep.packed.clone()]);
+        for sweep in self.sweeps(from.direction) {
+            sweep.pack::<E>(from, self.layout, masters, &mut packed[sweep.packed.clone()]);
         }
     }
 
@@ -326,15 +319,8 @@ fn backward_sweeps(shape: &ConvShape) -> Vec<(Sweep, Taps)> {
 }
 
 impl PackedSweep {
-    fn pack<E: Cell>(
-        &self,
-        team: &Team,
-        level: Level,
-        layout: Layout,
-        masters: pack::Masters,
-        direction: Direction,
-        packed: &mut [f32],
-    ) {
+    fn pack<E: Cell>(&self, from: &Packing, layout: Layout, masters: pack::Masters, packed: &mut [f32]) {
+        let &Packing { team, level, direction, .. } = from;
         let Dims { c, .. } = self.sweep.dst;
         let panel = layout.panel;
         let (sweep, taps) = (&self.sweep, &self.taps);

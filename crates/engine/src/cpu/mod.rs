@@ -40,7 +40,7 @@ use crate::types::{
     Normalization, Role, Rows, SgdStep, Span, Write,
 };
 pub use conv::Algorithm;
-use conv::{Context, Convolution};
+use conv::{Context, Convolution, Packing};
 use dense::Mat;
 use packed::PackedWeights;
 pub use simd::Level;
@@ -249,7 +249,7 @@ impl<E: Compute> Engine for HostEngine<E> {
         let mask = mask.map(|mask| self.store.byte_span(mask));
         let (planned, weights) = (&mut self.convs[conv.0], self.store.span(weights));
         let packed = self.packed.replace(conv, direction, planned.packed_len(direction));
-        planned.pack(&self.team, self.level, direction, weights, mask, packed);
+        planned.pack(&Packing { team: &self.team, level: self.level, direction, weights, mask }, packed);
     }
 
     fn conv_forward(&mut self, n: usize, conv: Conv, x: Act, y: Act, sums: Option<Span>) {

@@ -13,7 +13,7 @@ mod pass;
 mod sweep;
 
 use super::cell::Cell;
-use super::conv::{Context, Convolution};
+use super::conv::{Context, Convolution, Packing};
 use super::layout::Layout;
 use super::simd::Level;
 use super::team::Team;
@@ -141,15 +141,8 @@ impl<E: Cell> Convolution<E> for Pruned<E> {
         self.dense.packed_len(direction)
     }
 
-    fn pack(
-        &mut self,
-        team: &Team,
-        level: Level,
-        direction: Direction,
-        weights: &[f32],
-        mask: Option<&[u8]>,
-        packed: &mut [f32],
-    ) {
+    fn pack(&mut self, from: &Packing, packed: &mut [f32]) {
+        let &Packing { team, direction, weights, mask, .. } = from;
         match mask {
             None => self.state = State::Unmasked,
             Some(mask) if self.state == State::Unmasked || !self.is_mask(team, mask) => self.list(team, mask),
@@ -160,7 +153,7 @@ impl<E: Cell> Convolution<E> for Pruned<E> {
             (State::Listed, Direction::BackwardData) => {
                 self.backward.iter_mut().for_each(|Listed { list, .. }| list.refresh(team, weights));
             }
-            _ => self.dense.pack(team, level, direction, weights, mask, packed),
+            _ => self.dense.pack(from, packed),
         }
     }
 
@@ -260,7 +253,7 @@ mod tests {
         let (mut lists, mut all) = (pruned(shape, level, 0.3), direct(shape, level));
         let forward = |conv: &mut dyn Convolution<Bf16>, weights: &[f32], mask: Option<&[u8]>| {
             let mut packed = vec![0.0; conv.packed_len(Direction::Forward)];
-            conv.pack(&team, level, Direction::Forward, weights, mask, &mut packed);
+            conv.pack(&Packing { team: &team, level, direction: Direction::Forward, weights, mask }, &mut packed);
             let scratch =
                 &mut [(); 2].map(|()| Buffer::zeroed(conv.scratch_len(ConvUse::Train), "scratch", &mut 0).unwrap());
             let partial = &mut vec![0.0; conv.partial_len(n, 2, ConvUse::Train)];

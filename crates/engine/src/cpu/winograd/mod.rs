@@ -20,12 +20,12 @@ mod sweep;
 mod transform;
 
 use super::cell::{Cell, per_cell};
-use super::conv::{Context, Convolution};
+use super::conv::{Context, Convolution, Packing};
 use super::elementwise;
 use super::layout::Layout;
 use super::pack::Masters;
 use super::simd::Level;
-use super::team::{Shards, Team};
+use super::team::Shards;
 use crate::element::Bf16;
 use crate::types::{ConvShape, ConvUse, Dims, Direction, Write};
 use grid::Grid;
@@ -277,15 +277,8 @@ impl<E: Cell> Convolution<E> for WinogradConv {
         })
     }
 
-    fn pack(
-        &mut self,
-        team: &Team,
-        level: Level,
-        direction: Direction,
-        weights: &[f32],
-        mask: Option<&[u8]>,
-        packed: &mut [f32],
-    ) {
+    fn pack(&mut self, from: &Packing, packed: &mut [f32]) {
+        let &Packing { team, level, direction, weights, mask } = from;
         let Some(Way { channels: (source, dest), per_cell, .. }) = self.way(direction) else { return };
         let (cin, cout) = self.channels();
         let masters = Masters { weights, mask, n_taps: TAPS * TAPS, cin };
