@@ -204,7 +204,7 @@ pub trait Engine: Memory + Send {
     /// Brings master weights `[cout, kh, kw, cin]`, zeroed where `mask` is 0, into the layout that the passes of one direction read.
     ///
     /// A convolution of [`ConvUse::Forward`] keeps them. All others share one place, which holds those that were packed last: their
-    /// passes follow before another's weights are packed. A convolution's mask is the same both ways.
+    /// passes follow before another's weights are packed. A convolution's mask is the same both ways, and changes with the forward direction.
     fn pack_conv(&mut self, conv: Conv, direction: Direction, weights: Span, mask: Option<ByteSpan>);
 
     /// `y = conv(x)`; with `sums`, also Σy and Σy² per channel `[2, cout]`.

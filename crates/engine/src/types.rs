@@ -149,7 +149,7 @@ impl ConvShape {
 pub enum ConvUse {
     /// Forward only (evaluation): what was packed is kept.
     Forward,
-    /// Forward and the weight gradient (the first trainable layer).
+    /// Forward and the weight gradient (the first trainable layer; fixed ones, of which training wants the forward pass alone).
     ForwardWeight,
     /// Forward, the gradient of the data and of the weights.
     Train,

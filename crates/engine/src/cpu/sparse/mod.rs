@@ -143,10 +143,14 @@ impl<E: Cell> Convolution<E> for Pruned<E> {
 
     fn pack(&mut self, from: &Packing, packed: &mut [f32]) {
         let &Packing { team, direction, weights, mask, .. } = from;
+        // A mask changes before a forward pass: one comparison a step.
+        let is_known = |mask: &[u8]| {
+            self.state != State::Unmasked && (direction == Direction::BackwardData || self.is_mask(team, mask))
+        };
         match mask {
             None => self.state = State::Unmasked,
-            Some(mask) if self.state == State::Unmasked || !self.is_mask(team, mask) => self.list(team, mask),
-            Some(_) => {}
+            Some(mask) if !is_known(mask) => self.list(team, mask),
+            Some(mask) => debug_assert!(self.mask[..] == *mask, "the mask is not the forward pass's"),
         }
         match (self.state, direction) {
             (State::Listed, Direction::Forward) => self.forward.list.refresh(team, weights),
