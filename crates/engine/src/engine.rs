@@ -140,13 +140,15 @@ pub struct NormApply {
     pub y: Act,
 }
 
-/// Gradient through [`NormApply`]; the ReLU's gate is read off the output.
+/// Gradient through [`NormApply`]; the ReLU's gate is read off the output, or computed again where no residual was added.
 #[derive(Clone, Copy, Debug)]
 pub struct NormBackward {
     /// Gradient of the output.
     pub dy: Act,
     /// The output, where a ReLU followed.
     pub gate: Option<Act>,
+    /// Whether a residual was added before the ReLU.
+    pub residual: bool,
     /// The input of the forward pass.
     pub x: Act,
     /// The forward pass's coefficients.

@@ -102,7 +102,7 @@ fn check_norm(dims: Dims, n: usize, relu: bool, residual: bool) -> Result<(), Te
         let mut results = vec![b.floats(running), b.floats(coef)];
         b.engine.norm_apply(n, NormApply { x, coef, residual: residual.then_some(r), relu, y });
         results.push(b.read(n, y, dims));
-        let back = NormBackward { dy, gate: relu.then_some(y), x, coef, sums };
+        let back = NormBackward { dy, gate: relu.then_some(y), residual, x, coef, sums };
         b.engine.norm_backward_sums(n, back);
         b.engine.norm_param_grad(sums, dgamma, dbeta);
         // Where terms cancel, their sum still rounds as they do: what it is compared to is about as large as its partial sums.

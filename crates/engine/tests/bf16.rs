@@ -77,13 +77,13 @@ fn check_conv(shape: ConvShape, n: usize, n_threads: usize) -> Result<(), TestCa
 fn norm_results(engine: Box<dyn Engine>, dims: Dims, n: usize, relu: bool, residual: bool, in_place: bool) -> Results {
     let b = &mut Bench::new(engine, BITS);
     let c = dims.c;
-    let [x, dy, r, y, gate, dx, dr] = [(); 7].map(|()| b.map(n, dims));
+    let [x, dy, r, y, dx, dr] = [(); 6].map(|()| b.map(n, dims));
     let (coef, sums, count) = (b.span(4 * c), b.span(2 * c), Some(n * dims.pixels()));
     let mut results = Vec::new();
     let norm = NormApply { x, coef, residual: residual.then_some(r), relu, y };
     b.engine.norm_apply(n, norm);
     results.push(("output", ROUNDING, b.read(n, y, dims)));
-    let back = NormBackward { dy, gate: relu.then_some(gate), x, coef, sums };
+    let back = NormBackward { dy, gate: relu.then_some(y), residual, x, coef, sums };
     b.engine.norm_backward_sums(n, back);
     results.push(("sums", 1e-4, b.floats(sums)));
     let (dx, dr) = if in_place { (x, dy) } else { (dx, dr) };

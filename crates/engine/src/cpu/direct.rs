@@ -79,7 +79,7 @@ impl<E: Cell> Convolution<E> for DirectConv {
 
     fn partial_len(&self, max_batch: usize, n_members: usize, used: ConvUse) -> usize {
         let sweep = &self.forward.sweep;
-        let sums = sweep.n_tasks(kernels::tasks(self.layout, sweep), max_batch) * 2 * self.shape.cout;
+        let sums = kernels::most_tasks(self.layout, sweep, max_batch) * 2 * self.shape.cout;
         let blocks = Blocks::of(self.layout, sweep);
         let len = blocks.n * blocks.len;
         sums.max(if used == ConvUse::Forward { 0 } else { n_slices(len, n_members) * len })
@@ -115,17 +115,15 @@ impl<E: Cell> Convolution<E> for DirectConv {
         let (sweep, level) = (&self.forward.sweep, ctx.level);
         assert_source(sweep, n, x);
         assert!(dy.len() >= n * sweep.dst.len(), "gradient of {} numbers for {n} images", dy.len());
-        let tasks = kernels::gradient_tasks(self.layout, sweep);
+        let tasks = kernels::gradient_tasks(self.layout, sweep, n);
         let (n_tasks, n_members) = (sweep.n_tasks(tasks, n), ctx.team.n_members());
         let blocks = Blocks::of(self.layout, sweep);
         let (n_blocks, block, len) = (blocks.n, blocks.len, blocks.n * blocks.len);
         let n_slices = n_slices(len, n_members).min(n_tasks);
-        // Where every member has a slice of its own, all blocks of inputs are one share. Else on tiles, whose blocks are few, many members
-        // share their panels of channels, too.
+        // Where every member has a slice of its own, or there is one, all blocks of inputs are one share.
         let (units, n_panels) = (n_blocks / blocks.together, self.shape.cout.div_ceil(self.layout.panel));
-        let wanted = if n_slices > 1 { 1 } else { SHARES * n_members };
-        let shares = units.min(wanted);
-        let splits = if self.layout.on_tiles { wanted.div_ceil(shares).min(n_panels) } else { 1 };
+        let wanted = if n_slices > 1 || n_members == 1 { 1 } else { SHARES * n_members };
+        let (shares, splits) = kernels::gradient_shares(self.layout, sweep, n, wanted, (units, n_panels));
         let start = |share: usize| units * share / shares * blocks.together;
         let job = gradient::Job { sweep, tasks, x, dy, n };
         let (scratch, partial) = (Shards::new(ctx.scratch), Shards::new(&mut ctx.partial[..n_slices * len]));
@@ -211,7 +209,7 @@ fn run<E: Cell>(
     let (team, level) = (ctx.team, ctx.level);
     assert_source(sweep, n, x);
     assert!(y.len() >= n * sweep.dst.len(), "destination of {} numbers for {n} images", y.len());
-    let tasks = kernels::tasks(layout, sweep);
+    let tasks = kernels::tasks(layout, sweep, n);
     let job =
         correlate::Job { sweep, tasks, packed: &ctx.packed[packed.clone()], x, y: Shards::new(y).as_ptr(), n, write };
     let (n_tasks, n_panels) = (sweep.n_tasks(tasks, n), sweep.dst.c.div_ceil(layout.panel));

@@ -26,9 +26,14 @@ macro_rules! tiles_or {
     }};
 }
 
-/// The tasks of a sweep.
-pub(crate) fn tasks(layout: Layout, sweep: &Sweep) -> TaskShape {
-    tiles_or!(layout, amx::sweep::tasks(sweep), correlate::tasks(sweep))
+/// The tasks of a sweep of `n` images.
+pub(crate) fn tasks(layout: Layout, sweep: &Sweep, n: usize) -> TaskShape {
+    tiles_or!(layout, amx::sweep::tasks(sweep, n), correlate::tasks(sweep))
+}
+
+/// Most tasks of a sweep of up to `n` images.
+pub(crate) fn most_tasks(layout: Layout, sweep: &Sweep, n: usize) -> usize {
+    tiles_or!(layout, amx::sweep::most_tasks(sweep, n), sweep.n_tasks(correlate::tasks(sweep), n))
 }
 
 /// Floats of scratch that a sweep's task needs.
@@ -58,14 +63,28 @@ pub(crate) unsafe fn correlate<E: Cell>(
     }
 }
 
-/// The tasks of the weight gradient of a forward sweep.
-pub(crate) fn gradient_tasks(layout: Layout, sweep: &Sweep) -> TaskShape {
-    tiles_or!(layout, amx::gradient::tasks(sweep), gradient::tasks(sweep))
+/// The tasks of the weight gradient of a forward sweep of `n` images.
+pub(crate) fn gradient_tasks(layout: Layout, sweep: &Sweep, n: usize) -> TaskShape {
+    tiles_or!(layout, amx::gradient::tasks(sweep, n), gradient::tasks(sweep))
 }
 
 /// Floats of scratch that a task of a weight gradient needs.
 pub(crate) fn gradient_scratch_len(layout: Layout, sweep: &Sweep) -> usize {
     tiles_or!(layout, amx::gradient::scratch_len(sweep), gradient::scratch_len(layout, sweep))
+}
+
+/// How many shares blocks of inputs and panels of channels are cut into, to be about `wanted` together.
+pub(crate) fn gradient_shares(
+    layout: Layout,
+    sweep: &Sweep,
+    n: usize,
+    wanted: usize,
+    (units, panels): (usize, usize),
+) -> (usize, usize) {
+    tiles_or!(layout, amx::gradient::shares(sweep, n, wanted, (units, panels)), {
+        let _ = (sweep, n, panels);
+        (units.min(wanted), 1)
+    })
 }
 
 /// Computes a task's part of some blocks of the weight gradient.

@@ -65,13 +65,16 @@ impl Layout {
 /// The blocks that a slice of a weight gradient consists of, each of some inputs of a filter row towards all channels.
 ///
 /// On vectors a block is, per panel of channels, `[inputs, width]`, and blocks run along filter rows. On tiles a block is
-/// `[channels, columns]`, the columns of even inputs first, and all filter rows' blocks of the same inputs lie together.
+/// `[channels, columns]`, the columns of even inputs first, and all filter rows' blocks of the same inputs lie together; where inputs fill
+/// blocks, those of all taps.
 #[derive(Clone, Copy)]
 pub(crate) struct Blocks {
     pub layout: Layout,
     /// Filter rows, and inputs of each.
     pub rows: usize,
     pub row: usize,
+    /// Filter columns whose blocks of the same inputs lie together.
+    columns: usize,
     /// How many there are, and floats of one.
     pub n: usize,
     pub len: usize,
@@ -84,8 +87,10 @@ impl Blocks {
     pub fn of(layout: Layout, sweep: &Sweep) -> Self {
         let channels = if layout.on_tiles { sweep.src.c } else { sweep.channels() };
         let (rows, row) = (sweep.kernel.0, sweep.kernel.1 * channels);
-        let (n, together) = (rows * row.div_ceil(layout.inputs), if layout.on_tiles { rows } else { 1 });
-        Self { layout, rows, row, n, len: layout.inputs * layout.channels(sweep.dst.c), together }
+        let filled = layout.on_tiles && channels.is_multiple_of(layout.inputs);
+        let columns = if filled { sweep.kernel.1 } else { 1 };
+        let (n, together) = (rows * row.div_ceil(layout.inputs), if layout.on_tiles { rows * columns } else { 1 });
+        Self { layout, rows, row, columns, n, len: layout.inputs * layout.channels(sweep.dst.c), together }
     }
 
     /// Blocks of a filter row.
@@ -95,7 +100,16 @@ impl Blocks {
 
     /// Block of a filter row's input.
     pub fn block(&self, row: usize, input: usize) -> usize {
-        let along = input / self.layout.inputs;
-        if self.layout.on_tiles { along * self.rows + row } else { row * self.per_row() + along }
+        if !self.layout.on_tiles {
+            return row * self.per_row() + input / self.layout.inputs;
+        }
+        let of_column = self.row / self.columns;
+        (input % of_column / self.layout.inputs * self.columns + input / of_column) * self.rows + row
+    }
+
+    /// The first input of a filter row's block on tiles.
+    pub fn input(&self, block: usize) -> usize {
+        let along = block / self.rows;
+        along % self.columns * (self.row / self.columns) + along / self.columns * self.layout.inputs
     }
 }

@@ -1,7 +1,8 @@
 //! Batch norm on feature maps and vectors alike, cut into chunks for the team.
 
 use super::cell::Cell;
-use super::norm_kernels::{self, Apply, Backward, Gated};
+use super::norm_kernels::{self, Apply, Backward, Gate, Gated};
+use super::simd::Level;
 use super::team::Shards;
 use super::{CHUNK, Compute, HostEngine, elementwise};
 use crate::engine::{NormApply, NormBackward};
@@ -29,7 +30,8 @@ impl<E: Compute> HostEngine<E> {
         let (level, dims) = (self.level, self.store.dims(norm.x));
         self.summed(n * dims.len(), dims.c, norm.sums, |store, at, len, sums| {
             let part = |act: Act| S::get(store, act).data[at..at + len].as_ptr();
-            let job = Gated { dy: part(norm.dy), gate: norm.gate.map(part), x: part(norm.x), len };
+            let gate = gate::<S::T>(level, &norm, store.span(norm.coef), part);
+            let job = Gated { dy: part(norm.dy), gate, x: part(norm.x), len };
             // SAFETY: all parts are of so many numbers; the engine's level is at most what it detected.
             unsafe { norm_kernels::backward_sums(level, &job, store.span(norm.coef), sums) };
         });
@@ -65,7 +67,8 @@ impl<E: Compute> HostEngine<E> {
                 Some((_, here)) => here.cast_const(),
                 None => S::get(store, act).data[at..at + len].as_ptr(),
             };
-            let from = Gated { dy: part(norm.dy), gate: norm.gate.map(part), x: part(norm.x), len };
+            let gate = gate::<S::T>(level, &norm, store.span(norm.coef), part);
+            let from = Gated { dy: part(norm.dy), gate, x: part(norm.x), len };
             let [dx, dr] = outputs.map(|output| output.map(|(_, here)| here));
             // SAFETY: all parts are of so many numbers; the engine's level is at most what it detected.
             unsafe { norm_kernels::backward_apply(level, &Backward { from, constants, dx, dr, write }) };
@@ -77,4 +80,16 @@ impl<E: Compute> HostEngine<E> {
             S::put(store, dr, dr_buf);
         }
     }
+}
+
+/// Where a ReLU's gate is read. AVX2 has too few registers to compute it again beside widening bf16.
+fn gate<'a, E: Cell>(
+    level: Level,
+    norm: &NormBackward,
+    coef: &'a [f32],
+    part: impl Fn(Act) -> *const E,
+) -> Option<Gate<'a, E>> {
+    let has_registers = level != Level::Avx2 || E::PER_CELL == 1;
+    let again = !norm.residual && has_registers;
+    norm.gate.map(|y| if again { Gate::Input(coef) } else { Gate::Output(part(y)) })
 }

@@ -23,18 +23,41 @@ pub(crate) struct Apply<'a, E> {
     pub len: usize,
 }
 
-/// g is `dy` where `gate` is positive, each of `len` numbers.
+/// A ReLU's gate: where a number is above zero.
 #[derive(Clone, Copy)]
-pub(crate) struct Gated<E> {
+pub(crate) enum Gate<'a, E> {
+    Output(*const E),
+    /// x · scale + shift, of the coefficients of [`Apply`]: another map less to read.
+    Input(&'a [f32]),
+}
+
+/// g is `dy` where the gate is open, each of `len` numbers.
+#[derive(Clone, Copy)]
+pub(crate) struct Gated<'a, E> {
     pub dy: *const E,
-    pub gate: Option<*const E>,
+    pub gate: Option<Gate<'a, E>>,
     pub x: *const E,
     pub len: usize,
 }
 
+impl<E> Gated<'_, E> {
+    /// Which gate it has, as loops know it.
+    fn kind(&self) -> u8 {
+        match self.gate {
+            None => NO_GATE,
+            Some(Gate::Output(_)) => OUTPUT,
+            Some(Gate::Input(_)) => INPUT,
+        }
+    }
+}
+
+const NO_GATE: u8 = 0;
+const OUTPUT: u8 = 1;
+const INPUT: u8 = 2;
+
 /// `dx = a·g + b·x + d` and `dr (+)= g`; `dx` may be `x`, and `dr` `dy`.
 pub(crate) struct Backward<'a, E> {
-    pub from: Gated<E>,
+    pub from: Gated<'a, E>,
     /// a, b, d, `[3, c]`.
     pub constants: &'a [f32],
     pub dx: Option<*mut E>,
@@ -125,14 +148,12 @@ unsafe fn sum_rows<E: Cell, S: Simd>(job: &Gated<E>, coef: &[f32], sums: &mut [f
     assert!(2 * sums.len() == coef.len());
     let c = coef.len() / 4;
     sums.fill(0.0);
-    for rows in runs::<S>(job.len / c, c) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            if job.gate.is_some() {
-                for_blocks!(S, c, |block, V| sum_block::<E, S, V, true>(job, coef, sums, rows.clone(), block));
-            } else {
-                for_blocks!(S, c, |block, V| sum_block::<E, S, V, false>(job, coef, sums, rows.clone(), block));
-            }
+    // SAFETY: the caller's promise.
+    unsafe {
+        match job.kind() {
+            OUTPUT => sum_blocks::<E, S, OUTPUT>(job, coef, sums),
+            INPUT => sum_blocks::<E, S, INPUT>(job, coef, sums),
+            _ => sum_blocks::<E, S, NO_GATE>(job, coef, sums),
         }
     }
     for (dot, inverse) in sums[c..].iter_mut().zip(&coef[c..2 * c]) {
@@ -141,7 +162,16 @@ unsafe fn sum_rows<E: Cell, S: Simd>(job: &Gated<E>, coef: &[f32], sums: &mut [f
 }
 
 #[inline(always)]
-unsafe fn sum_block<E: Cell, S: Simd, const V: usize, const GATES: bool>(
+unsafe fn sum_blocks<E: Cell, S: Simd, const GATE: u8>(job: &Gated<E>, coef: &[f32], sums: &mut [f32]) {
+    let c = coef.len() / 4;
+    for rows in runs::<S>(job.len / c, c) {
+        // SAFETY: handed through.
+        for_blocks!(S, c, |block, V| unsafe { sum_block::<E, S, V, GATE>(job, coef, sums, rows.clone(), block) });
+    }
+}
+
+#[inline(always)]
+unsafe fn sum_block<E: Cell, S: Simd, const V: usize, const GATE: u8>(
     job: &Gated<E>,
     coef: &[f32],
     sums: &mut [f32],
@@ -153,10 +183,10 @@ unsafe fn sum_block<E: Cell, S: Simd, const V: usize, const GATES: bool>(
     unsafe {
         let (mut sum, mut dot) =
             (load::<f32, S, V>(sums.as_ptr(), block), load::<f32, S, V>(sums[c..].as_ptr(), block));
-        let mean = load::<f32, S, V>(coef.as_ptr(), block);
+        let (mean, open) = (load::<f32, S, V>(coef.as_ptr(), block), of_input(job, block));
         for row in rows {
-            let g = gated::<E, S, V, GATES>(job, row * c, block);
             let x = load::<E, S, V>(job.x.add(row * c), block);
+            let g = gated::<E, S, V, GATE>(job, row * c, block, x, open);
             for v in 0..V {
                 sum[v] = sum[v].add(g[v]);
                 dot[v] = dot[v].fma(g[v], x[v].sub(mean[v]));
@@ -171,29 +201,38 @@ unsafe fn sum_block<E: Cell, S: Simd, const V: usize, const GATES: bool>(
 unsafe fn backward_rows<E: Cell, S: Simd>(job: &Backward<E>) {
     // SAFETY: the caller's promise.
     unsafe {
-        match (job.from.gate.is_some(), job.dx.is_some(), job.dr.is_some()) {
-            (_, false, false) => {}
-            (false, true, false) => backward_blocks::<E, S, false, true, false>(job),
-            (false, true, true) => backward_blocks::<E, S, false, true, true>(job),
-            (false, false, true) => backward_blocks::<E, S, false, false, true>(job),
-            (true, true, false) => backward_blocks::<E, S, true, true, false>(job),
-            (true, true, true) => backward_blocks::<E, S, true, true, true>(job),
-            (true, false, true) => backward_blocks::<E, S, true, false, true>(job),
+        match job.from.kind() {
+            OUTPUT => backward_gated::<E, S, OUTPUT>(job),
+            INPUT => backward_gated::<E, S, INPUT>(job),
+            _ => backward_gated::<E, S, NO_GATE>(job),
         }
     }
 }
 
 #[inline(always)]
-unsafe fn backward_blocks<E: Cell, S: Simd, const GATES: bool, const DX: bool, const DR: bool>(job: &Backward<E>) {
-    let c = job.constants.len() / 3;
-    for rows in runs::<S>(job.from.len / c, c) {
-        // SAFETY: handed through.
-        for_blocks!(S, c, |block, V| unsafe { backward_block::<E, S, V, GATES, DX, DR>(job, rows.clone(), block) });
+unsafe fn backward_gated<E: Cell, S: Simd, const GATE: u8>(job: &Backward<E>) {
+    // SAFETY: handed through.
+    unsafe {
+        match (job.dx.is_some(), job.dr.is_some()) {
+            (false, false) => {}
+            (true, false) => backward_blocks::<E, S, GATE, true, false>(job),
+            (true, true) => backward_blocks::<E, S, GATE, true, true>(job),
+            (false, true) => backward_blocks::<E, S, GATE, false, true>(job),
+        }
     }
 }
 
 #[inline(always)]
-unsafe fn backward_block<E: Cell, S: Simd, const V: usize, const GATES: bool, const DX: bool, const DR: bool>(
+unsafe fn backward_blocks<E: Cell, S: Simd, const GATE: u8, const DX: bool, const DR: bool>(job: &Backward<E>) {
+    let c = job.constants.len() / 3;
+    for rows in runs::<S>(job.from.len / c, c) {
+        // SAFETY: handed through.
+        for_blocks!(S, c, |block, V| unsafe { backward_block::<E, S, V, GATE, DX, DR>(job, rows.clone(), block) });
+    }
+}
+
+#[inline(always)]
+unsafe fn backward_block<E: Cell, S: Simd, const V: usize, const GATE: u8, const DX: bool, const DR: bool>(
     job: &Backward<E>,
     rows: Range<usize>,
     block: Block,
@@ -204,10 +243,12 @@ unsafe fn backward_block<E: Cell, S: Simd, const V: usize, const GATES: bool, co
         let a = load::<f32, S, V>(job.constants.as_ptr(), block);
         let b = load::<f32, S, V>(job.constants[c..].as_ptr(), block);
         let d = load::<f32, S, V>(job.constants[2 * c..].as_ptr(), block);
+        let open = of_input(&job.from, block);
         for row in rows {
-            let g = gated::<E, S, V, GATES>(&job.from, row * c, block);
+            let has_x = DX || GATE == INPUT;
+            let x = if has_x { load::<E, S, V>(job.from.x.add(row * c), block) } else { [S::zero(); V] };
+            let g = gated::<E, S, V, GATE>(&job.from, row * c, block, x, open);
             if let (true, Some(to)) = (DX, job.dx) {
-                let x = load::<E, S, V>(job.from.x.add(row * c), block);
                 let mut dx = [S::zero(); V];
                 for v in 0..V {
                     dx[v] = S::zero().fma(a[v], g[v]).fma(b[v], x[v]).add(d[v]);
@@ -229,20 +270,41 @@ unsafe fn backward_block<E: Cell, S: Simd, const V: usize, const GATES: bool, co
     }
 }
 
+/// Scale and shift of a gate that is of the input.
+#[inline(always)]
+unsafe fn of_input<E, S: Simd, const V: usize>(job: &Gated<E>, block: Block) -> [[S; V]; 2] {
+    // SAFETY: handed through.
+    unsafe {
+        match job.gate {
+            Some(Gate::Input(coef)) => {
+                [2, 3].map(|row| load::<f32, S, V>(coef[row * coef.len() / 4..].as_ptr(), block))
+            }
+            _ => [[S::zero(); V]; 2],
+        }
+    }
+}
+
 /// A row's gradient behind the gate.
 #[inline(always)]
-unsafe fn gated<E: Cell, S: Simd, const V: usize, const GATES: bool>(
+unsafe fn gated<E: Cell, S: Simd, const V: usize, const GATE: u8>(
     job: &Gated<E>,
     at: usize,
     block: Block,
+    x: [S; V],
+    [scale, shift]: [[S; V]; 2],
 ) -> [S; V] {
     // SAFETY: handed through.
     unsafe {
         let mut g = load::<E, S, V>(job.dy.add(at), block);
-        if let (true, Some(gate)) = (GATES, job.gate) {
+        if let (OUTPUT, Some(Gate::Output(gate))) = (GATE, job.gate) {
             let gate = load::<E, S, V>(gate.add(at), block);
             for v in 0..V {
                 g[v] = g[v].where_positive(gate[v]);
+            }
+        }
+        if GATE == INPUT {
+            for v in 0..V {
+                g[v] = g[v].where_positive(shift[v].fma(x[v], scale[v]));
             }
         }
         g

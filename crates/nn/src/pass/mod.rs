@@ -318,8 +318,8 @@ impl Pass {
                 }
                 Op::Norm { x, norm, residual, relu } => {
                     let gate = relu.then(|| self.act(node.y));
-                    let back =
-                        NormBackward { dy, gate, x: self.act(x), coef: self.coef(norm), sums: self.norm_sums(norm) };
+                    let (x_act, coef, sums) = (self.act(x), self.coef(norm), self.norm_sums(norm));
+                    let back = NormBackward { dy, gate, residual: residual.is_some(), x: x_act, coef, sums };
                     engine.norm_backward_sums(n, back);
                     let set = model.network.norms[norm.0].set(self.spec.branch as usize);
                     let part = |id| model.part(model.grads(), id);

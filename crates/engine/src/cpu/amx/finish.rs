@@ -42,6 +42,14 @@ impl Destination {
         Self { first: job.y.wrapping_add(at).cast(), pixels, c: dst.c, write: job.write }
     }
 
+    /// Those of a task whose images lie side by side: a line is the same pixel of all images.
+    pub fn of_images<E>(job: &Job<E>, task: &Task) -> Self {
+        let (Sweep { dst, step, grid, .. }, Self { first, .. }) = (job.sweep, Self::of(job, task));
+        let (row, image) = (step * dst.c, step * dst.w * dst.c);
+        let pixels = Lattice { cols: task.n_images, rows: grid.1, pixel: dst.len(), row, image };
+        Self { first, pixels, c: dst.c, write: job.write }
+    }
+
     /// Rounds a tile's sums into the destination, channels from `at` on, and adds them to the channel sums, if given.
     ///
     /// # Safety

@@ -2,6 +2,7 @@
 
 mod finish;
 pub(crate) mod gradient;
+mod images;
 pub(crate) mod sweep;
 pub(crate) mod tiles;
 
@@ -39,6 +40,14 @@ mod tests {
             (160, 288, 3, 1, 4, 4, 9),
             (32, 64, 3, 2, 6, 56, 1),
             (64, 40, 3, 2, 10, 6, 4),
+            // Images side by side, some with a group that is not whole, or not two groups.
+            (32, 40, 3, 1, 4, 4, 33),
+            (64, 64, 3, 2, 8, 8, 64),
+            (32, 64, 3, 1, 7, 5, 16),
+            (96, 64, 3, 2, 4, 4, 18),
+            (32, 32, 3, 2, 7, 6, 46),
+            (32, 72, 5, 1, 2, 1, 31),
+            (64, 40, 3, 1, 4, 4, 90),
         ];
         for (cin, cout, kernel, stride, h, w, n) in shapes {
             let shape = ConvShape { input: Dims { h, w, c: cin }, cout, kernel, stride, pad: kernel / 2 };

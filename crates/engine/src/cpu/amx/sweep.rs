@@ -2,7 +2,8 @@
 //!
 //! A tile row is a run of a window: neighbouring pixels' windows begin a pixel apart, so where a line of pixels fills its
 //! tiles well, tiles are loaded straight from the source, one filter row after the other. Small images leave tiles half
-//! empty; there each task first gathers its windows, one behind the other. 1×1 windows are the pixels themselves.
+//! empty; there a tile is the same pixel of sixteen images (`images.rs`), or, where images are few or large, each task first gathers its
+//! windows, one behind the other. 1×1 windows are the pixels themselves.
 //!
 //! A block is two tiles of pixels × two of channels. Narrow layers take all panels of weights for a block, whose windows then
 //! stay in the nearest cache; wide ones take all blocks for a panel, which then stays. A block's sums become pixels (`finish.rs`)
@@ -14,6 +15,7 @@ use super::super::cell::Cell;
 use super::super::correlate::{Job, Share, Sums};
 use super::super::sweep::{Sweep, Task, TaskShape, View};
 use super::finish::Destination;
+use super::images::{self, Images};
 use super::tiles::{A, B, BLOCK, C, DEPTH, PANEL, ROWS, Tiles};
 use crate::types::Write;
 use std::arch::x86_64::{_mm512_maskz_loadu_epi16, _mm512_setzero_si512, _mm512_storeu_si512};
@@ -40,9 +42,20 @@ enum Reading {
     Pixels,
     /// Gathered windows.
     Gathered,
+    /// Pixels of so many images.
+    Images(usize),
 }
 
-fn reading(sweep: &Sweep) -> Reading {
+/// How `n` images are read.
+fn reading(sweep: &Sweep, n: usize) -> Reading {
+    match (by_pixels(sweep), images::most_images(sweep)) {
+        (Reading::Gathered, Some(images)) if images::saves(sweep, n, ROWS) => Reading::Images(images),
+        (reading, _) => reading,
+    }
+}
+
+/// How they are read where a tile is pixels of an image.
+fn by_pixels(sweep: &Sweep) -> Reading {
     let (cols, run) = (sweep.grid.1, sweep.kernel.1 * sweep.channels());
     if !run.is_multiple_of(DEPTH) {
         return Reading::Gathered;
@@ -62,20 +75,34 @@ fn window(sweep: &Sweep) -> (usize, usize) {
     (values, values.next_multiple_of(DEPTH) + DEPTH)
 }
 
-/// The tasks of a sweep: large, but of whole blocks if that takes fewer of them.
-pub(crate) fn tasks(sweep: &Sweep) -> TaskShape {
-    let (reading, (_, window), (rows, cols)) = (reading(sweep), window(sweep), sweep.grid);
+/// The tasks of a sweep of `n` images.
+pub(crate) fn tasks(sweep: &Sweep, n: usize) -> TaskShape {
+    match reading(sweep, n) {
+        Reading::Images(images) => (images, sweep.grid.0),
+        reading => tasks_of_pixels(sweep, reading),
+    }
+}
+
+/// Most tasks of up to `n` images.
+pub(crate) fn most_tasks(sweep: &Sweep, n: usize) -> usize {
+    let by_pixels = sweep.n_tasks(tasks_of_pixels(sweep, by_pixels(sweep)), n);
+    by_pixels.max(images::most_images(sweep).map_or(0, |images| n.div_ceil(images)))
+}
+
+/// Tasks whose tiles are pixels of an image: large, but of whole blocks if that takes fewer of them.
+fn tasks_of_pixels(sweep: &Sweep, reading: Reading) -> TaskShape {
+    let ((_, window), (rows, cols)) = (window(sweep), sweep.grid);
     let stays = 4 * sweep.cells() * sweep.dst.c <= STAYING;
     let bytes = if stays { TASK_BYTES.0 } else { TASK_BYTES.1 };
     let gathered = (bytes / 2 / window).clamp(2 * ROWS, TASK_PIXELS);
     let most = match reading {
-        Reading::Gathered => sweep.task_shape(gathered, TASK_SOURCE.0),
+        Reading::Gathered | Reading::Images(_) => sweep.task_shape(gathered, TASK_SOURCE.0),
         Reading::Lines => sweep.task_shape(TASK_PIXELS, TASK_SOURCE.0),
         Reading::Pixels => sweep.task_shape(TASK_PIXELS, TASK_SOURCE.1),
     };
     let blocks = |lines: usize| match reading {
         Reading::Lines => (lines * cols.div_ceil(ROWS)).div_ceil(2),
-        Reading::Pixels | Reading::Gathered => (lines * cols).div_ceil(2 * ROWS),
+        _ => (lines * cols).div_ceil(2 * ROWS),
     };
     // Of an image, in blocks; what is left of it is a task as well.
     let cost = |&(images, band): &TaskShape| {
@@ -89,12 +116,15 @@ pub(crate) fn tasks(sweep: &Sweep) -> TaskShape {
     larger_first.min_by(|a, b| cost(a).total_cmp(&cost(b))).unwrap_or(most)
 }
 
-/// Floats of scratch that a task needs.
+/// Floats of scratch that a task needs, however many images there are.
 pub(crate) fn scratch_len(sweep: &Sweep) -> usize {
-    let tasks = tasks(sweep);
+    let reading = by_pixels(sweep);
+    let tasks = tasks_of_pixels(sweep, reading);
     // A task of pixels as they lie is gathered if it does not fill a tile.
-    let windows = if reading(sweep) == Reading::Gathered { tasks.0 * tasks.1 * sweep.grid.1 } else { ROWS };
-    BLOCK + view_len(sweep, tasks) + windows.next_multiple_of(2 * ROWS) * window(sweep).1 / 2
+    let windows = if reading == Reading::Gathered { tasks.0 * tasks.1 * sweep.grid.1 } else { ROWS };
+    let by_pixels = view_len(sweep, tasks) + windows.next_multiple_of(2 * ROWS) * window(sweep).1 / 2;
+    let by_images = images::most_images(sweep).map_or(0, |images| images::copied_len(sweep, images) / 2);
+    BLOCK + by_pixels.max(by_images)
 }
 
 /// Floats of a task's copied source, in whole cache lines.
@@ -125,21 +155,36 @@ pub(super) fn divide(number: usize, by: usize) -> (usize, usize) {
 /// Sixteen windows: where the first one begins, its pixel in the task, and which of them count.
 #[derive(Clone, Copy)]
 pub(super) struct Tile {
-    a: *const u16,
+    pub a: *const u16,
     pub pixel: usize,
     pub skip: usize,
     pub n: usize,
 }
 
-/// A block of sums: two tiles of pixels, the second of which may not exist, for a panel of channels.
+/// A block of sums: two tiles of pixels, the second of which may not exist.
 #[derive(Clone, Copy)]
-struct Block {
-    tiles: [Tile; 2],
+pub(super) struct Block {
+    pub tiles: [Tile; 2],
     has_second: bool,
-    panel: usize,
+}
+
+impl Block {
+    pub fn of(first: Tile, second: Option<Tile>) -> Self {
+        // What does not exist reads where the first does.
+        Self { tiles: [first, second.unwrap_or(first)], has_second: second.is_some() }
+    }
 }
 
 /// A task's source as tiles see it.
+pub(super) trait Source {
+    /// The blocks of all its pixels.
+    fn blocks(&self) -> impl Iterator<Item = Block>;
+
+    /// Both sides of a block's product with a panel of weights.
+    fn parts(&self, block: &Block, weights: &[f32]) -> impl Iterator<Item = (A, B)>;
+}
+
+/// A source whose tiles are pixels of an image.
 struct Windows<'a, E> {
     data: &'a [E],
     pixels: Lattice,
@@ -167,7 +212,7 @@ impl<'a, E: Cell> Windows<'a, E> {
                 (view.data, Lattice { cols, rows, pixel, row, image: view.image }, in_place)
             }
             Reading::Pixels => (view.data, one_line(pixel), in_place),
-            Reading::Gathered => {
+            Reading::Gathered | Reading::Images(_) => {
                 let (values, row) = window(sweep);
                 let strides = A { row: 2 * row, runs: 1, steps: values.div_ceil(DEPTH), skip: 0, ..in_place };
                 (gathered, one_line(row), strides)
@@ -175,16 +220,6 @@ impl<'a, E: Cell> Windows<'a, E> {
         };
         let tiles_per_line = pixels.cols.div_ceil(ROWS);
         Self { data, tiles_per_line, n_tiles: n_pixels / pixels.cols * tiles_per_line, pixels, strides }
-    }
-
-    fn n_blocks(&self) -> usize {
-        self.n_tiles.div_ceil(2)
-    }
-
-    fn block(&self, index: usize, panel: usize) -> Block {
-        let (first, has_second) = (self.tile(2 * index), 2 * index + 1 < self.n_tiles);
-        // What does not exist reads where the first does.
-        Block { tiles: [first, if has_second { self.tile(2 * index + 1) } else { first }], has_second, panel }
     }
 
     fn tile(&self, index: usize) -> Tile {
@@ -199,6 +234,18 @@ impl<'a, E: Cell> Windows<'a, E> {
     }
 }
 
+impl<E: Cell> Source for Windows<'_, E> {
+    fn blocks(&self) -> impl Iterator<Item = Block> {
+        let tile = |index: usize| (index < self.n_tiles).then(|| self.tile(index));
+        (0..self.n_tiles).step_by(2).map(move |index| Block::of(self.tile(index), tile(index + 1)))
+    }
+
+    fn parts(&self, block: &Block, weights: &[f32]) -> impl Iterator<Item = (A, B)> {
+        let a = A { starts: block.tiles.map(|tile| tile.a), ..self.strides };
+        std::iter::once((a, B { start: weights.as_ptr().cast(), skip: 0 }))
+    }
+}
+
 /// Runs a share; `sums`, if given, receive Σ and Σ² of its pixels.
 ///
 /// # Safety
@@ -209,55 +256,78 @@ pub(crate) unsafe fn correlate<E: Cell>(job: &Job<E>, share: &Share, scratch: &m
     let sweep = job.sweep;
     let task = sweep.task(job.tasks, job.n, share.task);
     let (block, scratch) = scratch.split_at_mut(BLOCK);
-    let (copied, gathered) = scratch.split_at_mut(view_len(sweep, job.tasks));
-    let (view, gathered) = (sweep.source(&task, job.x, E::of_scratch(copied)), E::of_scratch(gathered));
-    let reading = match reading(sweep) {
+    let block: &mut [f32; BLOCK] = block.try_into().expect("a block's sums");
+    let reading = match reading(sweep, job.n) {
+        Reading::Images(_) => {
+            // SAFETY: the caller's promises.
+            return unsafe {
+                let images = Images::copied(job, &task, E::of_scratch(scratch));
+                multiply(job, share, &images, &Destination::of_images(job, &task), block, sums)
+            };
+        }
         Reading::Pixels if task.n_images * task.n_rows * sweep.grid.1 < ROWS => Reading::Gathered,
         reading => reading,
     };
-    if reading == Reading::Gathered {
-        // SAFETY: the caller's promise.
-        unsafe { gather(sweep, &task, &view, gathered) };
+    let (copied, gathered) = scratch.split_at_mut(view_len(sweep, job.tasks));
+    let (view, gathered) = (sweep.source(&task, job.x, E::of_scratch(copied)), E::of_scratch(gathered));
+    // SAFETY: the caller's promises.
+    unsafe {
+        if reading == Reading::Gathered {
+            gather(sweep, &task, &view, gathered);
+        }
+        let windows = Windows::of(sweep, &task, &view, gathered, reading);
+        multiply(job, share, &windows, &Destination::of(job, &task), block, sums);
     }
+}
+
+/// Multiplies a share's blocks and panels.
+///
+/// # Safety
+/// As [`correlate`]; the source and the destination are those of the share's task.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+unsafe fn multiply<E: Cell>(
+    job: &Job<E>,
+    share: &Share,
+    source: &impl Source,
+    destination: &Destination,
+    block: &mut [f32; BLOCK],
+    sums: Option<Sums>,
+) {
     if let Some(sums) = sums {
         assert!(job.write == Write::Set, "sums are those of what is written");
         // SAFETY: the caller's promise.
         unsafe { sums.clear(share.panels.start * PANEL..share.panels.end * PANEL) };
     }
-    let (windows, destination) = (Windows::of(sweep, &task, &view, gathered, reading), Destination::of(job, &task));
-    let (tiles, sums_of_block) = (Tiles::configure(), block.as_mut_ptr());
-    let (n_blocks, n_panels) = (windows.n_blocks(), share.panels.len());
+    let (sweep, tiles, sums_of_block) = (job.sweep, Tiles::configure(), block.as_mut_ptr());
     let panel_len = job.packed.len() / sweep.dst.c.div_ceil(PANEL);
-    let mut finish = |block: Block| {
+    let next = sweep.task_after(job.tasks, job.n, share.task);
+    let mut ahead = Ahead([Lines::of(job.x, sweep.src, sweep.stride, next.as_ref())]);
+    let asked = ahead.left().div_ceil(source.blocks().count() * share.panels.len());
+    let finish = |(block, panel): (Block, usize)| {
         for (i, tile) in block.tiles.iter().enumerate().take(1 + usize::from(block.has_second)) {
-            let (from, at) = (sums_of_block.wrapping_add(i * BLOCK / 2), block.panel * PANEL);
+            let (from, at) = (sums_of_block.wrapping_add(i * BLOCK / 2), panel * PANEL);
             // SAFETY: these are the sums of two of four tiles; the pixels are this task's; see the assertions.
             unsafe { destination.finish(tile, from, at, sums) };
         }
     };
-    let panels_first = size_of_val(job.packed) <= NARROW;
-    let (outer, inner) = if panels_first { (n_blocks, n_panels) } else { (n_panels, n_blocks) };
-    let next = sweep.task_after(job.tasks, job.n, share.task);
-    let mut ahead = Ahead([Lines::of(job.x, sweep.src, sweep.stride, next.as_ref())]);
-    let asked = ahead.left().div_ceil(n_blocks * n_panels);
-    // The block that is still to be finished.
-    let mut before: Option<Block> = None;
-    for i in 0..outer {
-        for j in 0..inner {
-            let (block, panel) = if panels_first { (i, j) } else { (j, i) };
-            let block = windows.block(block, share.panels.start + panel);
-            let a = A { starts: block.tiles.map(|tile| tile.a), ..windows.strides };
-            let b = B { start: job.packed[block.panel * panel_len..][..panel_len].as_ptr().cast(), skip: 0 };
-            let c = C { start: sums_of_block, row: 64, right: ROWS * ROWS, down: 2 * ROWS * ROWS };
-            let meanwhile = || {
-                ahead.ask_far(asked);
-                before.into_iter().for_each(&mut finish);
-            };
-            // SAFETY: tiles lie in the view, in its slack or in the gathered windows; a panel has a row of cells for
-            // each step; the sums are those of four tiles.
-            unsafe { tiles.multiply(&a, &b, &c, false, meanwhile) };
-            before = Some(block);
-        }
+    // The block that is still to be finished, and its panel.
+    let mut before: Option<(Block, usize)> = None;
+    let mut step = |block: Block, panel: usize| {
+        let weights = &job.packed[panel * panel_len..][..panel_len];
+        let c = C { start: sums_of_block, row: 64, right: ROWS * ROWS, down: 2 * ROWS * ROWS };
+        let meanwhile = || {
+            ahead.ask_far(asked);
+            before.into_iter().for_each(finish);
+        };
+        // SAFETY: tiles lie in the view, in its slack or in scratch; a panel has a row of cells for each step; the sums are those of four
+        // tiles.
+        unsafe { tiles.multiply(source.parts(&block, weights), &c, false, meanwhile) };
+        before = Some((block, panel));
+    };
+    if size_of_val(job.packed) <= NARROW {
+        source.blocks().for_each(|block| share.panels.clone().for_each(|panel| step(block, panel)));
+    } else {
+        share.panels.clone().for_each(|panel| source.blocks().for_each(|block| step(block, panel)));
     }
     before.into_iter().for_each(finish);
 }
@@ -310,7 +380,8 @@ mod tests {
             let (pad, kernel) = ([(kernel / 2) as isize; 2].into(), (kernel, kernel));
             let [src, dst] = [cin, cout].map(|c| Dims { h: size, w: size, c });
             let (grid, first, per_cell, widens) = ((size, size), (0, 0), 2, false);
-            tasks(&Sweep { src, dst, grid, first, step: 1, kernel, stride: 1, pad, per_cell, widens })
+            let sweep = Sweep { src, dst, grid, first, step: 1, kernel, stride: 1, pad, per_cell, widens };
+            tasks_of_pixels(&sweep, by_pixels(&sweep))
         };
         assert_eq!(tasks(64, 64, 3, 32), (1, 12));
         assert_eq!(tasks(512, 512, 3, 4), (8, 4), "128 pixels, not 144");

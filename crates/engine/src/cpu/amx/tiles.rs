@@ -76,7 +76,7 @@ impl Tiles {
         Self(())
     }
 
-    /// `c = a · b`, or `c += a · b`, for 32 rows and 32 columns.
+    /// `c = a · b`, or `c += a · b`, for 32 rows and 32 columns; the depth is that of all parts.
     ///
     /// Runs `meanwhile` behind the last multiplication and ahead of the stores: what it does need not wait for this block, so a
     /// processor that looks ahead does it while tiles are multiplied. It may still read what `c` had.
@@ -85,12 +85,18 @@ impl Tiles {
     /// All addresses must be readable, and those of `c` writable. `meanwhile` must not touch tiles, nor write to
     /// any of the three.
     #[inline(always)]
-    pub unsafe fn multiply(&self, a: &A, b: &B, c: &C, accumulate: bool, meanwhile: impl FnOnce()) {
+    pub unsafe fn multiply(
+        &self,
+        parts: impl IntoIterator<Item = (A, B)>,
+        c: &C,
+        accumulate: bool,
+        meanwhile: impl FnOnce(),
+    ) {
         #[cfg(test)]
         if !available() {
             meanwhile();
             // SAFETY: handed through.
-            return unsafe { emulated(a, b, c, accumulate) };
+            return unsafe { emulated(parts, c, accumulate) };
         }
         // SAFETY: the caller vouches for the addresses; a `Tiles` exists only on a configured thread.
         unsafe {
@@ -114,40 +120,42 @@ impl Tiles {
                     options(nostack, nomem)
                 );
             }
-            std::arch::asm!(
-                "3:",
-                "mov {step}, {steps}",
-                "2:",
-                "tileloadd tmm4, [{a0} + {row}*1]",
-                "tileloadd tmm6, [{b} + {line}*1]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tileloadd tmm7, [{b} + {line}*1 + 64]",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tileloadd tmm5, [{a1} + {row}*1]",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                "add {a0}, 64",
-                "add {a1}, 64",
-                "add {b}, 2048",
-                "dec {step}",
-                "jnz 2b",
-                "add {a0}, {skip}",
-                "add {a1}, {skip}",
-                "add {b}, {skip_b}",
-                "dec {runs}",
-                "jnz 3b",
-                a0 = inout(reg) a.starts[0] => _,
-                a1 = inout(reg) a.starts[1] => _,
-                b = inout(reg) b.start => _,
-                runs = inout(reg) a.runs => _,
-                step = out(reg) _,
-                steps = in(reg) a.steps,
-                skip = in(reg) a.skip,
-                skip_b = in(reg) b.skip,
-                row = in(reg) a.row,
-                line = in(reg) 4 * PANEL,
-                options(nostack)
-            );
+            for (a, b) in parts {
+                std::arch::asm!(
+                    "3:",
+                    "mov {step}, {steps}",
+                    "2:",
+                    "tileloadd tmm4, [{a0} + {row}*1]",
+                    "tileloadd tmm6, [{b} + {line}*1]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tileloadd tmm7, [{b} + {line}*1 + 64]",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tileloadd tmm5, [{a1} + {row}*1]",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tdpbf16ps tmm3, tmm5, tmm7",
+                    "add {a0}, 64",
+                    "add {a1}, 64",
+                    "add {b}, 2048",
+                    "dec {step}",
+                    "jnz 2b",
+                    "add {a0}, {skip}",
+                    "add {a1}, {skip}",
+                    "add {b}, {skip_b}",
+                    "dec {runs}",
+                    "jnz 3b",
+                    a0 = inout(reg) a.starts[0] => _,
+                    a1 = inout(reg) a.starts[1] => _,
+                    b = inout(reg) b.start => _,
+                    runs = inout(reg) a.runs => _,
+                    step = out(reg) _,
+                    steps = in(reg) a.steps,
+                    skip = in(reg) a.skip,
+                    skip_b = in(reg) b.skip,
+                    row = in(reg) a.row,
+                    line = in(reg) 4 * PANEL,
+                    options(nostack)
+                );
+            }
             meanwhile();
             std::arch::asm!(
                 "tilestored [{c0} + {row}*1], tmm0",
@@ -202,20 +210,23 @@ impl Drop for Tiles {
 
 /// What [`Tiles::multiply`] does, as its definition: for tests of all that surrounds it, where there is no AMX.
 #[cfg(test)]
-unsafe fn emulated(a: &A, b: &B, c: &C, accumulate: bool) {
+unsafe fn emulated(parts: impl IntoIterator<Item = (A, B)>, c: &C, accumulate: bool) {
     use crate::element::{Bf16, Element};
+    let parts: Vec<(A, B)> = parts.into_iter().collect();
     for (row, col) in (0..2 * ROWS).flat_map(|row| (0..PANEL).map(move |col| (row, col))) {
         let to = row / ROWS * c.down + col / ROWS * c.right + row % ROWS * c.row / size_of::<f32>() + col % ROWS;
         // SAFETY: the caller vouches for the same addresses as `multiply`'s.
         unsafe {
-            let start = a.starts[row / ROWS].byte_add(row % ROWS * a.row);
             let mut sum = if accumulate { *c.start.add(to) } else { 0.0 };
-            let run = a.steps * DEPTH;
-            for k in 0..a.runs * run {
-                let run_start = start.byte_offset((k / run) as isize * (2 * run as isize + a.skip));
-                let pairs = b.start.byte_offset((k / run) as isize * b.skip);
-                let b = Bf16(*pairs.add((k / 2 * PANEL + col) * 2 + k % 2));
-                sum += Bf16(*run_start.add(k % run)).get() * b.get();
+            for (a, b) in &parts {
+                let start = a.starts[row / ROWS].byte_add(row % ROWS * a.row);
+                let run = a.steps * DEPTH;
+                for k in 0..a.runs * run {
+                    let run_start = start.byte_offset((k / run) as isize * (2 * run as isize + a.skip));
+                    let pairs = b.start.byte_offset((k / run) as isize * b.skip);
+                    let b = Bf16(*pairs.add((k / 2 * PANEL + col) * 2 + k % 2));
+                    sum += Bf16(*run_start.add(k % run)).get() * b.get();
+                }
             }
             *c.start.add(to) = sum;
         }

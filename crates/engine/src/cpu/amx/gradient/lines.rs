@@ -1,32 +1,23 @@
-//! The weight gradient on tiles: pixels along the tiles' depth.
+//! Positions along lines of pixels.
 //!
-//! The left side's tiles have a row for each output channel and pixels along it, so a task first turns its gradients to
-//! `[channel, position]`: once, for all filter taps. The right side's tiles have pairs of pixels along their rows, which takes
-//! no turning: two pixels' inputs are woven into one another, 32 inputs of a filter row at a time. In such a plane, of all the
-//! image rows that any tap meets, the next filter row's positions are just one image row further on. Images whose pixels do
-//! not fill tiles well, or weave across their rows, have a plane for each filter row instead, of just the pixels it meets.
+//! In a plane of woven inputs, of all the image rows that any tap meets, the next filter row's positions are just one image row further
+//! on. Images whose pixels do not fill tiles well, or weave across their rows, have a plane for each filter row instead, of just the pixels
+//! it meets.
 //!
 //! Positions are taken in pieces that leave both sides' 32 rows in the nearest cache; the sums of a piece go to memory and
 //! come back for the next.
 
-use super::super::cell::Cell;
-use super::super::elementwise::{Piece, Reduce};
-use super::super::gradient::{Job, Target};
-use super::super::layout::Blocks;
-use super::super::sweep::{Sweep, Task, TaskShape};
-use super::tiles::{A, B, C, DEPTH, PANEL, ROWS, Tiles};
+use super::super::super::cell::Cell;
+use super::super::super::gradient::{Job, Target};
+use super::super::super::layout::Blocks;
+use super::super::super::sweep::{Sweep, Task, TaskShape};
+use super::super::tiles::{A, B, C, DEPTH, PANEL, ROWS, Tiles};
+use super::POSITIONS;
+use super::squares::{LANE, store_pair, turn_lanes};
 use crate::types::{Dims, Write};
-use std::arch::x86_64::{
-    __m128i, __m512i, _mm_loadu_si128, _mm512_add_ps, _mm512_castsi128_si512, _mm512_inserti32x4, _mm512_loadu_ps,
-    _mm512_mask_blend_epi16, _mm512_mask_storeu_ps, _mm512_maskz_loadu_epi16, _mm512_permutex2var_ps,
-    _mm512_setr_epi32, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_slli_epi32, _mm512_srli_epi32,
-    _mm512_storeu_si512, _mm512_unpackhi_epi16, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi16,
-    _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
-};
+use std::arch::x86_64::{__m512i, _mm512_maskz_loadu_epi16, _mm512_setzero_si512};
 use std::ops::Range;
 
-/// Most positions of a task.
-const POSITIONS: usize = 2048;
 /// Most bytes of a task's gradients and of a plane, both as tiles read them.
 const TASK_BYTES: usize = 704 << 10;
 /// Most steps of 32 positions in a piece.
@@ -98,7 +89,7 @@ impl Plan {
 }
 
 /// The tasks of the weight gradient of a forward sweep.
-pub(crate) fn tasks(sweep: &Sweep) -> TaskShape {
+pub(super) fn tasks(sweep: &Sweep) -> TaskShape {
     let fits = |images: usize, rows: usize| {
         let plan = Plan::of(sweep, images, rows);
         let bytes = 2 * (plan.planes_len() + plan.turned_len(sweep.dst.c));
@@ -112,40 +103,35 @@ pub(crate) fn tasks(sweep: &Sweep) -> TaskShape {
 }
 
 /// Floats of scratch that a task needs.
-pub(crate) fn scratch_len(sweep: &Sweep) -> usize {
+pub(super) fn scratch_len(sweep: &Sweep) -> usize {
     let (images, rows) = tasks(sweep);
     let plan = Plan::of(sweep, images, rows);
     (plan.planes_len() + plan.turned_len(sweep.dst.c)) / 2
 }
 
-/// Computes a task's part of some blocks of the weight gradient: all filter rows of some inputs, towards some panels of channels.
+/// Computes a task's part of some blocks of the weight gradient.
 ///
 /// # Safety
-/// The CPU must have AMX, and `E` be bf16; the target's panels must be writable, and nobody else's.
+/// As [`super::weight_gradient`], whose assertions hold.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-pub(crate) unsafe fn weight_gradient<E: Cell>(
+pub(super) unsafe fn weight_gradient<E: Cell>(
     job: &Job<E>,
     blocks: &Blocks,
-    index: usize,
-    scratch: &mut [f32],
+    task: &Task,
+    scratch: &mut [E],
     to: Target,
 ) {
-    assert_eq!(size_of::<E>(), 2);
-    let (sweep, kh) = (job.sweep, job.sweep.kernel.0);
-    let Range { start, end } = to.blocks;
-    assert!(start.is_multiple_of(kh) && end.is_multiple_of(kh), "a share has all filter rows of its inputs");
-    assert!(end <= blocks.n && to.panels.end * PANEL * PANEL <= blocks.len, "blocks and panels exist");
-    let task = sweep.task(job.tasks, job.n, index);
+    let (sweep, kh, Range { start, end }) = (job.sweep, job.sweep.kernel.0, to.blocks);
     let plan = Plan::of(sweep, task.n_images, task.n_rows);
-    let (planes, turned) = E::of_scratch(scratch).split_at_mut(plan.planes_len());
+    let (planes, turned) = scratch.split_at_mut(plan.planes_len());
     let turned = &mut turned[..plan.turned_len(sweep.dst.c)];
     // SAFETY: the caller's promise.
-    unsafe { turn(job, &plan, &task, to.panels.clone(), turned) };
+    unsafe { turn(job, &plan, task, to.panels.clone(), turned) };
     let tiles = Tiles::configure();
     let plane_gap = plan.plane_rows * sweep.grid.1;
     for group in (start..end).step_by(kh) {
         // SAFETY: the caller's promise.
-        unsafe { weave_planes(job, &plan, &task, group / kh * PANEL, planes) };
+        unsafe { weave_planes(job, &plan, task, blocks.input(group), planes) };
         for (piece, (from, plane_from, runs, steps)) in plan.pieces(sweep).enumerate() {
             let adds = piece > 0 || to.write == Write::Add;
             for a in 0..kh {
@@ -164,7 +150,7 @@ pub(crate) unsafe fn weight_gradient<E: Cell>(
                     let dw = dw.wrapping_add(panel * PANEL * PANEL);
                     let c = C { start: dw, row: 4 * PANEL, right: ROWS, down: ROWS * PANEL };
                     // SAFETY: both sides hold all positions of the piece by the assertions; a panel of a block is 32 × 32 floats.
-                    unsafe { tiles.multiply(&a, &b, &c, adds, || ()) };
+                    unsafe { tiles.multiply([(a, b)], &c, adds, || ()) };
                 }
             }
         }
@@ -196,52 +182,6 @@ unsafe fn turn<E: Cell>(job: &Job<E>, plan: &Plan, task: &Task, panels: Range<us
                 // SAFETY: as above.
                 unsafe { turn_lanes(edge.as_ptr().cast(), LANE, to, plan.turned_row) };
             }
-        }
-    }
-}
-
-/// Channels that are turned together: values of a 128-bit lane.
-const LANE: usize = 8;
-
-/// Transposes 32 pixels, `step` values apart, × 8 channels to 8 rows of 32 values: lane `l` of a vector takes pixels `8 l..8 l + 8`,
-/// and all four lanes are transposed as 8 × 8 squares.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn turn_lanes(from: *const u16, step: usize, to: *mut u16, row: usize) {
-    // SAFETY: the caller vouches for the values at 32 steps.
-    let lane = |pixel: usize| unsafe { _mm_loadu_si128(from.add(pixel * step).cast::<__m128i>()) };
-    let mut v: [__m512i; LANE] = std::array::from_fn(|r| {
-        let v = _mm512_castsi128_si512(lane(r));
-        let v = _mm512_inserti32x4::<1>(v, lane(LANE + r));
-        let v = _mm512_inserti32x4::<2>(v, lane(2 * LANE + r));
-        _mm512_inserti32x4::<3>(v, lane(3 * LANE + r))
-    });
-    v = [
-        _mm512_unpacklo_epi16(v[0], v[1]),
-        _mm512_unpackhi_epi16(v[0], v[1]),
-        _mm512_unpacklo_epi16(v[2], v[3]),
-        _mm512_unpackhi_epi16(v[2], v[3]),
-        _mm512_unpacklo_epi16(v[4], v[5]),
-        _mm512_unpackhi_epi16(v[4], v[5]),
-        _mm512_unpacklo_epi16(v[6], v[7]),
-        _mm512_unpackhi_epi16(v[6], v[7]),
-    ];
-    v = [
-        _mm512_unpacklo_epi32(v[0], v[2]),
-        _mm512_unpackhi_epi32(v[0], v[2]),
-        _mm512_unpacklo_epi32(v[1], v[3]),
-        _mm512_unpackhi_epi32(v[1], v[3]),
-        _mm512_unpacklo_epi32(v[4], v[6]),
-        _mm512_unpackhi_epi32(v[4], v[6]),
-        _mm512_unpacklo_epi32(v[5], v[7]),
-        _mm512_unpackhi_epi32(v[5], v[7]),
-    ];
-    for pair in 0..LANE / 2 {
-        // SAFETY: the caller vouches for 8 rows of 32 values.
-        unsafe {
-            let to = to.add(2 * pair * row);
-            _mm512_storeu_si512(to.cast(), _mm512_unpacklo_epi64(v[pair], v[pair + LANE / 2]));
-            _mm512_storeu_si512(to.add(row).cast(), _mm512_unpackhi_epi64(v[pair], v[pair + LANE / 2]));
         }
     }
 }
@@ -336,18 +276,6 @@ impl<E: Cell> Weaver<'_, E> {
     }
 }
 
-/// Stores two positions' inputs as pairs, those of even inputs first.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn store_pair(to: *mut __m512i, one: __m512i, other: __m512i) {
-    const ODD: u32 = 0xAAAA_AAAA;
-    // SAFETY: the caller vouches for two vectors.
-    unsafe {
-        _mm512_storeu_si512(to, _mm512_mask_blend_epi16(ODD, one, _mm512_slli_epi32::<16>(other)));
-        _mm512_storeu_si512(to.add(1), _mm512_mask_blend_epi16(ODD, _mm512_srli_epi32::<16>(one), other));
-    }
-}
-
 /// `n` values of a line from `at` on, zeros outside the line and behind them.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
@@ -361,42 +289,4 @@ unsafe fn inputs<E: Cell>(line: &[E], at: isize, n: usize) -> __m512i {
     }
     // SAFETY: the mask lets through no value outside the line.
     unsafe { _mm512_maskz_loadu_epi16(mask, line.as_ptr().wrapping_offset(at).cast()) }
-}
-
-/// The sums of all slices of a weight gradient on tiles, of a piece: `[channels, n]`.
-///
-/// # Safety
-/// The CPU must have AVX-512.
-#[target_feature(enable = "avx512f")]
-pub(crate) unsafe fn reduce_weights(from: &Reduce, piece: Piece, sums: &mut [f32]) {
-    let (Piece { at, first, n, .. }, blocks) = (piece, &from.blocks);
-    let block = blocks.block(first / blocks.row, first % blocks.row) * blocks.len;
-    // The first half of a row are its even inputs, the second the odd ones.
-    let (low, high) = (
-        _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23),
-        _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31),
-    );
-    let kept = u32::MAX >> (PANEL - n);
-    for (channel, sums) in sums.chunks_exact_mut(n).enumerate() {
-        let row = block + (at + channel) * PANEL;
-        let (mut evens, mut odds) = (_mm512_setzero_ps(), _mm512_setzero_ps());
-        for slice in from.slices.chunks(blocks.n * blocks.len) {
-            let row = &slice[row..row + PANEL];
-            // SAFETY: both halves are in the row.
-            unsafe {
-                evens = _mm512_add_ps(evens, _mm512_loadu_ps(row.as_ptr()));
-                odds = _mm512_add_ps(odds, _mm512_loadu_ps(row[ROWS..].as_ptr()));
-            }
-        }
-        let to = sums.as_mut_ptr();
-        // SAFETY: of the sums' `n` values none is left out, and nothing behind them is written.
-        unsafe {
-            _mm512_mask_storeu_ps(to, kept as u16, _mm512_permutex2var_ps(evens, low, odds));
-            _mm512_mask_storeu_ps(
-                to.wrapping_add(ROWS),
-                (kept >> ROWS) as u16,
-                _mm512_permutex2var_ps(evens, high, odds),
-            );
-        }
-    }
 }
