@@ -140,7 +140,7 @@ pub struct NormApply {
     pub y: Act,
 }
 
-/// Gradient through [`NormApply`]; the ReLU's gate is read off the output, or computed again where no residual was added.
+/// Gradient through [`NormApply`]; the ReLU's gate is read off the output, or may be computed again where no residual was added.
 #[derive(Clone, Copy, Debug)]
 pub struct NormBackward {
     /// Gradient of the output.

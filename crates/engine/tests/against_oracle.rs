@@ -109,11 +109,11 @@ fn check_norm(dims: Dims, n: usize, relu: bool, residual: bool) -> Result<(), Te
         let partial = vec![1.0 + count as f32 / 64.0];
         results.push([b.floats(sums), b.floats(dgamma), b.floats(dbeta), partial].concat());
         for (count, write) in [(Some(count), Write::Set), (None, Write::Add)] {
-            b.engine.norm_backward_apply(n, back, count, Some(dx), Some((dr, write)));
+            b.engine.norm_backward_apply(n, back, count, Some(dx), residual.then_some((dr, write)));
             results.extend([b.read(n, dx, dims), b.read(n, dr, dims)]);
         }
         // In the place of what they are computed from.
-        b.engine.norm_backward_apply(n, back, Some(count), Some(x), Some((dy, Write::Set)));
+        b.engine.norm_backward_apply(n, back, Some(count), Some(x), residual.then_some((dy, Write::Set)));
         results.extend([b.read(n, x, dims), b.read(n, dy, dims)]);
         b.engine.norm_apply(n, NormApply { x, coef, residual: residual.then_some(r), relu, y: x });
         results.push(b.read(n, x, dims));

@@ -130,11 +130,27 @@ fn conv_shape() -> impl Strategy<Value = (ConvShape, usize)> {
     )
 }
 
+/// Small maps of many images, which tiles take side by side.
+fn small_map() -> impl Strategy<Value = (ConvShape, usize)> {
+    let (cin, kernel) =
+        (prop_oneof![2 => Just(most(32, 8)), 1 => Just(most(64, 17))], prop_oneof![3 => Just(3usize), 1 => Just(5)]);
+    (cin, 1..most(48, 10), kernel, 1usize..3, 1..most(8, 3), 1..most(8, 3), 1..most(80, 4)).prop_map(
+        |(cin, cout, kernel, stride, h, w, n)| {
+            (ConvShape { input: Dims { h, w, c: cin }, cout, kernel, stride, pad: kernel / 2 }, n)
+        },
+    )
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: cases(64), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn convolutions_agree((shape, n) in conv_shape(), n_threads in 1usize..4) {
+        check_conv(shape, n, n_threads)?;
+    }
+
+    #[test]
+    fn convolutions_of_small_maps_agree((shape, n) in small_map(), n_threads in 1usize..4) {
         check_conv(shape, n, n_threads)?;
     }
 

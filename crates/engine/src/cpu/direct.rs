@@ -58,6 +58,11 @@ impl DirectConv {
         Self { shape, layout, forward, backward, trains: used == ConvUse::Train }
     }
 
+    #[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
+    pub fn forward_sweep(&self) -> &Sweep {
+        &self.forward.sweep
+    }
+
     fn sweeps(&self, direction: Direction) -> &[PackedSweep] {
         match direction {
             Direction::Forward => std::slice::from_ref(&self.forward),
@@ -120,11 +125,12 @@ impl<E: Cell> Convolution<E> for DirectConv {
         let blocks = Blocks::of(self.layout, sweep);
         let (n_blocks, block, len) = (blocks.n, blocks.len, blocks.n * blocks.len);
         let n_slices = n_slices(len, n_members).min(n_tasks);
-        // Where every member has a slice of its own, or there is one, all blocks of inputs are one share.
-        let (units, n_panels) = (n_blocks / blocks.together, self.shape.cout.div_ceil(self.layout.panel));
+        // Where there are several slices, or one member, a slice's blocks are one share.
+        let n_panels = self.shape.cout.div_ceil(self.layout.panel);
         let wanted = if n_slices > 1 || n_members == 1 { 1 } else { SHARES * n_members };
-        let (shares, splits) = kernels::gradient_shares(self.layout, sweep, n, wanted, (units, n_panels));
-        let start = |share: usize| units * share / shares * blocks.together;
+        let cut = kernels::gradient_cut(self.layout, sweep, n, wanted, (n_blocks, n_panels));
+        let gradient::Cut { unit, shares, splits } = cut;
+        let start = |share: usize| n_blocks / unit * share / shares * unit;
         let job = gradient::Job { sweep, tasks, x, dy, n };
         let (scratch, partial) = (Shards::new(ctx.scratch), Shards::new(&mut ctx.partial[..n_slices * len]));
         ctx.team.for_chunks(n_slices * shares * splits, |index, member| {

@@ -6,7 +6,7 @@
 //! counterparts.
 //!
 //! Threads share the work by images where a gradient is small: each sums a slice of its own. A large one would cost more to fill and add up than
-//! its pixels are worth; there each thread takes some blocks of inputs, over all images, and of many threads on tiles each some panels of channels.
+//! its pixels are worth; there each thread takes some blocks of inputs, over all images, on tiles perhaps of some panels of channels only.
 
 use super::ahead::{self, Ahead, LINE, Lines, Run};
 use super::cell::{Cell, per_cell_of};
@@ -52,6 +52,18 @@ pub(crate) struct Target {
     /// The first of the blocks.
     pub dw: *mut f32,
     pub write: Write,
+}
+
+/// How the blocks of a gradient are shared: `shares` of whole units of blocks, each of them in `splits` by panels of channels.
+pub(crate) struct Cut {
+    pub unit: usize,
+    pub shares: usize,
+    pub splits: usize,
+}
+
+/// A gradient of `n_blocks` blocks, to have about `wanted` shares.
+pub(crate) fn cut(n_blocks: usize, wanted: usize) -> Cut {
+    Cut { unit: 1, shares: n_blocks.min(wanted), splits: 1 }
 }
 
 /// Cells that hold the numbers of `pixels` pixels.

@@ -28,7 +28,10 @@ macro_rules! tiles_or {
 
 /// The tasks of a sweep of `n` images.
 pub(crate) fn tasks(layout: Layout, sweep: &Sweep, n: usize) -> TaskShape {
-    tiles_or!(layout, amx::sweep::tasks(sweep, n), correlate::tasks(sweep))
+    tiles_or!(layout, amx::sweep::tasks(sweep, n), {
+        let _ = n;
+        correlate::tasks(sweep)
+    })
 }
 
 /// Most tasks of a sweep of up to `n` images.
@@ -65,7 +68,10 @@ pub(crate) unsafe fn correlate<E: Cell>(
 
 /// The tasks of the weight gradient of a forward sweep of `n` images.
 pub(crate) fn gradient_tasks(layout: Layout, sweep: &Sweep, n: usize) -> TaskShape {
-    tiles_or!(layout, amx::gradient::tasks(sweep, n), gradient::tasks(sweep))
+    tiles_or!(layout, amx::gradient::tasks(sweep, n), {
+        let _ = n;
+        gradient::tasks(sweep)
+    })
 }
 
 /// Floats of scratch that a task of a weight gradient needs.
@@ -73,17 +79,17 @@ pub(crate) fn gradient_scratch_len(layout: Layout, sweep: &Sweep) -> usize {
     tiles_or!(layout, amx::gradient::scratch_len(sweep), gradient::scratch_len(layout, sweep))
 }
 
-/// How many shares blocks of inputs and panels of channels are cut into, to be about `wanted` together.
-pub(crate) fn gradient_shares(
+/// How a weight gradient of so many blocks and panels of channels is cut, to have about `wanted` shares.
+pub(crate) fn gradient_cut(
     layout: Layout,
     sweep: &Sweep,
     n: usize,
     wanted: usize,
-    (units, panels): (usize, usize),
-) -> (usize, usize) {
-    tiles_or!(layout, amx::gradient::shares(sweep, n, wanted, (units, panels)), {
+    (blocks, panels): (usize, usize),
+) -> gradient::Cut {
+    tiles_or!(layout, amx::gradient::cut(sweep, n, wanted, (blocks, panels)), {
         let _ = (sweep, n, panels);
-        (units.min(wanted), 1)
+        gradient::cut(blocks, wanted)
     })
 }
 

@@ -78,8 +78,6 @@ pub(crate) struct Blocks {
     /// How many there are, and floats of one.
     pub n: usize,
     pub len: usize,
-    /// Neighbouring blocks that are not shared out one by one.
-    pub together: usize,
 }
 
 impl Blocks {
@@ -89,8 +87,8 @@ impl Blocks {
         let (rows, row) = (sweep.kernel.0, sweep.kernel.1 * channels);
         let filled = layout.on_tiles && channels.is_multiple_of(layout.inputs);
         let columns = if filled { sweep.kernel.1 } else { 1 };
-        let (n, together) = (rows * row.div_ceil(layout.inputs), if layout.on_tiles { rows * columns } else { 1 });
-        Self { layout, rows, row, columns, n, len: layout.inputs * layout.channels(sweep.dst.c), together }
+        let (n, len) = (rows * row.div_ceil(layout.inputs), layout.inputs * layout.channels(sweep.dst.c));
+        Self { layout, rows, row, columns, n, len }
     }
 
     /// Blocks of a filter row.
@@ -108,6 +106,7 @@ impl Blocks {
     }
 
     /// The first input of a filter row's block on tiles.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     pub fn input(&self, block: usize) -> usize {
         let along = block / self.rows;
         along % self.columns * (self.row / self.columns) + along / self.columns * self.layout.inputs

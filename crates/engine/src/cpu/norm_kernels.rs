@@ -27,7 +27,7 @@ pub(crate) struct Apply<'a, E> {
 #[derive(Clone, Copy)]
 pub(crate) enum Gate<'a, E> {
     Output(*const E),
-    /// x · scale + shift, of the coefficients of [`Apply`]: another map less to read.
+    /// x · scale + shift, of the coefficients of [`Apply`]: a map less to read. Where the output was rounded to zero, it may be open.
     Input(&'a [f32]),
 }
 
@@ -201,23 +201,16 @@ unsafe fn sum_block<E: Cell, S: Simd, const V: usize, const GATE: u8>(
 unsafe fn backward_rows<E: Cell, S: Simd>(job: &Backward<E>) {
     // SAFETY: the caller's promise.
     unsafe {
-        match job.from.kind() {
-            OUTPUT => backward_gated::<E, S, OUTPUT>(job),
-            INPUT => backward_gated::<E, S, INPUT>(job),
-            _ => backward_gated::<E, S, NO_GATE>(job),
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn backward_gated<E: Cell, S: Simd, const GATE: u8>(job: &Backward<E>) {
-    // SAFETY: handed through.
-    unsafe {
-        match (job.dx.is_some(), job.dr.is_some()) {
-            (false, false) => {}
-            (true, false) => backward_blocks::<E, S, GATE, true, false>(job),
-            (true, true) => backward_blocks::<E, S, GATE, true, true>(job),
-            (false, true) => backward_blocks::<E, S, GATE, false, true>(job),
+        match (job.from.kind(), job.dx.is_some(), job.dr.is_some()) {
+            (_, false, false) => {}
+            (INPUT, true, false) => backward_blocks::<E, S, INPUT, true, false>(job),
+            (INPUT, _, true) => panic!("a gate that is of the input has no residual"),
+            (OUTPUT, true, false) => backward_blocks::<E, S, OUTPUT, true, false>(job),
+            (OUTPUT, true, true) => backward_blocks::<E, S, OUTPUT, true, true>(job),
+            (OUTPUT, false, true) => backward_blocks::<E, S, OUTPUT, false, true>(job),
+            (_, true, false) => backward_blocks::<E, S, NO_GATE, true, false>(job),
+            (_, true, true) => backward_blocks::<E, S, NO_GATE, true, true>(job),
+            (_, false, true) => backward_blocks::<E, S, NO_GATE, false, true>(job),
         }
     }
 }
@@ -245,8 +238,7 @@ unsafe fn backward_block<E: Cell, S: Simd, const V: usize, const GATE: u8, const
         let d = load::<f32, S, V>(job.constants[2 * c..].as_ptr(), block);
         let open = of_input(&job.from, block);
         for row in rows {
-            let has_x = DX || GATE == INPUT;
-            let x = if has_x { load::<E, S, V>(job.from.x.add(row * c), block) } else { [S::zero(); V] };
+            let x = if DX { load::<E, S, V>(job.from.x.add(row * c), block) } else { [S::zero(); V] };
             let g = gated::<E, S, V, GATE>(&job.from, row * c, block, x, open);
             if let (true, Some(to)) = (DX, job.dx) {
                 let mut dx = [S::zero(); V];
@@ -273,15 +265,13 @@ unsafe fn backward_block<E: Cell, S: Simd, const V: usize, const GATE: u8, const
 /// Scale and shift of a gate that is of the input.
 #[inline(always)]
 unsafe fn of_input<E, S: Simd, const V: usize>(job: &Gated<E>, block: Block) -> [[S; V]; 2] {
-    // SAFETY: handed through.
-    unsafe {
-        match job.gate {
-            Some(Gate::Input(coef)) => {
-                [2, 3].map(|row| load::<f32, S, V>(coef[row * coef.len() / 4..].as_ptr(), block))
-            }
-            _ => [[S::zero(); V]; 2],
-        }
-    }
+    let Some(Gate::Input(coef)) = job.gate else {
+        // SAFETY: handed through.
+        return unsafe { [[S::zero(); V]; 2] };
+    };
+    let c = coef.len() / 4;
+    // SAFETY: handed through. In a closure loads would be calls.
+    unsafe { [load::<f32, S, V>(coef[2 * c..].as_ptr(), block), load::<f32, S, V>(coef[3 * c..].as_ptr(), block)] }
 }
 
 /// A row's gradient behind the gate.

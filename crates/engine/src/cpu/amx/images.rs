@@ -1,18 +1,17 @@
 //! Small maps on tiles: a tile's rows are the same pixel of sixteen images.
 //!
 //! Lines of small maps do not fill tiles, and many of their taps lie outside the map: at 4 × 4 pixels and 3 × 3 taps 44 of 144. Sixteen images'
-//! windows at one place meet the same taps, so those outside are left out. A task brings its images side by side once, and weights,
-//! which are the greater part of what such layers read, once for 32 images; gathered windows would be up to nine times as large.
+//! windows at one place meet the same taps, so those outside are left out. Images are copied side by side, and weights, which are the greater
+//! part of what such layers read, are read once for 16 or 32 of them; gathered windows would be up to nine times as large as the copies.
 
 use super::super::correlate::Job;
 use super::super::sweep::{Sweep, Task};
+use super::TASK_BYTES;
 use super::sweep::{Block, Source, Tile, divide};
 use super::tiles::{A, B, DEPTH, PANEL, ROWS};
 use std::arch::x86_64::{_mm512_loadu_si512, _mm512_storeu_si512};
 use std::ops::Range;
 
-/// Most bytes of a task's images and a panel of weights: of a second cache of 2 MB.
-const TASK_BYTES: usize = 1408 << 10;
 /// Most images of a task.
 const TASK_IMAGES: usize = 2 * ROWS;
 
@@ -58,7 +57,7 @@ impl Axis {
     }
 
     /// Runs of positions that meet the same taps.
-    fn runs(self) -> impl Iterator<Item = Range<usize>> + Clone {
+    fn runs(self) -> impl Iterator<Item = Range<usize>> {
         let end = move |start: usize| {
             let taps = self.taps(start);
             (start..self.grid).find(|&at| self.taps(at) != taps).unwrap_or(self.grid)
@@ -73,8 +72,8 @@ impl Axis {
     }
 }
 
-/// Whether `n` images in groups of `group` take no more products than pixel by pixel: those of a last group that does not exist count, taps
-/// outside the maps do not.
+/// Whether `n` images in groups of `group` take no more products than pixel by pixel: those of a last group that is not whole count, taps
+/// outside the maps do not. (Where groups are odd in number, some blocks are half empty as well.)
 pub(super) fn saves(sweep: &Sweep, n: usize, group: usize) -> bool {
     let [rows, cols] = Axis::of(sweep);
     let all = rows.grid * cols.grid * sweep.kernel.0 * sweep.kernel.1;
@@ -82,22 +81,22 @@ pub(super) fn saves(sweep: &Sweep, n: usize, group: usize) -> bool {
 }
 
 /// Images of a task side by side, if channels are whole steps and a task's images fit.
-pub(super) fn most_images(sweep: &Sweep) -> Option<usize> {
+pub(super) fn fitting(sweep: &Sweep) -> Option<usize> {
     let c = sweep.src.c;
     let weights = 4 * sweep.cells() * PANEL;
-    let fits = |&images: &usize| 2 * sweep.src.pixels() * images * step(c) + weights <= TASK_BYTES;
+    let fits = |&images: &usize| 2 * copied_len(sweep, images) + weights <= TASK_BYTES;
     let images = [TASK_IMAGES, ROWS].into_iter().find(fits)?;
     (c.is_multiple_of(DEPTH) && sweep.kernel != (1, 1)).then_some(images)
 }
 
 /// Values from an image's pixel to the next image's: rows of a tile spread over cache sets.
-fn step(c: usize) -> usize {
+fn image_step(c: usize) -> usize {
     c.next_multiple_of(2 * DEPTH) + DEPTH
 }
 
 /// Values of a task's copied images.
 pub(super) fn copied_len(sweep: &Sweep, images: usize) -> usize {
-    sweep.src.pixels() * images * step(sweep.src.c)
+    sweep.src.pixels() * images * image_step(sweep.src.c)
 }
 
 /// A task's source, `[pixel, image, channel]`.
@@ -121,10 +120,10 @@ impl<'a, E: Copy> Images<'a, E> {
         let slots = task.n_images.next_multiple_of(ROWS);
         let scratch = &mut scratch[..copied_len(sweep, slots)];
         assert!(c.is_multiple_of(DEPTH), "channels are whole vectors");
-        let pixel = slots * step(c);
+        let pixel = slots * image_step(c);
         for image in 0..task.n_images {
             let from = &job.x[(task.image + image) * sweep.src.len()..][..sweep.src.len()];
-            let pixels = scratch.chunks_exact_mut(pixel).map(|pixel| &mut pixel[image * step(c)..][..c]);
+            let pixels = scratch.chunks_exact_mut(pixel).map(|pixel| &mut pixel[image * image_step(c)..][..c]);
             for (from, to) in from.chunks_exact(c).zip(pixels) {
                 for at in (0..c).step_by(DEPTH) {
                     // SAFETY: both hold `c` values, whole vectors.
@@ -141,10 +140,18 @@ impl<'a, E: Copy> Images<'a, E> {
     /// A group of images at a place of the grid; the tile begins where the place's first tap is that meets the source.
     fn tile(&self, row: usize, col: usize, group: usize) -> Tile {
         let [rows, cols] = self.axes;
-        let first = |axis: Axis, at: usize| axis.source(at, axis.taps(at).start).clamp(0, axis.src as isize - 1);
-        let source = first(rows, row) as usize * cols.src + first(cols, col) as usize;
-        let image = group * ROWS;
-        let a = self.data[source * self.pixel + image * step(self.sweep.src.c)..].as_ptr().cast();
+        // Where there is no such tap, somewhere.
+        let source = |axis: Axis, at: usize, tap: usize| axis.source(at, tap).clamp(0, axis.src as isize - 1) as usize;
+        let [first, last] = [0, 1].map(|end| {
+            let tap = |axis: Axis, at: usize| [axis.taps(at).start, axis.taps(at).end.saturating_sub(1)][end];
+            source(rows, row, tap(rows, row)) * cols.src + source(cols, col, tap(cols, col))
+        });
+        let (image, step) = (group * ROWS, image_step(self.sweep.src.c));
+        assert!(
+            last * self.pixel + (image + ROWS) * step <= self.data.len(),
+            "the last tap of the last image is there"
+        );
+        let a = self.data[first * self.pixel + image * step..].as_ptr().cast();
         let pixel = (row * cols.grid + col) * self.n_images + image;
         Tile { a, pixel, skip: 0, n: ROWS.min(self.n_images - image) }
     }
@@ -179,7 +186,7 @@ impl<E: Copy> Source for Images<'_, E> {
         rows.map(move |row| {
             let starts = starts.map(|start| start.wrapping_add((row - first) * row_step));
             let skip = 2 * (self.pixel - c) as isize;
-            let a = A { starts, row: 2 * step(c), runs: taps.len(), steps: c / DEPTH, skip };
+            let a = A { starts, row: 2 * image_step(c), runs: taps.len(), steps: c / DEPTH, skip };
             let weights = &weights[(row * self.sweep.kernel.1 + taps.start) * weights_of_tap..];
             assert!(weights.len() >= taps.len() * weights_of_tap, "a panel has all taps");
             (a, B { start: weights.as_ptr().cast(), skip: 0 })
@@ -238,11 +245,11 @@ mod tests {
     #[test]
     fn images_lie_side_by_side_where_that_saves_products() {
         let (of_four, of_eight) = (sweep(4, 512, 3, 1, 1), sweep(8, 256, 3, 1, 1));
-        assert_eq!([most_images(&of_four), most_images(&of_eight)], [Some(32), Some(32)]);
-        assert_eq!(most_images(&sweep(7, 512, 3, 1, 1)), Some(16));
-        assert_eq!(most_images(&sweep(16, 128, 3, 2, 1)), Some(16));
-        assert_eq!(most_images(&sweep(14, 256, 3, 2, 1)), None, "too large");
-        assert_eq!(most_images(&sweep(4, 48, 3, 1, 1)), None, "half a step");
+        assert_eq!([fitting(&of_four), fitting(&of_eight)], [Some(32), Some(32)]);
+        assert_eq!(fitting(&sweep(7, 512, 3, 1, 1)), Some(16));
+        assert_eq!(fitting(&sweep(16, 128, 3, 2, 1)), Some(16));
+        assert_eq!(fitting(&sweep(14, 256, 3, 2, 1)), None, "too large");
+        assert_eq!(fitting(&sweep(4, 48, 3, 1, 1)), None, "half a step");
         assert!(saves(&of_four, 12, 16) && !saves(&of_four, 11, 16), "100 of 144 taps");
         assert!(saves(&of_eight, 128, 16) && saves(&of_eight, 14, 16) && !saves(&of_eight, 13, 16));
     }

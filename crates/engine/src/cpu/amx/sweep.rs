@@ -14,15 +14,15 @@ use super::super::ahead::{Ahead, Lines};
 use super::super::cell::Cell;
 use super::super::correlate::{Job, Share, Sums};
 use super::super::sweep::{Sweep, Task, TaskShape, View};
+use super::TASK_BYTES;
 use super::finish::Destination;
 use super::images::{self, Images};
 use super::tiles::{A, B, BLOCK, C, DEPTH, PANEL, ROWS, Tiles};
 use crate::types::Write;
 use std::arch::x86_64::{_mm512_maskz_loadu_epi16, _mm512_setzero_si512, _mm512_storeu_si512};
 
-/// Most bytes of a task's gathered windows: of a second cache of 2 MB, with weights that stay there as well, and with weights that every
-/// task takes from further away.
-const TASK_BYTES: (usize, usize) = (768 << 10, 1408 << 10);
+/// Most bytes of a task's gathered windows where the weights stay in the second cache as well.
+const BESIDE_WEIGHTS: usize = 768 << 10;
 /// Most pixels of a task, and most cells of its source, which is more if it is not copied.
 const TASK_PIXELS: usize = 384;
 const TASK_SOURCE: (usize, usize) = (1 << 17, 1 << 18);
@@ -42,20 +42,16 @@ enum Reading {
     Pixels,
     /// Gathered windows.
     Gathered,
-    /// Pixels of so many images.
-    Images(usize),
 }
 
-/// How `n` images are read.
-fn reading(sweep: &Sweep, n: usize) -> Reading {
-    match (by_pixels(sweep), images::most_images(sweep)) {
-        (Reading::Gathered, Some(images)) if images::saves(sweep, n, ROWS) => Reading::Images(images),
-        (reading, _) => reading,
-    }
+/// Images of a task, where a tile is the same pixel of several, as is best for `n` images.
+pub(super) fn task_images(sweep: &Sweep, n: usize) -> Option<usize> {
+    let gathers = reading(sweep) == Reading::Gathered;
+    images::fitting(sweep).filter(|_| gathers && images::saves(sweep, n, ROWS))
 }
 
-/// How they are read where a tile is pixels of an image.
-fn by_pixels(sweep: &Sweep) -> Reading {
+/// How tiles find their windows otherwise.
+fn reading(sweep: &Sweep) -> Reading {
     let (cols, run) = (sweep.grid.1, sweep.kernel.1 * sweep.channels());
     if !run.is_multiple_of(DEPTH) {
         return Reading::Gathered;
@@ -77,32 +73,32 @@ fn window(sweep: &Sweep) -> (usize, usize) {
 
 /// The tasks of a sweep of `n` images.
 pub(crate) fn tasks(sweep: &Sweep, n: usize) -> TaskShape {
-    match reading(sweep, n) {
-        Reading::Images(images) => (images, sweep.grid.0),
-        reading => tasks_of_pixels(sweep, reading),
+    match task_images(sweep, n) {
+        Some(images) => (images, sweep.grid.0),
+        None => tasks_of_pixels(sweep),
     }
 }
 
 /// Most tasks of up to `n` images.
 pub(crate) fn most_tasks(sweep: &Sweep, n: usize) -> usize {
-    let by_pixels = sweep.n_tasks(tasks_of_pixels(sweep, by_pixels(sweep)), n);
-    by_pixels.max(images::most_images(sweep).map_or(0, |images| n.div_ceil(images)))
+    let by_images = images::fitting(sweep).map_or(0, |images| n.div_ceil(images));
+    sweep.n_tasks(tasks_of_pixels(sweep), n).max(by_images)
 }
 
 /// Tasks whose tiles are pixels of an image: large, but of whole blocks if that takes fewer of them.
-fn tasks_of_pixels(sweep: &Sweep, reading: Reading) -> TaskShape {
-    let ((_, window), (rows, cols)) = (window(sweep), sweep.grid);
+fn tasks_of_pixels(sweep: &Sweep) -> TaskShape {
+    let (reading, (_, window), (rows, cols)) = (reading(sweep), window(sweep), sweep.grid);
     let stays = 4 * sweep.cells() * sweep.dst.c <= STAYING;
-    let bytes = if stays { TASK_BYTES.0 } else { TASK_BYTES.1 };
+    let bytes = if stays { BESIDE_WEIGHTS } else { TASK_BYTES };
     let gathered = (bytes / 2 / window).clamp(2 * ROWS, TASK_PIXELS);
     let most = match reading {
-        Reading::Gathered | Reading::Images(_) => sweep.task_shape(gathered, TASK_SOURCE.0),
+        Reading::Gathered => sweep.task_shape(gathered, TASK_SOURCE.0),
         Reading::Lines => sweep.task_shape(TASK_PIXELS, TASK_SOURCE.0),
         Reading::Pixels => sweep.task_shape(TASK_PIXELS, TASK_SOURCE.1),
     };
     let blocks = |lines: usize| match reading {
         Reading::Lines => (lines * cols.div_ceil(ROWS)).div_ceil(2),
-        _ => (lines * cols).div_ceil(2 * ROWS),
+        Reading::Pixels | Reading::Gathered => (lines * cols).div_ceil(2 * ROWS),
     };
     // Of an image, in blocks; what is left of it is a task as well.
     let cost = |&(images, band): &TaskShape| {
@@ -118,12 +114,11 @@ fn tasks_of_pixels(sweep: &Sweep, reading: Reading) -> TaskShape {
 
 /// Floats of scratch that a task needs, however many images there are.
 pub(crate) fn scratch_len(sweep: &Sweep) -> usize {
-    let reading = by_pixels(sweep);
-    let tasks = tasks_of_pixels(sweep, reading);
+    let tasks = tasks_of_pixels(sweep);
     // A task of pixels as they lie is gathered if it does not fill a tile.
-    let windows = if reading == Reading::Gathered { tasks.0 * tasks.1 * sweep.grid.1 } else { ROWS };
+    let windows = if reading(sweep) == Reading::Gathered { tasks.0 * tasks.1 * sweep.grid.1 } else { ROWS };
     let by_pixels = view_len(sweep, tasks) + windows.next_multiple_of(2 * ROWS) * window(sweep).1 / 2;
-    let by_images = images::most_images(sweep).map_or(0, |images| images::copied_len(sweep, images) / 2);
+    let by_images = images::fitting(sweep).map_or(0, |images| images::copied_len(sweep, images) / 2);
     BLOCK + by_pixels.max(by_images)
 }
 
@@ -212,7 +207,7 @@ impl<'a, E: Cell> Windows<'a, E> {
                 (view.data, Lattice { cols, rows, pixel, row, image: view.image }, in_place)
             }
             Reading::Pixels => (view.data, one_line(pixel), in_place),
-            Reading::Gathered | Reading::Images(_) => {
+            Reading::Gathered => {
                 let (values, row) = window(sweep);
                 let strides = A { row: 2 * row, runs: 1, steps: values.div_ceil(DEPTH), skip: 0, ..in_place };
                 (gathered, one_line(row), strides)
@@ -257,14 +252,14 @@ pub(crate) unsafe fn correlate<E: Cell>(job: &Job<E>, share: &Share, scratch: &m
     let task = sweep.task(job.tasks, job.n, share.task);
     let (block, scratch) = scratch.split_at_mut(BLOCK);
     let block: &mut [f32; BLOCK] = block.try_into().expect("a block's sums");
-    let reading = match reading(sweep, job.n) {
-        Reading::Images(_) => {
-            // SAFETY: the caller's promises.
-            return unsafe {
-                let images = Images::copied(job, &task, E::of_scratch(scratch));
-                multiply(job, share, &images, &Destination::of_images(job, &task), block, sums)
-            };
-        }
+    if task_images(sweep, job.n).is_some() {
+        // SAFETY: the caller's promises.
+        return unsafe {
+            let images = Images::copied(job, &task, E::of_scratch(scratch));
+            multiply(job, share, &images, &Destination::of_images(job, &task), block, sums)
+        };
+    }
+    let reading = match reading(sweep) {
         Reading::Pixels if task.n_images * task.n_rows * sweep.grid.1 < ROWS => Reading::Gathered,
         reading => reading,
     };
@@ -381,7 +376,7 @@ mod tests {
             let [src, dst] = [cin, cout].map(|c| Dims { h: size, w: size, c });
             let (grid, first, per_cell, widens) = ((size, size), (0, 0), 2, false);
             let sweep = Sweep { src, dst, grid, first, step: 1, kernel, stride: 1, pad, per_cell, widens };
-            tasks_of_pixels(&sweep, by_pixels(&sweep))
+            tasks_of_pixels(&sweep)
         };
         assert_eq!(tasks(64, 64, 3, 32), (1, 12));
         assert_eq!(tasks(512, 512, 3, 4), (8, 4), "128 pixels, not 144");

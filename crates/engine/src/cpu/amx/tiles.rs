@@ -82,8 +82,8 @@ impl Tiles {
     /// processor that looks ahead does it while tiles are multiplied. It may still read what `c` had.
     ///
     /// # Safety
-    /// All addresses must be readable, and those of `c` writable. `meanwhile` must not touch tiles, nor write to
-    /// any of the three.
+    /// All addresses must be readable, and those of `c` writable; no part is without runs, no run without steps. Neither `meanwhile` nor what
+    /// makes the parts may touch tiles, nor write to any of the three.
     #[inline(always)]
     pub unsafe fn multiply(
         &self,
@@ -219,6 +219,7 @@ unsafe fn emulated(parts: impl IntoIterator<Item = (A, B)>, c: &C, accumulate: b
         unsafe {
             let mut sum = if accumulate { *c.start.add(to) } else { 0.0 };
             for (a, b) in &parts {
+                assert!(a.runs > 0 && a.steps > 0, "a part that would never end");
                 let start = a.starts[row / ROWS].byte_add(row % ROWS * a.row);
                 let run = a.steps * DEPTH;
                 for k in 0..a.runs * run {

@@ -7,19 +7,18 @@ use super::super::super::cell::Cell;
 use super::super::super::gradient::{Job, Target};
 use super::super::super::layout::Blocks;
 use super::super::super::sweep::{Sweep, Task};
+use super::super::TASK_BYTES;
 use super::super::images::{Axis, saves};
 use super::super::tiles::{A, B, C, DEPTH, PANEL, ROWS, Tiles};
 use super::POSITIONS;
-use super::squares::{LANE, store_pair, turn_lanes};
+use super::squares::{store_pair, turn_pixels};
 use crate::types::{Dims, Write};
 use std::arch::x86_64::{_mm512_loadu_si512, _mm512_setzero_si512};
 use std::ops::Range;
 
-/// Most bytes of a task's turned gradients and woven inputs: of a second cache of 2 MB.
-const TASK_BYTES: usize = 1408 << 10;
 /// Most groups of 32 images in a task.
 const GROUPS: usize = 2;
-/// Most steps of a piece of whole lines: its turned gradients stay in the nearest cache for the filter's rows.
+/// Most steps of a piece of whole lines: a panel's turned gradients stay in the nearest cache for all taps.
 const PIECE: usize = 16;
 /// Values of a woven step.
 const STEP: usize = DEPTH * PANEL;
@@ -59,8 +58,13 @@ fn plan(sweep: &Sweep) -> Option<Plan> {
 }
 
 /// Images of a task, where `n` images are best taken so.
-pub(super) fn most_images(sweep: &Sweep, n: usize) -> Option<usize> {
+pub(super) fn task_images(sweep: &Sweep, n: usize) -> Option<usize> {
     plan(sweep).filter(|_| saves(sweep, n, DEPTH)).map(|plan| plan.groups * DEPTH)
+}
+
+/// Blocks of the same inputs, which are woven once for all of them.
+pub(super) fn n_taps(sweep: &Sweep) -> usize {
+    sweep.kernel.0 * sweep.kernel.1
 }
 
 /// Floats of scratch that a task needs.
@@ -80,20 +84,21 @@ pub(super) unsafe fn weight_gradient<E: Cell>(
     scratch: &mut [E],
     to: Target,
 ) {
-    let (sweep, axes) = (job.sweep, Axis::of(job.sweep));
+    let (sweep, axes, together) = (job.sweep, Axis::of(job.sweep), n_taps(job.sweep));
     let plan = Plan::of(sweep, task.n_images.div_ceil(DEPTH));
     let (turned, woven) = scratch.split_at_mut(plan.turned_len);
     let woven = &mut woven[..plan.woven_len];
     // SAFETY: the caller's promise.
     unsafe { turn(job, &plan, task, to.panels.clone(), turned) };
     let tiles = Tiles::configure();
+    assert!(to.blocks.start.is_multiple_of(together) && to.blocks.end.is_multiple_of(together), "a share has all taps");
     let (lines, band) = (sweep.grid.0, (PIECE / (sweep.grid.1 * plan.groups)).max(1));
-    for group in to.blocks.clone().step_by(blocks.together) {
+    for group in to.blocks.clone().step_by(together) {
         // SAFETY: the caller's promise.
         unsafe { weave(job, &plan, task, blocks.input(group), woven) };
         for first in (0..lines).step_by(band) {
             let adds = first > 0 || to.write == Write::Add;
-            for (panel, block) in to.panels.clone().flat_map(|panel| (0..blocks.together).map(move |i| (panel, i))) {
+            for (panel, block) in to.panels.clone().flat_map(|panel| (0..together).map(move |i| (panel, i))) {
                 let turned = &turned[panel * PANEL * plan.turned_row..][..PANEL * plan.turned_row];
                 let tap = (block % sweep.kernel.0, block / sweep.kernel.0);
                 let both = plan.sides(axes, first..first + band, tap, turned, woven);
@@ -151,24 +156,11 @@ unsafe fn turn<E: Cell>(job: &Job<E>, plan: &Plan, task: &Task, panels: Range<us
     let (c, image) = (job.sweep.dst.c, job.sweep.dst.len());
     let images = &job.dy[task.image * image..][..task.n_images * image];
     for (pixel, group) in (0..image / c).flat_map(|pixel| (0..plan.groups).map(move |group| (pixel, group))) {
-        let (at, first) = ((pixel * plan.groups + group) * DEPTH, group * DEPTH * image + pixel * c);
-        for channel in (panels.start * PANEL..panels.end * PANEL).step_by(LANE) {
-            let to = &mut turned[channel * plan.turned_row + at..][..(LANE - 1) * plan.turned_row + DEPTH];
-            let to = to.as_mut_ptr().cast();
-            if (group + 1) * DEPTH <= task.n_images && channel + LANE <= c {
-                let from = &images[first + channel..][..(DEPTH - 1) * image + LANE];
-                // SAFETY: `from` holds 8 values at each of 32 steps, `to` 32 values at each of 8 rows.
-                unsafe { turn_lanes(from.as_ptr().cast(), image, to, plan.turned_row) };
-                continue;
-            }
-            let (mut edge, channels) = ([E::default(); DEPTH * LANE], channel.min(c)..c.min(channel + LANE));
-            let pixels = images.chunks_exact(image).skip(group * DEPTH).map(|image| &image[pixel * c..]);
-            for (pixel, to) in pixels.zip(edge.chunks_exact_mut(LANE)) {
-                to[..channels.len()].copy_from_slice(&pixel[channels.clone()]);
-            }
-            // SAFETY: as above.
-            unsafe { turn_lanes(edge.as_ptr().cast(), LANE, to, plan.turned_row) };
-        }
+        let first = group * DEPTH;
+        let from = (&images[first * image + pixel * c..], image, DEPTH.min(task.n_images - first));
+        let turned = &mut turned[(pixel * plan.groups + group) * DEPTH..];
+        // SAFETY: the caller's promise.
+        unsafe { turn_pixels(from, c, panels.clone(), turned, plan.turned_row) };
     }
 }
 

@@ -13,7 +13,7 @@ use super::super::super::layout::Blocks;
 use super::super::super::sweep::{Sweep, Task, TaskShape};
 use super::super::tiles::{A, B, C, DEPTH, PANEL, ROWS, Tiles};
 use super::POSITIONS;
-use super::squares::{LANE, store_pair, turn_lanes};
+use super::squares::{store_pair, turn_pixels};
 use crate::types::{Dims, Write};
 use std::arch::x86_64::{__m512i, _mm512_maskz_loadu_epi16, _mm512_setzero_si512};
 use std::ops::Range;
@@ -122,6 +122,7 @@ pub(super) unsafe fn weight_gradient<E: Cell>(
     to: Target,
 ) {
     let (sweep, kh, Range { start, end }) = (job.sweep, job.sweep.kernel.0, to.blocks);
+    assert!(start.is_multiple_of(kh) && end.is_multiple_of(kh), "a share has all filter rows of its inputs");
     let plan = Plan::of(sweep, task.n_images, task.n_rows);
     let (planes, turned) = scratch.split_at_mut(plan.planes_len());
     let turned = &mut turned[..plan.turned_len(sweep.dst.c)];
@@ -165,23 +166,10 @@ unsafe fn turn<E: Cell>(job: &Job<E>, plan: &Plan, task: &Task, panels: Range<us
     for run in 0..plan.runs {
         let pixels = &job.dy[((task.image + run) * h + task.row) * w * c..][..n * c];
         for first in (0..plan.run_len).step_by(DEPTH) {
-            let at = run * plan.run_len + first;
-            for channel in (panels.start * PANEL..panels.end * PANEL).step_by(LANE) {
-                let to = &mut turned[channel * plan.turned_row + at..][..(LANE - 1) * plan.turned_row + DEPTH];
-                let to = to.as_mut_ptr().cast();
-                if first + DEPTH <= n && channel + LANE <= c {
-                    let from = &pixels[first * c + channel..][..(DEPTH - 1) * c + LANE];
-                    // SAFETY: `from` holds 8 values at each of 32 steps, `to` 32 values at each of 8 rows.
-                    unsafe { turn_lanes(from.as_ptr().cast(), c, to, plan.turned_row) };
-                    continue;
-                }
-                let (mut edge, channels) = ([E::default(); DEPTH * LANE], channel.min(c)..c.min(channel + LANE));
-                for (pixel, to) in pixels[first * c..].chunks_exact(c).zip(edge.chunks_exact_mut(LANE)) {
-                    to[..channels.len()].copy_from_slice(&pixel[channels.clone()]);
-                }
-                // SAFETY: as above.
-                unsafe { turn_lanes(edge.as_ptr().cast(), LANE, to, plan.turned_row) };
-            }
+            let turned = &mut turned[run * plan.run_len + first..];
+            let from = (&pixels[first * c..], c, DEPTH.min(n - first));
+            // SAFETY: the caller's promise.
+            unsafe { turn_pixels(from, c, panels.clone(), turned, plan.turned_row) };
         }
     }
 }

@@ -11,7 +11,7 @@ mod squares;
 
 use super::super::cell::Cell;
 use super::super::elementwise::{Piece, Reduce};
-use super::super::gradient::{Job, Target};
+use super::super::gradient::{Cut, Job, Target};
 use super::super::layout::Blocks;
 use super::super::sweep::{Sweep, TaskShape};
 use super::tiles::{PANEL, ROWS};
@@ -24,24 +24,27 @@ const POSITIONS: usize = 2048;
 
 /// The tasks of the weight gradient of a forward sweep of `n` images.
 pub(crate) fn tasks(sweep: &Sweep, n: usize) -> TaskShape {
-    match images::most_images(sweep, n) {
+    match images::task_images(sweep, n) {
         Some(images) => (images, sweep.grid.0),
         None => lines::tasks(sweep),
     }
 }
 
-/// How many shares blocks of inputs and panels of channels are cut into, to be about `wanted` together. Each share weaves its inputs and turns
-/// its channels' gradients: what takes longer is cut first.
-pub(crate) fn shares(sweep: &Sweep, n: usize, wanted: usize, (units, panels): (usize, usize)) -> (usize, usize) {
-    let cut = |first: usize, second: usize| {
+/// How a gradient of `n_blocks` blocks and so many panels of channels is cut, to have about `wanted` shares. Each share weaves its inputs and
+/// turns its channels' gradients: what takes longer is cut first.
+pub(crate) fn cut(sweep: &Sweep, n: usize, wanted: usize, (n_blocks, panels): (usize, usize)) -> Cut {
+    let both = |first: usize, second: usize| {
         let n = first.min(wanted);
         (n, wanted.div_ceil(n).min(second))
     };
-    if images::most_images(sweep, n).is_some() {
-        let (splits, shares) = cut(panels, units);
-        (shares, splits)
+    if images::task_images(sweep, n).is_some() {
+        let unit = images::n_taps(sweep);
+        let (splits, shares) = both(panels, n_blocks / unit);
+        Cut { unit, shares, splits }
     } else {
-        cut(units, panels)
+        let unit = sweep.kernel.0;
+        let (shares, splits) = both(n_blocks / unit, panels);
+        Cut { unit, shares, splits }
     }
 }
 
@@ -63,14 +66,12 @@ pub(crate) unsafe fn weight_gradient<E: Cell>(
     to: Target,
 ) {
     assert_eq!(size_of::<E>(), 2);
-    let (sweep, together) = (job.sweep, blocks.together);
-    let (start, end) = (to.blocks.start, to.blocks.end);
-    assert!(start.is_multiple_of(together) && end.is_multiple_of(together), "a share has all taps of its inputs");
+    let (sweep, end) = (job.sweep, to.blocks.end);
     assert!(end <= blocks.n && to.panels.end * PANEL * PANEL <= blocks.len, "blocks and panels exist");
     let (task, scratch) = (sweep.task(job.tasks, job.n, index), E::of_scratch(scratch));
     // SAFETY: the caller's promises.
     unsafe {
-        match images::most_images(sweep, job.n) {
+        match images::task_images(sweep, job.n) {
             Some(_) => images::weight_gradient(job, blocks, &task, scratch, to),
             None => lines::weight_gradient(job, blocks, &task, scratch, to),
         }
