@@ -208,6 +208,7 @@ impl Engine for Profiler {
         self.count(Op::NormApply, self.shape(norm.x), cost, |e| e.norm_apply(n, norm));
     }
 
+    /// A gate that the engine computes again counts as if it were read.
     fn norm_backward_sums(&mut self, n: usize, norm: NormBackward) {
         let gate = norm.gate.map_or(0, |gate| self.bytes(n, gate));
         let cost = (5 * self.len(n, norm.x), self.bytes(n, norm.dy) + gate + self.bytes(n, norm.x));
