@@ -140,18 +140,11 @@ impl<'a, E: Copy> Images<'a, E> {
     /// A group of images at a place of the grid; the tile begins where the place's first tap is that meets the source.
     fn tile(&self, row: usize, col: usize, group: usize) -> Tile {
         let [rows, cols] = self.axes;
-        // Where there is no such tap, somewhere.
-        let source = |axis: Axis, at: usize, tap: usize| axis.source(at, tap).clamp(0, axis.src as isize - 1) as usize;
-        let [first, last] = [0, 1].map(|end| {
-            let tap = |axis: Axis, at: usize| [axis.taps(at).start, axis.taps(at).end.saturating_sub(1)][end];
-            source(rows, row, tap(rows, row)) * cols.src + source(cols, col, tap(cols, col))
-        });
-        let (image, step) = (group * ROWS, image_step(self.sweep.src.c));
-        assert!(
-            last * self.pixel + (image + ROWS) * step <= self.data.len(),
-            "the last tap of the last image is there"
-        );
-        let a = self.data[first * self.pixel + image * step..].as_ptr().cast();
+        // Its other taps are in the source as well, and so in the copy, which has whole groups. Where there is no tap, somewhere.
+        let first =
+            |axis: Axis, at: usize| axis.source(at, axis.taps(at).start).clamp(0, axis.src as isize - 1) as usize;
+        let (source, image) = (first(rows, row) * cols.src + first(cols, col), group * ROWS);
+        let a = self.data[source * self.pixel + image * image_step(self.sweep.src.c)..].as_ptr().cast();
         let pixel = (row * cols.grid + col) * self.n_images + image;
         Tile { a, pixel, skip: 0, n: ROWS.min(self.n_images - image) }
     }
