@@ -82,14 +82,14 @@ impl<E: Compute> HostEngine<E> {
     }
 }
 
-/// Where a ReLU's gate is read. AVX2 has too few registers to compute it again.
+/// Where a ReLU's gate is read. AVX2 has too few registers to compute it again beside widening bf16.
 fn gate<'a, E: Cell>(
     level: Level,
     norm: &NormBackward,
     coef: &'a [f32],
     part: impl Fn(Act) -> *const E,
 ) -> Option<Gate<'a, E>> {
-    let has_registers = level != Level::Avx2;
+    let has_registers = level != Level::Avx2 || E::PER_CELL == 1;
     let again = !norm.residual && has_registers;
     norm.gate.map(|y| if again { Gate::Input(coef) } else { Gate::Output(part(y)) })
 }
