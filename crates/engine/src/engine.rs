@@ -140,15 +140,24 @@ pub struct NormApply {
     pub y: Act,
 }
 
-/// Gradient through [`NormApply`]; the ReLU's gate is read off the output, or may be computed again where no residual was added.
+/// Where the ReLU of a [`NormApply`] let its argument through.
+#[derive(Clone, Copy, Debug)]
+pub enum Gate {
+    /// There is no ReLU.
+    Open,
+    /// Where the output is above zero.
+    Output(Act),
+    /// Where `x * scale + shift` is above zero, no residual having been added. The output may be read instead, if it is still there.
+    Input(Option<Act>),
+}
+
+/// Gradient through [`NormApply`].
 #[derive(Clone, Copy, Debug)]
 pub struct NormBackward {
     /// Gradient of the output.
     pub dy: Act,
-    /// The output, where a ReLU followed.
-    pub gate: Option<Act>,
-    /// Whether a residual was added before the ReLU.
-    pub residual: bool,
+    /// Where `dy` counts.
+    pub gate: Gate,
     /// The input of the forward pass.
     pub x: Act,
     /// The forward pass's coefficients.

@@ -17,7 +17,7 @@ mod scalar;
 pub mod types;
 
 pub use cpu::{Algorithm, CpuOptions, Kernels, Level, bf16_engine, f32_engine};
-pub use engine::{Engine, Memory, NormApply, NormBackward, NormEval, NormTrain, NtXent, WeightGrad};
+pub use engine::{Engine, Gate, Memory, NormApply, NormBackward, NormEval, NormTrain, NtXent, WeightGrad};
 pub use oracle::Oracle;
 pub use peak::{Peaks, Rates};
 pub use types::*;

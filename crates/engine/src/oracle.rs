@@ -2,7 +2,7 @@
 //!
 //! Sources: the papers' and PyTorch's definitions. Nothing here is fast; everything here should be obvious.
 
-use crate::engine::{Engine, NormApply, NormBackward, NormEval, NormTrain, NtXent, WeightGrad};
+use crate::engine::{Engine, Gate, NormApply, NormBackward, NormEval, NormTrain, NtXent, WeightGrad};
 use crate::host::{HostStore, memory_from_store};
 use crate::types::{
     Act, AdamStep, ByteBuf, ByteSpan, Conv, ConvShape, ConvUse, Dims, Direction, EngineError, F32Buf, LarsStep,
@@ -70,14 +70,15 @@ impl Oracle {
 
     /// Gradient behind the ReLU, `[n·h·w, c]`.
     fn gated(&self, n: usize, norm: &NormBackward) -> Vec<f64> {
-        let dy = self.store.act(norm.dy).images(n);
-        match norm.gate {
-            None => dy.iter().map(|&g| f64::from(g)).collect(),
-            Some(y) => {
-                let y = self.store.act(y).images(n);
-                dy.iter().zip(y).map(|(&g, &y)| if y > 0.0 { f64::from(g) } else { 0.0 }).collect()
-            }
-        }
+        let (x, dy) = (self.store.act(norm.x).images(n), self.store.act(norm.dy).images(n));
+        let coef = self.store.span(norm.coef);
+        let (c, of) = (coef.len() / 4, |i: usize| f64::from(coef[i]));
+        let is_open = |i: usize| match norm.gate {
+            Gate::Open => true,
+            Gate::Output(y) => self.store.act(y).images(n)[i] > 0.0,
+            Gate::Input(_) => f64::from(x[i]) * of(2 * c + i % c) + of(3 * c + i % c) > 0.0,
+        };
+        dy.iter().enumerate().map(|(i, &g)| if is_open(i) { f64::from(g) } else { 0.0 }).collect()
     }
 }
 

@@ -4,7 +4,7 @@ mod support;
 
 use proptest::prelude::*;
 use sdclr_engine::*;
-use support::{Bench, cases, most};
+use support::{Bench, Norm, cases, most};
 
 /// All of an f32's.
 const BITS: u32 = 24;
@@ -82,8 +82,9 @@ fn check_conv_at(threads: &[usize], shape: ConvShape, n: usize) -> Result<(), Te
     })
 }
 
-fn check_norm(dims: Dims, n: usize, relu: bool, residual: bool) -> Result<(), TestCaseError> {
-    check(&format!("norm of {dims:?}, n = {n}"), |b| {
+fn check_norm(dims: Dims, n: usize, norm: Norm) -> Result<(), TestCaseError> {
+    check(&format!("{norm:?} of {dims:?}, n = {n}"), |b| {
+        let Norm { relu, residual, .. } = norm;
         let c = dims.c;
         let (x, dy, y) = (b.act(n, dims), b.act(n, dims), b.act(n, dims));
         let (dx, r, dr) = (b.act(n, dims), b.act(n, dims), b.act(n, dims));
@@ -102,7 +103,7 @@ fn check_norm(dims: Dims, n: usize, relu: bool, residual: bool) -> Result<(), Te
         let mut results = vec![b.floats(running), b.floats(coef)];
         b.engine.norm_apply(n, NormApply { x, coef, residual: residual.then_some(r), relu, y });
         results.push(b.read(n, y, dims));
-        let back = NormBackward { dy, gate: relu.then_some(y), residual, x, coef, sums };
+        let back = NormBackward { dy, gate: norm.gate(y), x, coef, sums };
         b.engine.norm_backward_sums(n, back);
         b.engine.norm_param_grad(sums, dgamma, dbeta);
         // Where terms cancel, their sum still rounds as they do: what it is compared to is about as large as its partial sums.
@@ -133,9 +134,9 @@ proptest! {
     }
 
     #[test]
-    fn batch_norm_agrees(h in 1..most(9, 4), w in 1..most(9, 4), c in 1..most(70, 20), n in 1..most(6, 3), relu: bool, residual: bool) {
+    fn batch_norm_agrees(h in 1..most(9, 4), w in 1..most(9, 4), c in 1..most(70, 20), n in 1..most(6, 3), relu: bool, residual: bool, kept: bool) {
         prop_assume!(h * w * n > 1);
-        check_norm(Dims { h, w, c }, n, relu, residual)?;
+        check_norm(Dims { h, w, c }, n, Norm { relu, residual, kept })?;
     }
 
     #[test]

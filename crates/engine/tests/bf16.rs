@@ -5,7 +5,7 @@ mod support;
 
 use proptest::prelude::*;
 use sdclr_engine::*;
-use support::{Bench, cases, most, numbers};
+use support::{Bench, Norm, cases, most, numbers};
 
 /// Exact in bf16.
 const BITS: u32 = 8;
@@ -74,16 +74,17 @@ fn check_conv(shape: ConvShape, n: usize, n_threads: usize) -> Result<(), TestCa
 }
 
 /// Batch norm's passes, their results in the place of what they are computed from or elsewhere.
-fn norm_results(engine: Box<dyn Engine>, dims: Dims, n: usize, relu: bool, residual: bool, in_place: bool) -> Results {
+fn norm_results(engine: Box<dyn Engine>, dims: Dims, n: usize, norm: Norm, in_place: bool) -> Results {
+    let Norm { relu, residual, .. } = norm;
     let b = &mut Bench::new(engine, BITS);
     let c = dims.c;
     let [x, dy, r, y, dx, dr] = [(); 6].map(|()| b.map(n, dims));
     let (coef, sums, count) = (b.span(4 * c), b.span(2 * c), Some(n * dims.pixels()));
     let mut results = Vec::new();
-    let norm = NormApply { x, coef, residual: residual.then_some(r), relu, y };
-    b.engine.norm_apply(n, norm);
+    let apply = NormApply { x, coef, residual: residual.then_some(r), relu, y };
+    b.engine.norm_apply(n, apply);
     results.push(("output", ROUNDING, b.read(n, y, dims)));
-    let back = NormBackward { dy, gate: relu.then_some(y), residual, x, coef, sums };
+    let back = NormBackward { dy, gate: norm.gate(y), x, coef, sums };
     b.engine.norm_backward_sums(n, back);
     results.push(("sums", 1e-4, b.floats(sums)));
     let (dx, dr) = if in_place { (x, dy) } else { (dx, dr) };
@@ -98,22 +99,28 @@ fn norm_results(engine: Box<dyn Engine>, dims: Dims, n: usize, relu: bool, resid
     }
     b.engine.write_act(n, x, &numbers(1, n * dims.len(), BITS));
     let y = if in_place { x } else { y };
-    b.engine.norm_apply(n, NormApply { y, ..norm });
+    b.engine.norm_apply(n, NormApply { y, ..apply });
     results.push(("output again", ROUNDING, b.read(n, y, dims)));
     results
 }
 
-fn check_norm(dims: Dims, n: usize, relu: bool, residual: bool) -> Result<(), TestCaseError> {
-    let expected = norm_results(Box::new(Oracle::new()), dims, n, relu, residual, false);
+fn check_norm(dims: Dims, n: usize, norm: Norm) -> Result<(), TestCaseError> {
+    let expected = norm_results(Box::new(Oracle::new()), dims, n, norm, false);
     let options = |level| CpuOptions { n_threads: 2, kernels: Kernels { level: Some(level), ..Kernels::default() } };
     for level in Level::available() {
         for engine in [f32_engine, bf16_engine] {
-            let run = |in_place| norm_results(engine(options(level)).unwrap(), dims, n, relu, residual, in_place);
+            let run = |in_place| norm_results(engine(options(level)).unwrap(), dims, n, norm, in_place);
             let got = run(false);
-            prop_assert!(run(true) == got, "in place: {dims:?}, n = {n}, {}", level.name());
+            prop_assert!(run(true) == got, "in place: {norm:?} of {dims:?}, n = {n}, {}", level.name());
             for ((what, relative, expected), (.., got)) in expected.iter().zip(&got) {
                 // Terms may cancel.
-                compare(&format!("{what} of {dims:?}, n = {n}, {}", level.name()), got, expected, *relative, 2e-5)?;
+                compare(
+                    &format!("{what}, {norm:?} of {dims:?}, n = {n}, {}", level.name()),
+                    got,
+                    expected,
+                    *relative,
+                    2e-5,
+                )?;
             }
         }
     }
@@ -155,8 +162,8 @@ proptest! {
     }
 
     #[test]
-    fn batch_norm_agrees_in_place_and_elsewhere(h in 1..most(9, 3), w in 1..most(9, 3), c in 1..most(150, 20), n in 1..most(6, 3), relu: bool, residual: bool) {
-        check_norm(Dims { h, w, c }, n, relu, residual)?;
+    fn batch_norm_agrees_in_place_and_elsewhere(h in 1..most(9, 3), w in 1..most(9, 3), c in 1..most(150, 20), n in 1..most(6, 3), relu: bool, residual: bool, kept: bool) {
+        check_norm(Dims { h, w, c }, n, Norm { relu, residual, kept })?;
     }
 }
 

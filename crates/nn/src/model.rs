@@ -101,10 +101,12 @@ impl Model {
         seed: u64,
         epoch: u64,
     ) -> Result<MaskStats, NnError> {
-        let mut params = vec![0.0; self.params.len];
-        engine.read_f32(self.params, &mut params)?;
-        let weights: Vec<f32> =
-            self.network.prunable().flat_map(|p| &params[p.offset..p.offset + p.len]).copied().collect();
+        let mut weights = vec![0.0; self.network.prunable().map(|p| p.len).sum()];
+        let mut at = 0;
+        for p in self.network.prunable() {
+            engine.read_f32(self.params.slice(p.offset..p.offset + p.len), &mut weights[at..at + p.len])?;
+            at += p.len;
+        }
         let mut mask = vec![0; weights.len()];
         let stats = mask::epoch_mask(&weights, rate, random_rate, seed, epoch, &mut mask);
         let mut at = 0;
@@ -152,13 +154,12 @@ impl Model {
     /// # Errors
     /// A failure of the device.
     pub fn export(&self, engine: &mut dyn Engine, flat: Span) -> Result<BTreeMap<String, Tensor>, NnError> {
-        let mut values = vec![0.0; flat.len];
-        engine.read_f32(flat, &mut values)?;
         let one = |p: &Param| {
-            let data = to_torch(p, &values[p.offset..p.offset + p.len]);
-            (p.name.clone(), Tensor { shape: torch_shape(p), data })
+            let mut values = vec![0.0; p.len];
+            engine.read_f32(flat.slice(p.offset..p.offset + p.len), &mut values)?;
+            Ok((p.name.clone(), Tensor { shape: torch_shape(p), data: to_torch(p, &values) }))
         };
-        Ok(self.network.params.iter().map(one).collect())
+        self.network.params.iter().map(one).collect()
     }
 
     /// The inverse of [`Model::export`]: every tensor of the network must be there; others are ignored.
@@ -171,12 +172,10 @@ impl Model {
         flat: Span,
         tensors: &BTreeMap<String, Tensor>,
     ) -> Result<(), NnError> {
-        let mut values = vec![0.0; flat.len];
-        for p in &self.network.params {
-            let tensor = find(tensors, &p.name, &torch_shape(p))?;
-            values[p.offset..p.offset + p.len].copy_from_slice(&from_torch(p, &tensor.data));
+        let found = self.network.params.iter().map(|p| Ok((p, find(tensors, &p.name, &torch_shape(p))?)));
+        for (p, tensor) in found.collect::<Result<Vec<_>, NnError>>()? {
+            engine.write_f32(flat.slice(p.offset..p.offset + p.len), &from_torch(p, &tensor.data));
         }
-        engine.write_f32(flat, &values);
         Ok(())
     }
 

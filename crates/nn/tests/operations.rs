@@ -246,7 +246,7 @@ fn batch_norm_agrees_with_pytorch_over_batches_of_different_sizes() {
             let dy = act(e, n, dims, &f.floats(&format!("{case}.grad_y")));
             let dx = e.alloc_act(n, dims, role(dims)).unwrap();
             let (dgamma, dbeta) = (span(e, &vec![0.0; c]), span(e, &vec![0.0; c]));
-            let back = NormBackward { dy, gate: None, residual: false, x, coef, sums };
+            let back = NormBackward { dy, gate: Gate::Open, x, coef, sums };
             e.norm_backward_sums(n, back);
             e.norm_param_grad(sums, dgamma, dbeta);
             e.norm_backward_apply(n, back, Some(count), Some(dx), None);

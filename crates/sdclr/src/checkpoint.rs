@@ -3,7 +3,7 @@
 //! Any safetensors reader can open one. The metadata key `sdclr` holds the state and a CRC-32 over state and tensors, so
 //! that a damaged file is noticed before training goes on from it. Bytes depend on the content alone.
 
-use crate::run_dir::write_atomic;
+use crate::run_dir::replace_atomic;
 use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, View};
 use sdclr_records::checkpoint::{CHECKPOINT_VERSION, CheckpointState};
 pub use sdclr_records::checkpoint::{Tensor, TensorData};
@@ -114,9 +114,13 @@ impl Checkpoint {
         if let Some((name, _)) = self.tensors.iter().find(|(_, tensor)| is_bad(tensor)) {
             return Err(CheckpointError::NonFinite { path: path.to_owned(), tensor: name.clone() });
         }
-        let failed = |source| CheckpointError::Write { path: path.to_owned(), source };
-        let bytes = self.to_bytes().map_err(|e| failed(std::io::Error::other(e)))?;
-        write_atomic(path, |file| file.write_all(&bytes)).map_err(failed)
+        let written = replace_atomic(path, |file| {
+            self.write(file).map_err(|e| match e {
+                SafeTensorError::IoError(e) => e,
+                e => std::io::Error::other(e),
+            })
+        });
+        written.map_err(|source| CheckpointError::Write { path: path.to_owned(), source })
     }
 
     /// Reads and checks a file.
@@ -197,7 +201,7 @@ impl Checkpoint {
         CheckpointError::OtherModel { path: self.path.clone(), model: self.state.model.clone(), differences }
     }
 
-    fn to_bytes(&self) -> Result<Vec<u8>, SafeTensorError> {
+    fn write(&self, path: &Path) -> Result<(), SafeTensorError> {
         let state = serde_json::to_string(&self.state)?;
         let envelope = Envelope {
             version: CHECKPOINT_VERSION,
@@ -207,7 +211,7 @@ impl Checkpoint {
         // One key only: the order of several would change from run to run.
         let metadata = HashMap::from([(METADATA_KEY.to_owned(), serde_json::to_string(&envelope)?)]);
         let views = self.tensors.iter().map(|(name, tensor)| (name, TensorView(tensor)));
-        safetensors::serialize(views, Some(metadata))
+        safetensors::serialize_to_file(views, Some(metadata), path)
     }
 
     fn from_bytes(bytes: &[u8], path: &Path) -> Result<Self, CheckpointError> {

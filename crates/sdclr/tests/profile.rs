@@ -52,6 +52,7 @@ fn every_operation_of_a_step_is_counted() {
         Op::ConvBackwardWeight,
         Op::NormCoefficients,
         Op::NormApply,
+        Op::NormApplyAgain,
         Op::NormBackwardSums,
         Op::NormBackwardApply,
         Op::NormParamGrad,
@@ -96,6 +97,8 @@ fn calls_and_arithmetic_are_the_network_s() {
     let convs = [Op::PackConv, Op::ConvForward, Op::ConvBackwardWeight, Op::ConvBackwardData].map(calls);
     assert_eq!(convs, [4 * n_convs - 2, 2 * n_convs, 2 * n_convs, 2 * n_convs - 2]);
     assert_eq!(calls(Op::NormApply), 2 * network.norms.len());
+    // Each of the four blocks computes its first activation again.
+    assert_eq!(calls(Op::NormApplyAgain), 2 * 4);
     assert_eq!(calls(Op::OptimizerStep), 1);
     let multiplies = |row: &&Row| matches!(row.op, Op::ConvForward | Op::LinearForward);
     let flop: f64 = rows.iter().filter(multiplies).map(|row| row.flop).sum();

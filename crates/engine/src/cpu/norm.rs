@@ -1,11 +1,11 @@
 //! Batch norm on feature maps and vectors alike, cut into chunks for the team.
 
 use super::cell::Cell;
-use super::norm_kernels::{self, Apply, Backward, Gate, Gated};
+use super::norm_kernels::{self, Apply, Backward, Gated};
 use super::simd::Level;
 use super::team::Shards;
 use super::{CHUNK, Compute, HostEngine, elementwise};
-use crate::engine::{NormApply, NormBackward};
+use crate::engine::{Gate, NormApply, NormBackward};
 use crate::host::Select;
 use crate::types::{Act, Write};
 
@@ -82,14 +82,19 @@ impl<E: Compute> HostEngine<E> {
     }
 }
 
-/// Where a ReLU's gate is read. AVX2 has too few registers to compute it again beside widening bf16.
+/// Where a ReLU's gate is read: its input, unless only the output tells. AVX2 has few registers to compute it beside widening bf16, and rather
+/// reads an output that is still there.
 fn gate<'a, E: Cell>(
     level: Level,
     norm: &NormBackward,
     coef: &'a [f32],
     part: impl Fn(Act) -> *const E,
-) -> Option<Gate<'a, E>> {
-    let has_registers = level != Level::Avx2 || E::PER_CELL == 1;
-    let again = !norm.residual && has_registers;
-    norm.gate.map(|y| if again { Gate::Input(coef) } else { Gate::Output(part(y)) })
+) -> Option<norm_kernels::Gate<'a, E>> {
+    let has_few_registers = level == Level::Avx2 && E::PER_CELL > 1;
+    match norm.gate {
+        Gate::Open => None,
+        Gate::Output(y) => Some(norm_kernels::Gate::Output(part(y))),
+        Gate::Input(Some(y)) if has_few_registers => Some(norm_kernels::Gate::Output(part(y))),
+        Gate::Input(_) => Some(norm_kernels::Gate::Input(coef)),
+    }
 }

@@ -86,3 +86,21 @@ impl Bench {
         values
     }
 }
+
+/// A batch norm: what comes after it, and whether its output is still there in backward.
+#[derive(Clone, Copy, Debug)]
+pub struct Norm {
+    pub relu: bool,
+    pub residual: bool,
+    pub kept: bool,
+}
+
+impl Norm {
+    pub fn gate(self, y: Act) -> Gate {
+        match (self.relu, self.residual) {
+            (false, _) => Gate::Open,
+            (true, true) => Gate::Output(y),
+            (true, false) => Gate::Input(self.kept.then_some(y)),
+        }
+    }
+}

@@ -1,11 +1,12 @@
 //! A node list planned for one branch: its activations, forward, and backward over the same list in reverse.
 //!
 //! Planning allocates everything for a maximum batch; any smaller one runs in the same buffers. A training pass keeps
-//! every activation that backward reads; all others are reused once nothing reads them any more. Gradients live only between their last
-//! consumer and their producer. Where they can, they take the place of what only a batch norm reads; all others come from a [`GradPool`] that
-//! several passes share, since backwards run one by one.
+//! what backward reads, but for normalised maps that only one convolution reads: backward computes those again. All others are reused once
+//! nothing reads them any more. Gradients live only between their last consumer and their producer. Where they can, they take the place of what
+//! only a batch norm reads; all others come from a [`GradPool`] that several passes share, since backwards run one by one.
 
 mod fixed;
+mod norm;
 mod plan;
 
 pub use fixed::Fixed;
@@ -15,8 +16,8 @@ use crate::collective::Collective;
 use crate::graph::{Node, NormId, Op, ParamId, Value, ValueId};
 use crate::model::Model;
 use sdclr_engine::{
-    Act, ByteBuf, ByteSpan, Conv, ConvUse, Direction, Engine, EngineError, IMAGENET, NormApply, NormBackward, NormEval,
-    NormTrain, Rows, Span, WeightGrad, Write,
+    Act, ByteBuf, ByteSpan, Conv, ConvUse, Direction, Engine, EngineError, IMAGENET, NormBackward, Rows, Span,
+    WeightGrad, Write,
 };
 
 /// Batch norm's ε.
@@ -115,6 +116,9 @@ pub struct Pass {
     normed_by: Vec<Option<NormId>>,
     /// Whether the gradient of a value is wanted.
     wanted: Vec<bool>,
+    /// Whether a value, computed by the node before its only reader, is computed again right before the reader's backward. Until then, and after
+    /// it, its place is its gradient's.
+    twice: Vec<bool>,
     /// For every gradient that backward writes, in its order: whether it is the first of its value.
     writes: Vec<Write>,
 }
@@ -160,6 +164,7 @@ impl Pass {
             sums: alloc_span(engine, net.norms.iter().map(|n| 2 * n.channels).sum())?,
             normed_by: nodes.iter().map(|node| plan::reader_norm(&nodes, node.y)).collect(),
             writes: plan::gradient_writes(&nodes, &wanted),
+            twice: plan::computed_twice(net, &nodes, &wanted, spec),
             wanted,
             nodes,
         };
@@ -263,10 +268,9 @@ impl Pass {
                     }
                     engine.conv_forward(n, self.conv(i), self.act(x), y, self.sums_of(i));
                 }
-                Op::Norm { x, norm, residual, relu } => {
-                    let coef = self.coefficients(engine, model, norm, batch, x, ranks)?;
-                    let residual = residual.map(|r| self.act(r));
-                    engine.norm_apply(n, NormApply { x: self.act(x), coef, residual, relu, y });
+                Op::Norm { x, norm, .. } => {
+                    self.coefficients(engine, model, norm, batch, x, ranks)?;
+                    self.normalize(engine, n, node);
                 }
                 Op::MaxPool { x } => engine.max_pool_forward(n, self.act(x), y),
                 Op::AvgPool { x } => engine.avg_pool_forward(n, self.act(x), y),
@@ -309,6 +313,9 @@ impl Pass {
             };
             match node.op {
                 Op::Conv { x, weight, .. } => {
+                    if self.twice[x.0] {
+                        self.normalize(engine, n, &self.nodes[i - 1]);
+                    }
                     let (dw, mask) = (model.part(model.grads(), weight), self.mask(model, weight));
                     engine.conv_backward_weight(n, self.conv(i), WeightGrad { x: self.act(x), dy, dw, mask });
                     if let Some((dx, write)) = target(x) {
@@ -316,10 +323,9 @@ impl Pass {
                         engine.conv_backward_data(n, self.conv(i), dy, dx, write);
                     }
                 }
-                Op::Norm { x, norm, residual, relu } => {
-                    let gate = relu.then(|| self.act(node.y));
+                Op::Norm { x, norm, residual, .. } => {
                     let (x_act, coef, sums) = (self.act(x), self.coef(norm), self.norm_sums(norm));
-                    let back = NormBackward { dy, gate, residual: residual.is_some(), x: x_act, coef, sums };
+                    let back = NormBackward { dy, gate: self.gate(node), x: x_act, coef, sums };
                     engine.norm_backward_sums(n, back);
                     let set = model.network.norms[norm.0].set(self.spec.branch as usize);
                     let part = |id| model.part(model.grads(), id);
@@ -361,54 +367,6 @@ impl Pass {
             }
         }
         Ok(())
-    }
-
-    /// Where a node leaves Σ and Σ² of its output for the batch norm that reads it.
-    fn sums_of(&self, i: usize) -> Option<Span> {
-        let norm = self.normed_by[i].filter(|norm| self.norm_modes[norm.0] == Mode::Train)?;
-        Some(self.norm_sums(norm))
-    }
-
-    fn norm_channels(&self, norm: NormId) -> usize {
-        let end = self.coef_at.get(norm.0 + 1).copied().unwrap_or(self.coefs.len);
-        (end - self.coef_at[norm.0]) / 4
-    }
-
-    fn norm_sums(&self, norm: NormId) -> Span {
-        let at = self.coef_at[norm.0] / 2;
-        self.sums.slice(at..at + 2 * self.norm_channels(norm))
-    }
-
-    fn coef(&self, norm: NormId) -> Span {
-        self.coefs.slice(self.coef_at[norm.0]..self.coef_at[norm.0] + 4 * self.norm_channels(norm))
-    }
-
-    /// Fills a norm's coefficients from batch or running statistics.
-    fn coefficients(
-        &self,
-        engine: &mut dyn Engine,
-        model: &Model,
-        norm: NormId,
-        batch: Batch,
-        x: ValueId,
-        ranks: &dyn Collective,
-    ) -> Result<Span, NnError> {
-        let coef = self.coef(norm);
-        let sums = self.norm_sums(norm);
-        let spec = &model.network.norms[norm.0];
-        let set = spec.set(self.spec.branch as usize);
-        let (gamma, beta) = (model.part(model.params(), set.gamma), model.part(model.params(), set.beta));
-        let running = model.running().slice(set.running..set.running + 2 * spec.channels);
-        match self.norm_modes[norm.0] {
-            Mode::Eval => engine.norm_eval(NormEval { gamma, beta, running, eps: BN_EPS, coef }),
-            Mode::Train => {
-                ranks.all_reduce_sum(engine, sums)?;
-                let count = batch.n_global * model.network.dims(x).pixels();
-                let (eps, momentum) = (BN_EPS, BN_MOMENTUM);
-                engine.norm_train(NormTrain { sums, count, gamma, beta, running, eps, momentum, coef });
-            }
-        }
-        Ok(coef)
     }
 }
 

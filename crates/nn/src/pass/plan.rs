@@ -1,6 +1,6 @@
 //! Which buffers a pass needs and when: activations, gradients, and the order in which gradients are first written.
 
-use super::{Fixed, GradPool, Mode, Pass};
+use super::{Fixed, GradPool, Mode, Pass, PassSpec};
 use crate::NnError;
 use crate::graph::{MAX_PARTS, Network, Node, NormId, Op, Value, ValueId};
 use sdclr_engine::{Act, Engine, Write};
@@ -22,7 +22,7 @@ impl Pass {
         let mut free: Vec<(Value, Act)> = Vec::new();
         let mut acts = vec![None; net.values.len()];
         acts[net.input.0] = Some(alloc(engine, net.values[net.input.0])?);
-        for (i, node) in self.nodes.iter().enumerate() {
+        for (i, node) in self.nodes.iter().enumerate().filter(|(_, node)| !self.twice[node.y.0]) {
             let value = net.values[node.y.0];
             let ends = |v: ValueId| last_read(v) == i && !in_backward(v);
             let replaced = match node.op {
@@ -46,7 +46,7 @@ impl Pass {
     }
 
     /// Places for the gradients that backward wants: those of batch norms are where their inputs are, or the gradient of their output; all
-    /// others in slots of the pool, each held from its last consumer to its producer.
+    /// others in slots of the pool, each held from its last consumer to its producer. What is computed twice is where its gradient will be.
     pub(super) fn plan_gradients(
         &mut self,
         engine: &mut dyn Engine,
@@ -65,7 +65,7 @@ impl Pass {
         let last = net.values[self.spec.until.0];
         // The loss fills every branch's last gradient before any branch runs backward, so this one is not shared.
         self.grads[self.spec.until.0] = Some(engine.alloc_act(self.spec.max_batch, last.dims, last.role)?);
-        for node in self.nodes.iter().rev().filter(|node| self.wanted[node.y.0]) {
+        for (i, node) in self.nodes.iter().enumerate().rev().filter(|(_, node)| self.wanted[node.y.0]) {
             if let Op::Norm { x, residual, .. } = node.op {
                 if self.is_read_by_norm_alone(net, x) {
                     self.grads[x.0] = self.acts[x.0];
@@ -79,8 +79,13 @@ impl Pass {
                 }
             }
             for value in node.op.inputs().filter(|v| self.wanted[v.0]) {
+                let twice = self.twice[value.0];
                 if self.grads[value.0].is_none() {
-                    self.grads[value.0] = Some(take(engine, value, &mut in_use)?);
+                    let spare = if twice { self.later_act(net, i, value) } else { None };
+                    self.grads[value.0] = Some(spare.map_or_else(|| take(engine, value, &mut in_use), Ok)?);
+                }
+                if twice {
+                    self.acts[value.0] = self.grads[value.0];
                 }
             }
             in_use.retain(|(value, _)| *value != node.y);
@@ -90,6 +95,16 @@ impl Pass {
 }
 
 impl Pass {
+    /// The place of an activation like `value` that only comes after node `i`: forward has not written it when it runs that node, and backward is
+    /// done with it.
+    fn later_act(&self, net: &Network, i: usize, value: ValueId) -> Option<Act> {
+        let (before, after) = self.nodes.split_at(i + 1);
+        let is_like = |v: ValueId| net.values[v.0] == net.values[value.0];
+        let is_free = |v: ValueId| !self.twice[v.0] && v != net.feature && v != self.spec.until;
+        let acts = after.iter().map(|node| node.y).filter(|&v| is_like(v) && is_free(v)).filter_map(|v| self.acts[v.0]);
+        acts.into_iter().find(|&act| before.iter().all(|node| self.acts[node.y.0] != Some(act)))
+    }
+
     /// Whether a batch norm is all that reads its input `value` from its own backward on, so that the gradient may take its place.
     fn is_read_by_norm_alone(&self, net: &Network, value: ValueId) -> bool {
         // Forward is over: what a batch norm reads nothing else does. The producer may read its own output in backward.
@@ -140,6 +155,20 @@ pub(super) fn gradient_writes(nodes: &[Node], wanted: &[bool]) -> Vec<Write> {
     writes
 }
 
+/// Which values backward computes again instead of keeping them: normalised maps that the next node, a convolution, alone reads. It takes a pass
+/// over the map, and saves its memory.
+pub(super) fn computed_twice(net: &Network, nodes: &[Node], wanted: &[bool], spec: PassSpec) -> Vec<bool> {
+    let mut twice = vec![false; net.values.len()];
+    for (node, next) in nodes.iter().zip(nodes.iter().skip(1)) {
+        let n_reads = nodes.iter().flat_map(|node| node.op.inputs()).filter(|&v| v == node.y).count();
+        let is_pair =
+            matches!((node.op, next.op), (Op::Norm { residual: None, .. }, Op::Conv { x, .. }) if x == node.y);
+        let is_asked_for = node.y == net.feature || node.y == spec.until;
+        twice[node.y.0] = spec.mode == Mode::Train && is_pair && n_reads == 1 && wanted[node.y.0] && !is_asked_for;
+    }
+    twice
+}
+
 /// Values whose gradient leads to a trainable parameter: backward stops at the first trainable node.
 pub(super) fn wanted_gradients(net: &Network, nodes: &[Node], fixed: Fixed) -> Vec<bool> {
     let mut wanted = vec![false; net.values.len()];
@@ -178,14 +207,19 @@ mod tests {
             };
             let ((train, pool), (eval, _)) = (plan(Mode::Train), plan(Mode::Eval));
             for node in &train.nodes {
-                let Op::Norm { x, .. } = node.op else { continue };
+                let Op::Norm { x, norm, residual, .. } = node.op else { continue };
                 assert_eq!(train.grads[x.0], train.acts[x.0], "{name}");
                 assert_ne!(train.acts[node.y.0], train.acts[x.0], "{name}: backward reads both");
                 assert_eq!(eval.acts[node.y.0], eval.acts[x.0], "{name}");
+                let norm = &model.network.norms[norm.0].name;
+                let is_inside = norm.starts_with("layer") && !norm.contains("downsample") && residual.is_none();
+                assert_eq!(train.twice[node.y.0], is_inside, "{norm} of {name}");
+                let is_gradients = train.acts[node.y.0] == train.grads[node.y.0];
+                assert_eq!(is_gradients, is_inside, "{norm} of {name}");
             }
-            // A block's own gradient, and the one on its way through it.
+            // The gradient on its way through blocks; bottlenecks' own, too, where no later map is like them.
             let like = |value| pool.slots.iter().filter(|(v, ..)| *v == value).count();
-            assert!(pool.slots.iter().all(|&(value, ..)| like(value) <= 2), "{name}: {pool:?}");
+            assert!(pool.slots.iter().all(|&(value, ..)| like(value) == 1), "{name}: {pool:?}");
         }
     }
 }

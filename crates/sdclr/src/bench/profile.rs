@@ -90,6 +90,8 @@ pub enum Op {
     ConvBackwardWeight,
     NormCoefficients,
     NormApply,
+    /// `norm_apply` of a map that the forward pass did not keep.
+    NormApplyAgain,
     NormBackwardSums,
     NormBackwardApply,
     NormParamGrad,
@@ -142,6 +144,7 @@ impl Op {
             Self::ConvBackwardWeight => ("conv backward weight", Phase::Backward, Kind::Convolution),
             Self::NormCoefficients => ("norm coefficients", Phase::Forward, Kind::BatchNorm),
             Self::NormApply => ("norm apply", Phase::Forward, Kind::BatchNorm),
+            Self::NormApplyAgain => ("norm apply again", Phase::Backward, Kind::BatchNorm),
             Self::NormBackwardSums => ("norm backward sums", Phase::Backward, Kind::BatchNorm),
             Self::NormBackwardApply => ("norm backward apply", Phase::Backward, Kind::BatchNorm),
             Self::NormParamGrad => ("norm parameters", Phase::Backward, Kind::BatchNorm),

@@ -2,11 +2,11 @@
 //!
 //! Each operation is waited for, so that its time is its own: a step through this is a little slower than one without.
 
-use super::profile::{Cost, Op, Profile, Shape};
+use super::profile::{Cost, Op, Phase, Profile, Shape};
 use sdclr_engine::{
-    Act, AdamStep, ByteBuf, ByteSpan, Conv, ConvShape, ConvUse, Dims, Direction, Engine, EngineError, F32Buf, LarsStep,
-    Memory, NormApply, NormBackward, NormEval, NormTrain, Normalization, NtXent, Role, Rows, SgdStep, Span, WeightGrad,
-    Write,
+    Act, AdamStep, ByteBuf, ByteSpan, Conv, ConvShape, ConvUse, Dims, Direction, Engine, EngineError, F32Buf, Gate,
+    LarsStep, Memory, NormApply, NormBackward, NormEval, NormTrain, Normalization, NtXent, Role, Rows, SgdStep, Span,
+    WeightGrad, Write,
 };
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,6 +20,8 @@ pub struct Profiler {
     map_bytes: usize,
     acts: HashMap<Act, (Dims, Role)>,
     convs: HashMap<Conv, ConvShape>,
+    /// Whether the last operation of the network itself was one of its backward pass.
+    in_backward: bool,
     /// A failure met while waiting for an operation, for the next call that can return it.
     failed: Option<EngineError>,
 }
@@ -33,11 +35,19 @@ impl Profiler {
     pub fn new(inner: Box<dyn Engine>, map_bytes: usize) -> (Self, Arc<Mutex<Profile>>) {
         let profile = Arc::new(Mutex::new(Profile::default()));
         let (acts, convs) = Default::default();
-        (Self { inner, profile: Arc::clone(&profile), map_bytes, acts, convs, failed: None }, profile)
+        (
+            Self { inner, profile: Arc::clone(&profile), map_bytes, acts, convs, in_backward: false, failed: None },
+            profile,
+        )
     }
 
     /// Runs `call` and counts it.
     fn count<R>(&mut self, op: Op, shape: Shape, cost: (usize, usize), call: impl FnOnce(&mut dyn Engine) -> R) -> R {
+        match op.phase() {
+            Phase::Forward => self.in_backward = false,
+            Phase::Backward => self.in_backward = true,
+            _ => {}
+        }
         let began = Instant::now();
         let result = call(&mut *self.inner);
         if let Err(error) = self.inner.sync() {
@@ -71,6 +81,11 @@ impl Profiler {
     fn written(&self, n: usize, act: Act, write: Write) -> usize {
         let times = if write == Write::Add { 2 } else { 1 };
         times * self.bytes(n, act)
+    }
+
+    /// Bytes that a ReLU's gate moves: none where the batch norm's input, which is read anyway, tells.
+    fn gate(&self, n: usize, gate: Gate) -> usize {
+        if let Gate::Output(y) = gate { self.bytes(n, y) } else { 0 }
     }
 
     /// Flop of a convolution's pass and bytes of its packed weights.
@@ -205,13 +220,13 @@ impl Engine for Profiler {
         let per_element = 2 + usize::from(norm.residual.is_some()) + usize::from(norm.relu);
         let residual = norm.residual.map_or(0, |residual| self.bytes(n, residual));
         let cost = (per_element * self.len(n, norm.x), self.bytes(n, norm.x) + residual + self.bytes(n, norm.y));
-        self.count(Op::NormApply, self.shape(norm.x), cost, |e| e.norm_apply(n, norm));
+        let op = if self.in_backward { Op::NormApplyAgain } else { Op::NormApply };
+        self.count(op, self.shape(norm.x), cost, |e| e.norm_apply(n, norm));
     }
 
-    /// A gate that the engine computes again counts as if it were read.
     fn norm_backward_sums(&mut self, n: usize, norm: NormBackward) {
-        let gate = norm.gate.map_or(0, |gate| self.bytes(n, gate));
-        let cost = (5 * self.len(n, norm.x), self.bytes(n, norm.dy) + gate + self.bytes(n, norm.x));
+        let read = self.bytes(n, norm.dy) + self.gate(n, norm.gate) + self.bytes(n, norm.x);
+        let cost = (5 * self.len(n, norm.x), read);
         self.count(Op::NormBackwardSums, self.shape(norm.x), cost, |e| e.norm_backward_sums(n, norm));
     }
 
@@ -223,8 +238,8 @@ impl Engine for Profiler {
         dx: Option<Act>,
         dresidual: Option<(Act, Write)>,
     ) {
-        let gate = norm.gate.map_or(0, |gate| self.bytes(n, gate));
-        let read = self.bytes(n, norm.dy) + gate + dx.map_or(0, |_| self.bytes(n, norm.x));
+        let x = dx.map_or(0, |_| self.bytes(n, norm.x));
+        let read = self.bytes(n, norm.dy) + self.gate(n, norm.gate) + x;
         let written = dx.map_or(0, |dx| self.bytes(n, dx)) + dresidual.map_or(0, |(act, w)| self.written(n, act, w));
         let cost = (6 * self.len(n, norm.x), read + written);
         self.count(Op::NormBackwardApply, self.shape(norm.x), cost, |e| {
