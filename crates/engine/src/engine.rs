@@ -147,8 +147,8 @@ pub enum Gate {
     Open,
     /// Where the output is above zero.
     Output(Act),
-    /// Where `x * scale + shift` is above zero, no residual having been added. The output may be read instead, if it is still there.
-    Input(Option<Act>),
+    /// Where `x * scale + shift` is above zero, no residual having been added: a map less to read.
+    Input,
 }
 
 /// Gradient through [`NormApply`].

@@ -76,7 +76,7 @@ impl Oracle {
         let is_open = |i: usize| match norm.gate {
             Gate::Open => true,
             Gate::Output(y) => self.store.act(y).images(n)[i] > 0.0,
-            Gate::Input(_) => f64::from(x[i]) * of(2 * c + i % c) + of(3 * c + i % c) > 0.0,
+            Gate::Input => f64::from(x[i]) * of(2 * c + i % c) + of(3 * c + i % c) > 0.0,
         };
         dy.iter().enumerate().map(|(i, &g)| if is_open(i) { f64::from(g) } else { 0.0 }).collect()
     }

@@ -134,9 +134,9 @@ proptest! {
     }
 
     #[test]
-    fn batch_norm_agrees(h in 1..most(9, 4), w in 1..most(9, 4), c in 1..most(70, 20), n in 1..most(6, 3), relu: bool, residual: bool, kept: bool) {
+    fn batch_norm_agrees(h in 1..most(9, 4), w in 1..most(9, 4), c in 1..most(70, 20), n in 1..most(6, 3), relu: bool, residual: bool, output: bool) {
         prop_assume!(h * w * n > 1);
-        check_norm(Dims { h, w, c }, n, Norm { relu, residual, kept })?;
+        check_norm(Dims { h, w, c }, n, Norm { relu, residual, output })?;
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use crate::init::Fan;
 use sdclr_engine::{ConvShape, Dims, Role};
+use std::ops::Range;
 
 /// Index of a value (an activation per image) in [`Network::values`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -140,6 +141,14 @@ pub struct Param {
     pub len: usize,
     /// The layer that it belongs to: 0 for the stem, N for `layerN`, `None` for the head.
     pub layer: Option<usize>,
+}
+
+impl Param {
+    /// Its floats in the parameter vector.
+    #[must_use]
+    pub fn range(&self) -> Range<usize> {
+        self.offset..self.offset + self.len
+    }
 }
 
 /// One set of batch norm's state; with dual batch norm a norm has two, one per branch.

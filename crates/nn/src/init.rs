@@ -21,7 +21,7 @@ pub enum Fan {
 pub fn parameters(network: &Network, seed: u64) -> Vec<f32> {
     let mut values = vec![0.0; network.n_params()];
     for (index, param) in network.params.iter().enumerate() {
-        tensor(param, network.fan, seed, index as u64, &mut values[param.offset..param.offset + param.len]);
+        tensor(param, network.fan, seed, index as u64, &mut values[param.range()]);
     }
     values
 }

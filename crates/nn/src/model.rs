@@ -74,8 +74,7 @@ impl Model {
 
     /// Where tensor `id` lies in a vector that is laid out like the parameters.
     pub(crate) fn part(&self, whole: Span, id: ParamId) -> Span {
-        let Param { offset, len, .. } = self.network.params[id.0];
-        whole.slice(offset..offset + len)
+        whole.slice(self.network.params[id.0].range())
     }
 
     /// The mask of tensor `id`.
@@ -101,17 +100,17 @@ impl Model {
         seed: u64,
         epoch: u64,
     ) -> Result<MaskStats, NnError> {
-        let mut weights = vec![0.0; self.network.prunable().map(|p| p.len).sum()];
-        let mut at = 0;
+        let mut weights = Vec::with_capacity(self.network.prunable().map(|p| p.len).sum());
         for p in self.network.prunable() {
-            engine.read_f32(self.params.slice(p.offset..p.offset + p.len), &mut weights[at..at + p.len])?;
-            at += p.len;
+            let at = weights.len();
+            weights.resize(at + p.len, 0.0);
+            engine.read_f32(self.params.slice(p.range()), &mut weights[at..])?;
         }
         let mut mask = vec![0; weights.len()];
         let stats = mask::epoch_mask(&weights, rate, random_rate, seed, epoch, &mut mask);
         let mut at = 0;
         for p in self.network.prunable() {
-            self.mask_host[p.offset..p.offset + p.len].copy_from_slice(&mask[at..at + p.len]);
+            self.mask_host[p.range()].copy_from_slice(&mask[at..at + p.len]);
             at += p.len;
         }
         engine.write_bytes(self.mask, &self.mask_host);
@@ -122,7 +121,7 @@ impl Model {
     #[must_use]
     pub fn masks(&self) -> BTreeMap<String, (Vec<usize>, Vec<u8>)> {
         let one = |p: &Param| {
-            let bytes = &self.mask_host[p.offset..p.offset + p.len];
+            let bytes = &self.mask_host[p.range()];
             (p.name.clone(), (torch_shape(p), to_torch(p, bytes)))
         };
         self.network.prunable().map(one).collect()
@@ -143,7 +142,7 @@ impl Model {
                 Some((shape, _)) => return Err(wrong_shape("mask", &p.name, shape, &torch_shape(p))),
                 None => return Err(NnError::Tensors(format!("the mask of {} is missing", p.name))),
             };
-            self.mask_host[p.offset..p.offset + p.len].copy_from_slice(&from_torch(p, bytes));
+            self.mask_host[p.range()].copy_from_slice(&from_torch(p, bytes));
         }
         engine.write_bytes(self.mask, &self.mask_host);
         Ok(())
@@ -156,13 +155,13 @@ impl Model {
     pub fn export(&self, engine: &mut dyn Engine, flat: Span) -> Result<BTreeMap<String, Tensor>, NnError> {
         let one = |p: &Param| {
             let mut values = vec![0.0; p.len];
-            engine.read_f32(flat.slice(p.offset..p.offset + p.len), &mut values)?;
+            engine.read_f32(flat.slice(p.range()), &mut values)?;
             Ok((p.name.clone(), Tensor { shape: torch_shape(p), data: to_torch(p, &values) }))
         };
         self.network.params.iter().map(one).collect()
     }
 
-    /// The inverse of [`Model::export`]: every tensor of the network must be there; others are ignored.
+    /// The inverse of [`Model::export`]: every tensor of the network must be there, or nothing changes; others are ignored.
     ///
     /// # Errors
     /// [`NnError::Tensors`] where one is missing or has another shape.
@@ -174,7 +173,7 @@ impl Model {
     ) -> Result<(), NnError> {
         let found = self.network.params.iter().map(|p| Ok((p, find(tensors, &p.name, &torch_shape(p))?)));
         for (p, tensor) in found.collect::<Result<Vec<_>, NnError>>()? {
-            engine.write_f32(flat.slice(p.offset..p.offset + p.len), &from_torch(p, &tensor.data));
+            engine.write_f32(flat.slice(p.range()), &from_torch(p, &tensor.data));
         }
         Ok(())
     }

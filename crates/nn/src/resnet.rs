@@ -264,7 +264,7 @@ mod tests {
         for (net, cases) in [(spec("resnet18", 32, true), &small[..]), (spec("resnet50", 224, false), &large[..])] {
             let net = net.build().unwrap();
             let params = crate::init::parameters(&net, 1);
-            let weights: Vec<f32> = net.prunable().flat_map(|p| &params[p.offset..p.offset + p.len]).copied().collect();
+            let weights: Vec<f32> = net.prunable().flat_map(|p| &params[p.range()]).copied().collect();
             let mut mask = vec![0; weights.len()];
             crate::mask::magnitude(&weights, 0.9, &mut mask);
             let (mut rest, mut n_seen) = (&mask[..], 0);

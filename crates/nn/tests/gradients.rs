@@ -78,7 +78,7 @@ fn check(what: &str, network: &Network, branch: Branch) {
         let scale = grads.iter().fold(0.0f32, |m, g| m.max(g.abs()));
         let mut n_checked = 0;
         for p in &network.params {
-            let range = p.offset..p.offset + p.len;
+            let range = p.range();
             let norm = |v: &[f32]| v.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
             // Along the gradient and a random direction, so that neither a wrong size nor a wrong turn hides.
             let g = &grads[range.clone()];
@@ -131,7 +131,7 @@ fn pruned_branch_with_dual_norms_and_three_layer_head() {
 
 #[test]
 fn bottlenecks_with_imagenet_stem() {
-    let network = spec("resnet50", 24, false, 4, false, Head::None).build_with_blocks(&[1, 1]).unwrap();
+    let network = spec("resnet50", 24, false, 4, false, Head::None).build_with_blocks(&[2, 1]).unwrap();
     check("bottleneck", &network, Branch::Dense);
 }
 

@@ -3,19 +3,21 @@
 //! Any safetensors reader can open one. The metadata key `sdclr` holds the state and a CRC-32 over state and tensors, so
 //! that a damaged file is noticed before training goes on from it. Bytes depend on the content alone.
 
-use crate::run_dir::replace_atomic;
-use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, View};
+use crate::run_dir::write_atomic;
+use safetensors::tensor::{Dtype, Metadata, SafeTensorError, SafeTensors, TensorInfo};
 use sdclr_records::checkpoint::{CHECKPOINT_VERSION, CheckpointState};
 pub use sdclr_records::checkpoint::{Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use std::borrow::Cow;
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
-use std::io::{ErrorKind, Read as _};
+use std::io::{ErrorKind, Read as _, Write};
 use std::path::{Path, PathBuf};
 
 /// The key of the file's metadata that holds the state.
 const METADATA_KEY: &str = "sdclr";
+/// Headers of safetensors files end at a multiple of this many bytes.
+const HEADER_ALIGNMENT: usize = 8;
 
 /// What can be wrong with a checkpoint.
 #[derive(Debug, thiserror::Error)]
@@ -114,13 +116,8 @@ impl Checkpoint {
         if let Some((name, _)) = self.tensors.iter().find(|(_, tensor)| is_bad(tensor)) {
             return Err(CheckpointError::NonFinite { path: path.to_owned(), tensor: name.clone() });
         }
-        let written = replace_atomic(path, |file| {
-            self.write(file).map_err(|e| match e {
-                SafeTensorError::IoError(e) => e,
-                e => std::io::Error::other(e),
-            })
-        });
-        written.map_err(|source| CheckpointError::Write { path: path.to_owned(), source })
+        write_atomic(path, |file| self.write(file))
+            .map_err(|source| CheckpointError::Write { path: path.to_owned(), source })
     }
 
     /// Reads and checks a file.
@@ -201,7 +198,8 @@ impl Checkpoint {
         CheckpointError::OtherModel { path: self.path.clone(), model: self.state.model.clone(), differences }
     }
 
-    fn write(&self, path: &Path) -> Result<(), SafeTensorError> {
+    /// Writes what [`safetensors::serialize`] gives, tensor by tensor: a copy of all of them would be the most memory that a run takes.
+    fn write(&self, out: &mut dyn Write) -> std::io::Result<()> {
         let state = serde_json::to_string(&self.state)?;
         let envelope = Envelope {
             version: CHECKPOINT_VERSION,
@@ -210,8 +208,22 @@ impl Checkpoint {
         };
         // One key only: the order of several would change from run to run.
         let metadata = HashMap::from([(METADATA_KEY.to_owned(), serde_json::to_string(&envelope)?)]);
-        let views = self.tensors.iter().map(|(name, tensor)| (name, TensorView(tensor)));
-        safetensors::serialize_to_file(views, Some(metadata), path)
+        let mut tensors: Vec<_> = self.tensors.iter().collect();
+        // Those of wider elements come first, so that all are aligned.
+        tensors.sort_by_key(|(_, tensor)| Reverse(dtype_of(&tensor.data)));
+        let mut end = 0;
+        let infos = tensors.iter().map(|(name, Tensor { shape, data })| {
+            let start = end;
+            end += bytes_of(data).len();
+            let info = TensorInfo { dtype: dtype_of(data), shape: shape.clone(), data_offsets: (start, end) };
+            ((*name).clone(), info)
+        });
+        let header = Metadata::new(Some(metadata), infos.collect()).map_err(std::io::Error::other)?;
+        let mut header = serde_json::to_vec(&header)?;
+        header.resize(header.len().next_multiple_of(HEADER_ALIGNMENT), b' ');
+        out.write_all(&(header.len() as u64).to_le_bytes())?;
+        out.write_all(&header)?;
+        tensors.into_iter().try_for_each(|(_, tensor)| out.write_all(bytes_of(&tensor.data)))
     }
 
     fn from_bytes(bytes: &[u8], path: &Path) -> Result<Self, CheckpointError> {
@@ -287,26 +299,10 @@ struct Envelope {
     state: Box<RawValue>,
 }
 
-struct TensorView<'a>(&'a Tensor);
-
-impl View for TensorView<'_> {
-    fn dtype(&self) -> Dtype {
-        match self.0.data {
-            TensorData::F32(_) => Dtype::F32,
-            TensorData::U8(_) => Dtype::U8,
-        }
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.0.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        bytes_of(&self.0.data).into()
-    }
-
-    fn data_len(&self) -> usize {
-        bytes_of(&self.0.data).len()
+fn dtype_of(data: &TensorData) -> Dtype {
+    match data {
+        TensorData::F32(_) => Dtype::F32,
+        TensorData::U8(_) => Dtype::U8,
     }
 }
 

@@ -9,7 +9,7 @@ mod claim;
 mod error;
 mod writer;
 
-pub use atomic::{describe_io, replace_atomic, write_atomic, write_together};
+pub use atomic::{describe_io, write_atomic, write_together};
 pub use claim::Claim;
 pub use error::RunDirError;
 pub use writer::RunWriter;

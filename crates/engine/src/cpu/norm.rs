@@ -1,8 +1,7 @@
 //! Batch norm on feature maps and vectors alike, cut into chunks for the team.
 
 use super::cell::Cell;
-use super::norm_kernels::{self, Apply, Backward, Gated};
-use super::simd::Level;
+use super::norm_kernels::{self, Apply, Backward, GateData, Gated};
 use super::team::Shards;
 use super::{CHUNK, Compute, HostEngine, elementwise};
 use crate::engine::{Gate, NormApply, NormBackward};
@@ -30,7 +29,7 @@ impl<E: Compute> HostEngine<E> {
         let (level, dims) = (self.level, self.store.dims(norm.x));
         self.summed(n * dims.len(), dims.c, norm.sums, |store, at, len, sums| {
             let part = |act: Act| S::get(store, act).data[at..at + len].as_ptr();
-            let gate = gate::<S::T>(level, &norm, store.span(norm.coef), part);
+            let gate = gate_data::<S::T>(&norm, store.span(norm.coef), part);
             let job = Gated { dy: part(norm.dy), gate, x: part(norm.x), len };
             // SAFETY: all parts are of so many numbers; the engine's level is at most what it detected.
             unsafe { norm_kernels::backward_sums(level, &job, store.span(norm.coef), sums) };
@@ -67,7 +66,7 @@ impl<E: Compute> HostEngine<E> {
                 Some((_, here)) => here.cast_const(),
                 None => S::get(store, act).data[at..at + len].as_ptr(),
             };
-            let gate = gate::<S::T>(level, &norm, store.span(norm.coef), part);
+            let gate = gate_data::<S::T>(&norm, store.span(norm.coef), part);
             let from = Gated { dy: part(norm.dy), gate, x: part(norm.x), len };
             let [dx, dr] = outputs.map(|output| output.map(|(_, here)| here));
             // SAFETY: all parts are of so many numbers; the engine's level is at most what it detected.
@@ -82,19 +81,15 @@ impl<E: Compute> HostEngine<E> {
     }
 }
 
-/// Where a ReLU's gate is read: its input, unless only the output tells. AVX2 has few registers to compute it beside widening bf16, and rather
-/// reads an output that is still there.
-fn gate<'a, E: Cell>(
-    level: Level,
+/// Where a ReLU's gate is read.
+fn gate_data<'a, E: Cell>(
     norm: &NormBackward,
     coef: &'a [f32],
     part: impl Fn(Act) -> *const E,
-) -> Option<norm_kernels::Gate<'a, E>> {
-    let has_few_registers = level == Level::Avx2 && E::PER_CELL > 1;
+) -> Option<GateData<'a, E>> {
     match norm.gate {
         Gate::Open => None,
-        Gate::Output(y) => Some(norm_kernels::Gate::Output(part(y))),
-        Gate::Input(Some(y)) if has_few_registers => Some(norm_kernels::Gate::Output(part(y))),
-        Gate::Input(_) => Some(norm_kernels::Gate::Input(coef)),
+        Gate::Output(y) => Some(GateData::Output(part(y))),
+        Gate::Input => Some(GateData::Input(coef)),
     }
 }

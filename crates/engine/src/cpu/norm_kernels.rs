@@ -23,9 +23,9 @@ pub(crate) struct Apply<'a, E> {
     pub len: usize,
 }
 
-/// A ReLU's gate: where a number is above zero.
+/// A ReLU's [gate](crate::Gate): where a number is above zero.
 #[derive(Clone, Copy)]
-pub(crate) enum Gate<'a, E> {
+pub(crate) enum GateData<'a, E> {
     Output(*const E),
     /// x · scale + shift, of the coefficients of [`Apply`]: a map less to read. Where the output was rounded to zero, it may be open.
     Input(&'a [f32]),
@@ -35,7 +35,7 @@ pub(crate) enum Gate<'a, E> {
 #[derive(Clone, Copy)]
 pub(crate) struct Gated<'a, E> {
     pub dy: *const E,
-    pub gate: Option<Gate<'a, E>>,
+    pub gate: Option<GateData<'a, E>>,
     pub x: *const E,
     pub len: usize,
 }
@@ -45,8 +45,8 @@ impl<E> Gated<'_, E> {
     fn kind(&self) -> u8 {
         match self.gate {
             None => NO_GATE,
-            Some(Gate::Output(_)) => OUTPUT,
-            Some(Gate::Input(_)) => INPUT,
+            Some(GateData::Output(_)) => OUTPUT,
+            Some(GateData::Input(_)) => INPUT,
         }
     }
 }
@@ -265,7 +265,7 @@ unsafe fn backward_block<E: Cell, S: Simd, const V: usize, const GATE: u8, const
 /// Scale and shift of a gate that is of the input.
 #[inline(always)]
 unsafe fn of_input<E, S: Simd, const V: usize>(job: &Gated<E>, block: Block) -> [[S; V]; 2] {
-    let Some(Gate::Input(coef)) = job.gate else {
+    let Some(GateData::Input(coef)) = job.gate else {
         // SAFETY: handed through.
         return unsafe { [[S::zero(); V]; 2] };
     };
@@ -286,7 +286,7 @@ unsafe fn gated<E: Cell, S: Simd, const V: usize, const GATE: u8>(
     // SAFETY: handed through.
     unsafe {
         let mut g = load::<E, S, V>(job.dy.add(at), block);
-        if let (OUTPUT, Some(Gate::Output(gate))) = (GATE, job.gate) {
+        if let (OUTPUT, Some(GateData::Output(gate))) = (GATE, job.gate) {
             let gate = load::<E, S, V>(gate.add(at), block);
             for v in 0..V {
                 g[v] = g[v].where_positive(gate[v]);

@@ -87,20 +87,20 @@ impl Bench {
     }
 }
 
-/// A batch norm: what comes after it, and whether its output is still there in backward.
+/// What comes after a batch norm, and whether a gate without a residual is read off the output all the same.
 #[derive(Clone, Copy, Debug)]
 pub struct Norm {
     pub relu: bool,
     pub residual: bool,
-    pub kept: bool,
+    pub output: bool,
 }
 
 impl Norm {
     pub fn gate(self, y: Act) -> Gate {
         match (self.relu, self.residual) {
             (false, _) => Gate::Open,
-            (true, true) => Gate::Output(y),
-            (true, false) => Gate::Input(self.kept.then_some(y)),
+            (true, false) if !self.output => Gate::Input,
+            (true, _) => Gate::Output(y),
         }
     }
 }

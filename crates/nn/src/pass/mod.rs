@@ -2,8 +2,8 @@
 //!
 //! Planning allocates everything for a maximum batch; any smaller one runs in the same buffers. A training pass keeps
 //! what backward reads, but for normalised maps that only one convolution reads: backward computes those again. All others are reused once
-//! nothing reads them any more. Gradients live only between their last consumer and their producer. Where they can, they take the place of what
-//! only a batch norm reads; all others come from a [`GradPool`] that several passes share, since backwards run one by one.
+//! nothing reads them any more. Gradients live only between their last consumer and their producer. Where they can, they take the place of
+//! activations; all others come from a [`GradPool`] that several passes share.
 
 mod fixed;
 mod norm;
@@ -73,7 +73,7 @@ impl Batch {
     }
 }
 
-/// Gradient buffers, by dimensions, shared between passes that run one after the other.
+/// Buffers, by dimensions, of what does not outlive one forward or one backward call: most are gradients. Passes share them.
 #[derive(Debug, Default)]
 pub struct GradPool {
     slots: Vec<(Value, usize, Act)>,
@@ -116,8 +116,8 @@ pub struct Pass {
     normed_by: Vec<Option<NormId>>,
     /// Whether the gradient of a value is wanted.
     wanted: Vec<bool>,
-    /// Whether a value, computed by the node before its only reader, is computed again right before the reader's backward. Until then, and after
-    /// it, its place is its gradient's.
+    /// Whether a value, computed by the node before its only reader, is computed again right before the reader's backward. It lies where its
+    /// gradient will; in between others use that place.
     twice: Vec<bool>,
     /// For every gradient that backward writes, in its order: whether it is the first of its value.
     writes: Vec<Write>,
@@ -194,7 +194,7 @@ impl Pass {
     }
 
     /// The activation of a value. That of the input, the feature and the last value holds it until the next forward; any other may be lent to
-    /// a later value, or in backward to a gradient.
+    /// another value, or in backward to a gradient.
     ///
     /// # Panics
     /// If the pass does not reach that value.

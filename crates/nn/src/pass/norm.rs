@@ -1,4 +1,4 @@
-//! A pass's batch norms: their coefficients, and the gates of their ReLUs.
+//! A pass's batch norms: their coefficients, outputs and gates.
 
 use super::{BN_EPS, BN_MOMENTUM, Batch, Mode, Pass};
 use crate::NnError;
@@ -63,12 +63,10 @@ impl Pass {
         engine.norm_apply(n, NormApply { x: self.act(x), coef: self.coef(norm), residual, relu, y: self.act(node.y) });
     }
 
-    /// What backward can know of the ReLU of `node`.
+    /// Where backward finds the gate of the ReLU of `node`.
     pub(super) fn gate(&self, node: &Node) -> Gate {
         match node.op {
-            Op::Norm { relu: true, residual: None, .. } => {
-                Gate::Input((!self.twice[node.y.0]).then(|| self.act(node.y)))
-            }
+            Op::Norm { relu: true, residual: None, .. } => Gate::Input,
             Op::Norm { relu: true, .. } => Gate::Output(self.act(node.y)),
             _ => Gate::Open,
         }

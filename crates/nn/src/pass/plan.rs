@@ -6,12 +6,16 @@ use crate::graph::{MAX_PARTS, Network, Node, NormId, Op, Value, ValueId};
 use sdclr_engine::{Act, Engine, Write};
 
 impl Pass {
-    /// One buffer per value; values that nothing reads any more, not even backward, lend theirs to later ones, and to the batch norm that reads
-    /// them last.
+    /// One buffer per value, but for those computed twice, which [`Pass::plan_gradients`] places. Values that nothing reads any more, not even
+    /// backward, lend theirs to later ones, and to the batch norm that reads them last.
     pub(super) fn plan_activations(&mut self, engine: &mut dyn Engine, net: &Network) -> Result<(), NnError> {
         let last_read = |value: ValueId| {
             let reads = self.nodes.iter().rposition(|node| node.op.inputs().any(|v| v == value));
-            if value == self.spec.until || value == net.feature { usize::MAX } else { reads.unwrap_or(usize::MAX) }
+            if [net.input, net.feature, self.spec.until].contains(&value) {
+                usize::MAX
+            } else {
+                reads.unwrap_or(usize::MAX)
+            }
         };
         let in_backward = |value: ValueId| {
             let reads = |node: &Node| self.wanted[node.y.0] && backward_reads(node, value);
@@ -46,7 +50,8 @@ impl Pass {
     }
 
     /// Places for the gradients that backward wants: those of batch norms are where their inputs are, or the gradient of their output; all
-    /// others in slots of the pool, each held from its last consumer to its producer. What is computed twice is where its gradient will be.
+    /// others in slots of the pool, each held from its last consumer to its producer. What is computed twice, and its gradient, is where a later
+    /// activation will be, if there is one like it.
     pub(super) fn plan_gradients(
         &mut self,
         engine: &mut dyn Engine,
@@ -99,10 +104,11 @@ impl Pass {
     /// done with it.
     fn later_act(&self, net: &Network, i: usize, value: ValueId) -> Option<Act> {
         let (before, after) = self.nodes.split_at(i + 1);
-        let is_like = |v: ValueId| net.values[v.0] == net.values[value.0];
-        let is_free = |v: ValueId| !self.twice[v.0] && v != net.feature && v != self.spec.until;
-        let acts = after.iter().map(|node| node.y).filter(|&v| is_like(v) && is_free(v)).filter_map(|v| self.acts[v.0]);
-        acts.into_iter().find(|&act| before.iter().all(|node| self.acts[node.y.0] != Some(act)))
+        let kept = [net.input, net.feature, self.spec.until].into_iter().chain(before.iter().map(|node| node.y));
+        let held: Vec<Act> = kept.filter_map(|v| self.acts[v.0]).collect();
+        let is_like = |v: &ValueId| net.values[v.0] == net.values[value.0] && !self.twice[v.0];
+        let mut places = after.iter().map(|node| node.y).filter(is_like).filter_map(|v| self.acts[v.0]);
+        places.find(|act| !held.contains(act))
     }
 
     /// Whether a batch norm is all that reads its input `value` from its own backward on, so that the gradient may take its place.
@@ -117,7 +123,7 @@ impl Pass {
 fn backward_reads(node: &Node, value: ValueId) -> bool {
     match node.op {
         Op::Conv { x, .. } | Op::Linear { x, .. } => x == value,
-        Op::Norm { x, relu, .. } => x == value || relu && node.y == value,
+        Op::Norm { x, residual, relu, .. } => x == value || relu && residual.is_some() && node.y == value,
         Op::MaxPool { x } => x == value || node.y == value,
         Op::AvgPool { .. } | Op::Shortcut { .. } | Op::Concat { .. } => false,
     }
@@ -179,47 +185,5 @@ pub(super) fn wanted_gradients(net: &Network, nodes: &[Node], fixed: Fixed) -> V
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::Model;
-    use crate::pass::{Branch, PassSpec};
-    use crate::resnet::{Head, NetworkSpec};
-    use sdclr_engine::Oracle;
-
-    #[test]
-    fn gradients_take_the_place_of_what_only_a_batch_norm_reads() {
-        for name in ["resnet18", "resnet50", "resnet32s"] {
-            let spec = NetworkSpec {
-                model: name.into(),
-                image_size: 8,
-                small_stem: true,
-                base_width: 4,
-                dual_bn: true,
-                head: Head::Projection { layers: 2, dim: 4 },
-            };
-            let engine = &mut Oracle::new();
-            let mut model = Model::new(engine, spec.build().unwrap()).unwrap();
-            model.init(engine, 1);
-            let mut plan = |mode| {
-                let spec = PassSpec { max_batch: 2, branch: Branch::Pruned, mode, until: model.network.output };
-                let mut pool = GradPool::default();
-                (Pass::new(engine, &model, spec, &mut pool).unwrap(), pool)
-            };
-            let ((train, pool), (eval, _)) = (plan(Mode::Train), plan(Mode::Eval));
-            for node in &train.nodes {
-                let Op::Norm { x, norm, residual, .. } = node.op else { continue };
-                assert_eq!(train.grads[x.0], train.acts[x.0], "{name}");
-                assert_ne!(train.acts[node.y.0], train.acts[x.0], "{name}: backward reads both");
-                assert_eq!(eval.acts[node.y.0], eval.acts[x.0], "{name}");
-                let norm = &model.network.norms[norm.0].name;
-                let is_inside = norm.starts_with("layer") && !norm.contains("downsample") && residual.is_none();
-                assert_eq!(train.twice[node.y.0], is_inside, "{norm} of {name}");
-                let is_gradients = train.acts[node.y.0] == train.grads[node.y.0];
-                assert_eq!(is_gradients, is_inside, "{norm} of {name}");
-            }
-            // The gradient on its way through blocks; bottlenecks' own, too, where no later map is like them.
-            let like = |value| pool.slots.iter().filter(|(v, ..)| *v == value).count();
-            assert!(pool.slots.iter().all(|&(value, ..)| like(value) == 1), "{name}: {pool:?}");
-        }
-    }
-}
+#[path = "plan_tests.rs"]
+mod tests;

@@ -20,7 +20,8 @@ pub struct Profiler {
     map_bytes: usize,
     acts: HashMap<Act, (Dims, Role)>,
     convs: HashMap<Conv, ConvShape>,
-    /// Whether the last operation of the network itself was one of its backward pass.
+    /// Whether the last operation of the network itself was one of its backward pass. A norm's first application follows its coefficients, which
+    /// are forward's.
     in_backward: bool,
     /// A failure met while waiting for an operation, for the next call that can return it.
     failed: Option<EngineError>,
@@ -84,7 +85,7 @@ impl Profiler {
     }
 
     /// Bytes that a ReLU's gate moves: none where the batch norm's input, which is read anyway, tells.
-    fn gate(&self, n: usize, gate: Gate) -> usize {
+    fn gate_bytes(&self, n: usize, gate: Gate) -> usize {
         if let Gate::Output(y) = gate { self.bytes(n, y) } else { 0 }
     }
 
@@ -225,7 +226,7 @@ impl Engine for Profiler {
     }
 
     fn norm_backward_sums(&mut self, n: usize, norm: NormBackward) {
-        let read = self.bytes(n, norm.dy) + self.gate(n, norm.gate) + self.bytes(n, norm.x);
+        let read = self.bytes(n, norm.dy) + self.gate_bytes(n, norm.gate) + self.bytes(n, norm.x);
         let cost = (5 * self.len(n, norm.x), read);
         self.count(Op::NormBackwardSums, self.shape(norm.x), cost, |e| e.norm_backward_sums(n, norm));
     }
@@ -239,7 +240,7 @@ impl Engine for Profiler {
         dresidual: Option<(Act, Write)>,
     ) {
         let x = dx.map_or(0, |_| self.bytes(n, norm.x));
-        let read = self.bytes(n, norm.dy) + self.gate(n, norm.gate) + x;
+        let read = self.bytes(n, norm.dy) + self.gate_bytes(n, norm.gate) + x;
         let written = dx.map_or(0, |dx| self.bytes(n, dx)) + dresidual.map_or(0, |(act, w)| self.written(n, act, w));
         let cost = (6 * self.len(n, norm.x), read + written);
         self.count(Op::NormBackwardApply, self.shape(norm.x), cost, |e| {

@@ -12,21 +12,8 @@ use std::path::{Path, PathBuf};
 /// # Errors
 /// What the system or `write` says; the old file is then untouched.
 pub fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
-    replace_atomic(path, |temporary| {
-        let mut buffered = BufWriter::new(File::create(temporary)?);
-        write(&mut buffered)?;
-        buffered.flush()
-    })
-}
-
-/// [`write_atomic`] of what makes its file itself: `write` gets the path beside.
-///
-/// # Errors
-/// As [`write_atomic`].
-pub fn replace_atomic(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
     let temporary = temporary_beside(path)?;
-    let written =
-        write(&temporary).and_then(|()| sync_file(&temporary)).and_then(|()| std::fs::rename(&temporary, path));
+    let written = write_through(&temporary, write).and_then(|()| std::fs::rename(&temporary, path));
     if written.is_err() {
         // The first error is the one worth reporting; the file may never have been made.
         let _ = std::fs::remove_file(&temporary);
@@ -46,7 +33,7 @@ pub fn write_together(files: &[(&Path, &[u8])]) -> Result<(), (PathBuf, io::Erro
             let failed = |e| (path.to_path_buf(), e);
             temporaries.push(temporary_beside(path).map_err(failed)?);
             let temporary = &temporaries[temporaries.len() - 1];
-            std::fs::write(temporary, bytes).and_then(|()| sync_file(temporary)).map_err(failed)?;
+            write_through(temporary, |file| file.write_all(bytes)).map_err(failed)?;
         }
         for ((path, _), temporary) in files.iter().zip(&temporaries) {
             let renamed = std::fs::rename(temporary, path).and_then(|()| sync_folder(path));
@@ -79,6 +66,12 @@ pub fn describe_io(error: &io::Error) -> String {
     advice.to_owned()
 }
 
+fn write_through(temporary: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    let mut buffered = BufWriter::new(File::create(temporary)?);
+    write(&mut buffered)?;
+    buffered.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
+}
+
 /// `.NAME.PID.tmp` in the same folder, hence on the same file system.
 fn temporary_beside(path: &Path) -> io::Result<PathBuf> {
     let name = path.file_name().ok_or_else(|| io::Error::other("the path names no file"))?;
@@ -86,11 +79,6 @@ fn temporary_beside(path: &Path) -> io::Result<PathBuf> {
     hidden.push(name);
     hidden.push(format!(".{}.tmp", std::process::id()));
     Ok(path.with_file_name(hidden))
-}
-
-/// Flushes a written file to the disk.
-fn sync_file(path: &Path) -> io::Result<()> {
-    File::options().write(true).open(path)?.sync_all()
 }
 
 /// Makes the rename itself survive a power cut.
