@@ -21,6 +21,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return exit::usage(&error),
     };
+    signals::let_large_writes_fail();
     match commands::run(cli) {
         Ok(code) => code,
         Err(error) => exit::failure(&error),

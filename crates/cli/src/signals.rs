@@ -49,6 +49,16 @@ pub fn install_for_packing() -> anyhow::Result<StopFlag> {
     install_with(PACKING)
 }
 
+/// Makes a limit on the size of files (`ulimit -f`) an error of the write, which says what to do, and not the end of the process.
+pub fn let_large_writes_fail() {
+    #[cfg(unix)]
+    {
+        let number = rustix::process::Signal::XFSZ.as_raw();
+        // Without a handler the process ends at once, as it would have.
+        let _ = signal_hook::flag::register(number, std::sync::Arc::default());
+    }
+}
+
 #[cfg(unix)]
 fn install_with(words: Words) -> anyhow::Result<StopFlag> {
     use std::os::unix::net::UnixStream;

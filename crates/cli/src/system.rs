@@ -5,7 +5,7 @@ use sdclr::run_dir::describe_io;
 use sdclr_engine::{Algorithm, Kernels, Level};
 use sdclr_records::RunConfig;
 use std::path::Path;
-use sysinfo::{Disks, System};
+use sysinfo::System;
 
 /// Caps the CPU kernels at an instruction set, to try each path: one of [`Level::names`].
 pub const LEVEL_VARIABLE: &str = "SDCLR_CPU_LEVEL";
@@ -30,13 +30,34 @@ pub fn processor() -> Option<String> {
     system.cpus().first().map(|cpu| cpu.brand().trim().to_owned()).filter(|name| !name.is_empty())
 }
 
-/// Free bytes on the disk that holds `path`, if that can be told. Parts of the path need not exist yet.
+/// Free bytes on the file system that holds `path`, if that can be told. Parts of the path need not exist yet.
 pub fn disk_free(path: &Path) -> Option<u64> {
-    let path = std::path::absolute(path).ok()?;
-    let disks = Disks::new_with_refreshed_list();
+    free_at(&std::path::absolute(path).ok()?)
+}
+
+#[cfg(unix)]
+fn free_at(path: &Path) -> Option<u64> {
+    // Links are followed: what they lead to may be elsewhere.
+    let found = path.ancestors().find_map(|part| rustix::fs::statvfs(part).ok())?;
+    // Such as /proc hold no files of ours, and have no size.
+    (found.f_blocks > 0).then_some(found.f_bavail * found.f_frsize)
+}
+
+#[cfg(not(unix))]
+fn free_at(path: &Path) -> Option<u64> {
+    let disks = sysinfo::Disks::new_with_refreshed_list();
     let holding = disks.iter().filter(|disk| path.starts_with(disk.mount_point()));
     let nearest = holding.max_by_key(|disk| disk.mount_point().as_os_str().len())?;
     Some(nearest.available_space())
+}
+
+/// A number of bytes for people.
+pub fn size(n_bytes: u64) -> String {
+    match n_bytes {
+        0..1_000_000 => format!("{:.1} kB", n_bytes as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", n_bytes as f64 / 1e6),
+        _ => format!("{:.1} GB", n_bytes as f64 / 1e9),
+    }
 }
 
 /// The kernels that [`LEVEL_VARIABLE`] and [`CONVOLUTION_VARIABLE`] ask for.
@@ -65,20 +86,23 @@ fn named<T>(
     }
 }
 
-/// Checks that the disk has room for a run's checkpoints: the last one beside the one that replaces it, and those kept.
+/// Checks that the disk has room for a run's checkpoints: the last one beside the one that replaces it, and those kept. Those that are there
+/// count: a resumed run keeps them, and one that replaces a run deletes them before it writes any.
 ///
 /// # Errors
 /// If it has not.
 pub fn check_disk(config: &RunConfig, out: &Path) -> anyhow::Result<()> {
     let kept = config.train.epochs.checked_div(config.train.keep_every_epochs).unwrap_or(0);
-    let needed = sdclr::backend::checkpoint_bytes(config)? * (2 + kept as u64);
+    let there = std::fs::read_dir(out.join("checkpoints")).into_iter().flatten().flatten();
+    let there: u64 = there.filter_map(|entry| Some(entry.metadata().ok()?.len())).sum();
+    let needed = (sdclr::backend::checkpoint_bytes(config)? * (2 + kept as u64)).saturating_sub(there);
     match disk_free(out) {
         Some(free) if free < needed => anyhow::bail!(
-            "{}: {}: the checkpoints need {:.1} GB and {:.1} GB are free; use another disk or keep fewer (--keep-every)",
+            "{}: {}: the checkpoints need {} and {} are free; use another disk or keep fewer (--keep-every)",
             out.display(),
             describe_io(&std::io::ErrorKind::StorageFull.into()),
-            needed as f64 / 1e9,
-            free as f64 / 1e9
+            size(needed),
+            size(free)
         ),
         _ => Ok(()),
     }

@@ -48,7 +48,7 @@ pub struct PretrainJob<'a> {
     /// The images.
     pub dataset: Dataset,
     /// Where to write; nothing there changes before everything that can fail is prepared. A claim that resumes goes on
-    /// from `checkpoints/last.safetensors` if it is there.
+    /// from `checkpoints/last.safetensors` if it is there, or else from the newest that was kept.
     pub claim: Claim,
     /// Which of the CPU's kernels run.
     pub kernels: Kernels,
@@ -117,8 +117,7 @@ impl<'a> Run<'a> {
     /// Opens the run directory for writing, which is the first that changes in it.
     fn begin(job: PretrainJob<'a>, prepared: Prepared) -> Result<Self, Error> {
         let (resumes, replaces) = (job.claim.resumes(), job.claim.replaces());
-        let Prepared { learner, loader, schedule, n_steps, data, at, mask, boost, notes } = prepared;
-        let last = job.claim.dir().checkpoint_path(CheckpointName::Last);
+        let Prepared { learner, loader, schedule, n_steps, data, at, mask, boost, from, notes } = prepared;
         let mut kept = job.config.clone();
         let mut other_threads = None;
         if let (Some(at), Some(stored)) = (at, job.claim.stored_config()?) {
@@ -148,7 +147,7 @@ impl<'a> Run<'a> {
             epoch_speed: Speed::new(0.0),
             interval_speed: Speed::new(0.0),
             n_noted: 0,
-            last_good: at.map(|at| (last, at.step)),
+            last_good: from.zip(at.map(|at| at.step)),
         };
         if replaces {
             run.observer.message("replaced the run that was there, with its probes and results");
@@ -167,8 +166,8 @@ impl<'a> Run<'a> {
         }
         if let Some((before, now)) = other_threads {
             run.observer.message(&format!(
-                "note: {now} threads compute, not {before}: sums are added in another order, so the result will differ in \
-                 the last digits from an uninterrupted run"
+                "note: {now} threads compute, not {before}: sums are added in another order, so the result will not be \
+                 an uninterrupted run's to the bit"
             ));
         }
         run.writer.truncate_metrics(run.at.step)?;
@@ -230,8 +229,7 @@ impl<'a> Run<'a> {
         if n < 2 {
             self.loader.recycle(batch);
             if self.at.epoch == 0 && n == 1 {
-                let text = format!("a batch of {n} image was skipped: batch norm needs two (the last of the epoch)");
-                self.observer.message(&text);
+                self.observer.message("a batch of 1 image was skipped: batch norm needs two");
             }
             return Ok(());
         }

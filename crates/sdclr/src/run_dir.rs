@@ -124,6 +124,11 @@ impl RunDir {
         self.root.join("checkpoints").join(name + ".safetensors")
     }
 
+    /// The newest of the checkpoints that were kept, if any was.
+    pub fn newest_kept(&self) -> Option<PathBuf> {
+        newest_kept(&self.root.join("checkpoints"))
+    }
+
     /// The config that the run was started with.
     ///
     /// # Errors
@@ -209,6 +214,17 @@ impl RunDir {
         results.sort_by(|a, b| a.0.cmp(&b.0));
         Ok(results)
     }
+}
+
+/// The newest checkpoint of a folder that was kept as `epoch-N`.
+pub(crate) fn newest_kept(folder: &Path) -> Option<PathBuf> {
+    let epoch_of = |path: &Path| {
+        let stem = path.file_name()?.to_str()?.strip_suffix(".safetensors")?;
+        stem.strip_prefix("epoch-")?.parse::<usize>().ok()
+    };
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let kept = entries.filter_map(|entry| Some((epoch_of(&entry.path())?, entry.path())));
+    kept.max().map(|(_, path)| path)
 }
 
 #[cfg(test)]

@@ -200,7 +200,7 @@ fn a_killed_run_goes_on_from_the_last_checkpoint() {
 }
 
 #[test]
-fn resuming_without_a_checkpoint_starts_over() {
+fn resuming_without_the_last_checkpoint_goes_on_from_a_kept_one_or_starts_over() {
     let folder = tempfile::tempdir().unwrap();
     let config = config(Method::SimClr);
     let root = folder.path().join("run");
@@ -209,8 +209,14 @@ fn resuming_without_a_checkpoint_starts_over() {
     let (_, steps) = sitting(&root, &config, Existing::Resume, None);
     assert_eq!(steps, (1..=16).collect::<Vec<_>>());
     assert_eq!(losses(&root).iter().filter(|(step, ..)| *step == 3).count(), 1, "no line is there twice");
-    // Once there were checkpoints, what the metrics tell of is not begun anew.
-    std::fs::remove_file(RunDir::open(&root).unwrap().checkpoint_path(CheckpointName::Last)).unwrap();
+    // Once there were checkpoints, what the metrics tell of is not begun anew: the newest that was kept stands in for the last one.
+    let (run, whole, all) = (RunDir::open(&root).unwrap(), tensors(&root, CheckpointName::Last), losses(&root));
+    let remove = |name| std::fs::remove_file(run.checkpoint_path(name)).unwrap();
+    [CheckpointName::Last, CheckpointName::Epoch(4)].into_iter().for_each(remove);
+    let (_, steps) = sitting(&root, &config, Existing::Resume, None);
+    assert_eq!(steps, (9..=16).collect::<Vec<_>>());
+    assert!(tensors(&root, CheckpointName::Last) == whole && losses(&root) == all);
+    [CheckpointName::Last, CheckpointName::Epoch(2), CheckpointName::Epoch(4)].into_iter().for_each(remove);
     let error = refusal(&root, &config, Existing::Resume, images(), None);
     assert!(error.contains("last.safetensors: gone"), "{error}");
 }

@@ -54,7 +54,12 @@ pub fn run(args: &ImportArgs, context: Context) -> anyhow::Result<ExitCode> {
     let mut writer = RunDir::create(&args.out, existing, &config)?;
     let masks = masks.map(|(masks, _)| masks);
     let (mask_epoch, has_masks) = (masks.as_ref().and_then(|masks| masks.epoch), masks.is_some());
-    checkpoint(&config, &mut model, masks).save(&writer.dir().checkpoint_path(CheckpointName::Last))?;
+    let saved = checkpoint(&config, &mut model, masks).save(&writer.dir().checkpoint_path(CheckpointName::Last));
+    if let Err(error) = saved {
+        // That there is no room is worth reporting, not what else goes wrong then.
+        let _ = writer.discard();
+        return Err(error.into());
+    }
     writer.log(&format!("{}, imported from {}", model.spec.describe(), args.checkpoint.display()))?;
     let probe = match probe {
         Some((classifier, epoch)) => Some(write_probe(writer.dir(), &args.probe_name, &classifier, epoch)?),

@@ -78,14 +78,14 @@ fn spec(args: &PackArgs) -> anyhow::Result<PackSpec> {
 /// Says how large the pack will be, and refuses to begin where the disk has no room for it.
 fn check_disk(images: &Dataset, spec: &PackSpec, out: &Path, context: &Context) -> anyhow::Result<()> {
     let Some(needed) = estimated_bytes(images, spec)? else { return Ok(()) };
-    context.note(&format!("packing {} images into about {}", images.len(), size(needed)));
+    context.note(&format!("packing {} images into about {}", images.len(), system::size(needed)));
     match system::disk_free(out) {
         Some(free) if free < needed => anyhow::bail!(
             "{}: {}: the pack needs about {} and {} are free; use another disk, a smaller --shorter-side or --store jpeg",
             out.display(),
             describe_io(&std::io::ErrorKind::StorageFull.into()),
-            size(needed),
-            size(free)
+            system::size(needed),
+            system::size(free)
         ),
         _ => Ok(()),
     }
@@ -113,7 +113,7 @@ fn show(packed: &Packed, spec: &PackSpec, args: &PackArgs, context: Context) -> 
             "exact": *n_resized == 0 && !as_jpeg,
         }))?;
     } else {
-        let (out, size) = (args.out.display(), size(*n_bytes));
+        let (out, size) = (args.out.display(), system::size(*n_bytes));
         context.print(&format!("{out}: {n_images} images, {n_resized} of them resized, {size}\n"))?;
     }
     let changes = [
@@ -144,12 +144,4 @@ fn rows(skipped: &[Skipped]) -> String {
     let quote = |text: &str| format!("\"{}\"", text.replace(['\n', '\r'], " ").replace('"', "\"\""));
     let rows = skipped.iter().map(|image| format!("{},{}\n", quote(&image.name), quote(&image.reason)));
     std::iter::once("image,reason\n".to_owned()).chain(rows).collect()
-}
-
-fn size(n_bytes: u64) -> String {
-    match n_bytes {
-        0..1_000_000 => format!("{:.1} kB", n_bytes as f64 / 1e3),
-        1_000_000..1_000_000_000 => format!("{:.1} MB", n_bytes as f64 / 1e6),
-        _ => format!("{:.1} GB", n_bytes as f64 / 1e9),
-    }
 }

@@ -17,7 +17,7 @@ use sdclr_records::RunConfig;
 use sdclr_records::augment::Augmentation;
 use sdclr_records::checkpoint::{CheckpointState, DataMark};
 use sdclr_records::names::Precision;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The job's config with what `auto` stands for. A run may go on at another machine, and does so in the numbers it began in.
 pub(super) fn settled(job: &PretrainJob<'_>) -> Result<RunConfig, Error> {
@@ -40,11 +40,13 @@ pub(super) struct Prepared {
     pub schedule: Schedule,
     pub n_steps: u64,
     pub data: DataMark,
-    /// Where the checkpoint that it goes on from stood; `None` from the beginning.
+    /// The checkpoint that it goes on from; `None` from the beginning.
+    pub from: Option<PathBuf>,
+    /// Where that one stood.
     pub at: Option<Position>,
     pub mask: Option<MaskStats>,
     pub boost: Option<Boost>,
-    /// What whoever waits should know of the weights that a new run begins with.
+    /// What whoever waits should know of the weights that it begins with.
     pub notes: Vec<String>,
 }
 
@@ -86,14 +88,31 @@ impl Prepared {
         let data = mark(&job.dataset);
         let schedule = backend::schedule(config, steps_per_epoch);
         let n_steps = config.train.epochs as u64 * steps_per_epoch;
-        let mut prepared =
-            Self { learner, loader, schedule, n_steps, data, at: None, mask: None, boost, notes: Vec::new() };
-        let last = job.claim.dir().checkpoint_path(CheckpointName::Last);
-        if job.claim.resumes() && last.is_file() {
-            prepared.restore(&last)?;
+        let mut prepared = Self {
+            learner,
+            loader,
+            schedule,
+            n_steps,
+            data,
+            at: None,
+            mask: None,
+            boost,
+            from: None,
+            notes: Vec::new(),
+        };
+        let (dir, resumes) = (job.claim.dir(), job.claim.resumes());
+        let last = dir.checkpoint_path(CheckpointName::Last);
+        let newest = if last.is_file() { Some(last.clone()) } else { dir.newest_kept() };
+        if let Some(newest) = newest.filter(|_| resumes) {
+            prepared.restore(&newest)?;
+            if newest != last {
+                let text = format!("note: {} is not there: going on from {}", last.display(), newest.display());
+                prepared.notes.push(text);
+            }
+            prepared.from = Some(newest);
         } else {
             // After that many epochs there was one: going on without it would end what the metrics tell of.
-            let n_epochs = if job.claim.resumes() { job.claim.dir().n_epochs() } else { 0 };
+            let n_epochs = if resumes { dir.n_epochs() } else { 0 };
             let every = config.train.checkpoint_every_epochs;
             if every > 0 && n_epochs > every {
                 let path = last.display();
@@ -130,7 +149,10 @@ impl Prepared {
                 format!("it was trained on {} images, the data set now has {}", data.n_images, self.data.n_images)
             }
             Some(data) if data.crc32 != self.data.crc32 => {
-                format!("it was trained on {} other images, by their names, order or content", data.n_images)
+                format!(
+                    "it was trained on {} other images (names, order or, without names, some pixels)",
+                    data.n_images
+                )
             }
             // The images are the same, or nobody noted them.
             _ if state.total_steps != self.n_steps => {

@@ -242,7 +242,7 @@ pub(super) fn is_ours(dir: &RunDir, config: &str) -> bool {
 
 /// Deletes the files that a run writes, the config last, so that what a kill leaves is still recognised as a run.
 /// Whatever else lies among them stays, and the folder that it lies in.
-fn delete_run(root: &Path) -> Result<(), RunDirError> {
+pub(super) fn delete_run(root: &Path) -> Result<(), RunDirError> {
     delete_matching(&root.join("checkpoints"), is_checkpoint)?;
     delete_matching(&root.join("results"), is_result)?;
     delete_matching(&root.join("probes"), |path| ProbeRecord::load(path).is_ok())?;
@@ -269,7 +269,7 @@ fn delete_matching(folder: &Path, is_ours: fn(&Path) -> bool) -> Result<(), RunD
     Ok(())
 }
 
-fn delete_file(path: &Path) -> Result<(), RunDirError> {
+pub(super) fn delete_file(path: &Path) -> Result<(), RunDirError> {
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != ErrorKind::NotFound => Err(RunDirError::write(path, e)),
         _ => Ok(()),

@@ -1,6 +1,7 @@
 //! The one process that trains into a run directory: the files that grow.
 
-use super::{RunDir, RunDirError, write_atomic};
+use super::claim::{delete_file, delete_run};
+use super::{LOCK_FILE, RunDir, RunDirError, write_atomic};
 use sdclr_records::MetricLine;
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -25,6 +26,15 @@ impl RunWriter {
     /// The directory.
     pub fn dir(&self) -> &RunDir {
         &self.dir
+    }
+
+    /// Deletes what was written, for a run that comes to nothing.
+    ///
+    /// # Errors
+    /// [`RunDirError::Write`].
+    pub fn discard(self) -> Result<(), RunDirError> {
+        delete_run(&self.dir.root)?;
+        delete_file(&self.dir.root.join(LOCK_FILE))
     }
 
     /// Appends one line to `metrics.jsonl`.
