@@ -329,3 +329,24 @@ fn a_run_is_replaced_once_there_is_a_batch_to_replace_it_with() {
     }
     assert!(std::fs::read(&last).expect("still there") == before, "the run is as it was");
 }
+
+#[test]
+fn a_result_of_weights_that_were_trained_on_since_is_warned_of() {
+    let dir = folder();
+    let run = |arguments: &[&str]| {
+        let output = Command::new(cargo_bin("sdclr")).current_dir(dir.path()).args(arguments).output().expect("runs");
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{stderr}");
+        stderr
+    };
+    let status = pretrain_for(dir.path(), "run", "6").args(["--keep-every", "3", "--quiet"]).status();
+    assert!(status.expect("runs").success());
+    let path = |name| RunDir::open(&dir.path().join("run")).expect("a run").checkpoint_path(name);
+    std::fs::copy(path(CheckpointName::Epoch(3)), path(CheckpointName::Last)).expect("copies");
+    let (probe, test) = (TRAIN_IMAGES.replace("train-", "probe-"), TRAIN_IMAGES.replace("train-", "test-"));
+    run(&["eval", "knn", "run", "--data", &probe, "--test", &test, "--quiet"]);
+    assert!(!run(&["summary", "run"]).contains("of step"));
+    run(&["pretrain", "--out", "run", "--resume", "--quiet"]);
+    let stderr = run(&["summary", "run"]);
+    assert!(stderr.contains("run: knn is of step 9, the checkpoint is of step 18: probe it again"), "{stderr}");
+}

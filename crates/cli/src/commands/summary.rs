@@ -3,8 +3,9 @@
 use crate::args::SummaryArgs;
 use crate::context::Context;
 use crate::exit::UsageError;
+use sdclr::checkpoint::Checkpoint;
 use sdclr::reproduce::{Plan, Settings};
-use sdclr::run_dir::RunDir;
+use sdclr::run_dir::{CheckpointName, RunDir};
 use sdclr_records::names::Protocol;
 use sdclr_records::{Experiment, ProbeResult};
 use sdclr_report::summary::DEFINITIONS;
@@ -34,6 +35,7 @@ pub fn run(args: &SummaryArgs, context: Context) -> anyhow::Result<ExitCode> {
             context.warn(&format!("{}: no result yet; left out", path.display()));
         }
     }
+    gathered.outdated.iter().for_each(|text| context.warn(text));
     if gathered.is_mixed() {
         context.warn("these runs were tested on different images: their mean says little");
     }
@@ -102,6 +104,8 @@ pub struct Gathered {
     /// What keeps it from being the paper's.
     pub departures: Vec<String>,
     results: Vec<Found>,
+    /// Results of weights that were trained on since, in words.
+    outdated: Vec<String>,
 }
 
 struct Found {
@@ -154,7 +158,18 @@ impl Gathered {
     }
 
     fn add_run(&mut self, run: &RunDir, arm: &str, title: &str, split: usize) -> anyhow::Result<()> {
+        let last = run.checkpoint_path(CheckpointName::Last);
+        let now = Checkpoint::load_state(&last).ok().map(|state| state.step);
         for (name, result) in run.results()? {
+            let weights = result.weights.as_ref();
+            let of_last = weights.filter(|w| w.checkpoint.as_ref().is_some_and(|p| p.file_name() == last.file_name()));
+            if let (Some(weights), Some(now)) = (of_last, now)
+                && weights.step != now
+            {
+                let (run, step) = (run.root().display(), weights.step);
+                self.outdated
+                    .push(format!("{run}: {name} is of step {step}, the checkpoint is of step {now}: probe it again"));
+            }
             // A network trained from scratch has nothing of the run but its kind.
             let (arm, title, split) = match result.protocol {
                 Protocol::Supervised => ("supervised", "Supervised", 1 + self.n_supervised()),
