@@ -280,10 +280,23 @@ pub fn merge(layers: &[Layer]) -> Result<RunConfig> {
         }
     }
     fill_auto(&mut merged, method);
-    let table = nest(merged);
-    table
-        .try_into()
-        .map_err(|e: toml::de::Error| Error::Toml { origin: "config".to_owned(), message: e.message().to_owned() })
+    nest(merged.clone()).try_into().map_err(|e| misfit(layers, merged, &e))
+}
+
+/// The error of merged values that are no config: the first that is none among defaults, and who gave it.
+fn misfit(layers: &[Layer], merged: Vec<(String, Value)>, error: &toml::de::Error) -> Error {
+    let defaults = flatten(&Table::try_from(RunConfig::default()).unwrap_or_default());
+    let alone = |given: &(String, Value)| {
+        let mut values = defaults.clone();
+        overlay(&mut values, vec![given.clone()]);
+        nest(values).try_into::<RunConfig>().err()
+    };
+    let found = merged.into_iter().find_map(|given| Some((alone(&given)?, given)));
+    let Some((error, (key, value))) = found else {
+        return Error::Toml { origin: "config".to_owned(), message: error.message().to_owned() };
+    };
+    let origin = layers.iter().rev().find(|layer| layer.has(&key)).map_or("config", |layer| &layer.origin).to_owned();
+    Error::WrongValue { origin, key, value: value.to_string(), expected: error.message().to_owned() }
 }
 
 /// Fills in the keys whose default depends on others.
