@@ -188,6 +188,10 @@ impl<'a> Run<'a> {
                 return Ok(Outcome::Stopped(signal));
             }
         }
+        // Where a kept checkpoint of the last epoch stood in for the last one, nothing was left to do but this.
+        if !self.writer.dir().checkpoint_path(CheckpointName::Last).is_file() {
+            self.save(CheckpointName::Last)?;
+        }
         if self.writer.n_skipped() > 0 {
             let n = self.writer.n_skipped();
             let what = if n == 1 { "1 broken image was".to_owned() } else { format!("{n} broken images were") };
