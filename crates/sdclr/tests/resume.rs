@@ -212,15 +212,14 @@ fn resuming_without_the_last_checkpoint_goes_on_from_a_kept_one_or_starts_over()
     // Once there were checkpoints, what the metrics tell of is not begun anew: the newest that was kept stands in for the last one.
     let (run, whole, all) = (RunDir::open(&root).unwrap(), tensors(&root, CheckpointName::Last), losses(&root));
     let remove = |name| std::fs::remove_file(run.checkpoint_path(name)).unwrap();
-    for (gone, left) in
-        [(&[CheckpointName::Last][..], 17..=16), (&[CheckpointName::Last, CheckpointName::Epoch(4)], 9..=16)]
-    {
+    let (last, kept) = (CheckpointName::Last, CheckpointName::Epoch(4));
+    for (gone, from) in [(&[last][..], 16), (&[last, kept], 8)] {
         gone.iter().copied().for_each(remove);
         let (_, steps) = sitting(&root, &config, Existing::Resume, None);
-        assert_eq!(steps, left.collect::<Vec<_>>());
-        assert!(tensors(&root, CheckpointName::Last) == whole && losses(&root) == all);
+        assert_eq!(steps, (from + 1..=16).collect::<Vec<_>>());
+        assert!(tensors(&root, last) == whole && losses(&root) == all);
     }
-    [CheckpointName::Last, CheckpointName::Epoch(2), CheckpointName::Epoch(4)].into_iter().for_each(remove);
+    [last, CheckpointName::Epoch(2), kept].into_iter().for_each(remove);
     let error = refusal(&root, &config, Existing::Resume, images(), None);
     assert!(error.contains("last.safetensors: gone"), "{error}");
 }
