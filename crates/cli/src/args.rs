@@ -147,7 +147,7 @@ pub struct PretrainArgs {
     /// Set any config key, such as augment.flip_p=0; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub assignments: Vec<String>,
-    /// Go on with the run in --out from its last checkpoint
+    /// Go on with the run in --out from its newest checkpoint
     #[arg(long, conflicts_with = "overwrite")]
     pub resume: bool,
     /// Replace the run in --out, its probes and results included

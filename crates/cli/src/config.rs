@@ -144,7 +144,15 @@ pub fn locate(path: &Path) -> anyhow::Result<(RunDir, PathBuf)> {
     let run = RunDir::open(path)?;
     let checkpoint = run.checkpoint_path(CheckpointName::Last);
     if !checkpoint.is_file() {
-        anyhow::bail!("{}: the run has no checkpoint yet", path.display());
+        match run.newest() {
+            Some(kept) => anyhow::bail!(
+                "{}: not there; use {}, or bring it back with: sdclr pretrain --out {} --resume",
+                checkpoint.display(),
+                kept.display(),
+                path.display()
+            ),
+            None => anyhow::bail!("{}: the run has no checkpoint yet", path.display()),
+        }
     }
     Ok((run, checkpoint))
 }

@@ -280,14 +280,13 @@ pub fn merge(layers: &[Layer]) -> Result<RunConfig> {
         }
     }
     fill_auto(&mut merged, method);
-    nest(merged.clone()).try_into().map_err(|e| misfit(layers, merged, &e))
+    nest(merged.clone()).try_into().map_err(|e| misfit(layers, &schema, merged, &e))
 }
 
 /// The error of merged values that are no config: the first that is none among defaults, and who gave it.
-fn misfit(layers: &[Layer], merged: Vec<(String, Value)>, error: &toml::de::Error) -> Error {
-    let defaults = flatten(&Table::try_from(RunConfig::default()).unwrap_or_default());
+fn misfit(layers: &[Layer], schema: &Schema, merged: Vec<(String, Value)>, error: &toml::de::Error) -> Error {
     let alone = |given: &(String, Value)| {
-        let mut values = defaults.clone();
+        let mut values = schema.0.clone();
         overlay(&mut values, vec![given.clone()]);
         nest(values).try_into::<RunConfig>().err()
     };

@@ -148,8 +148,8 @@ fn messages_say_where_what_and_what_instead() {
         ("[train]\ntemperature_schedule = \"cosin\"", "unknown temperature schedule `cosin`; did you mean `cosine`?"),
         ("[prune]\nschedule = \"cubed\"", "unknown prune schedule `cubed`; did you mean `cubic`?"),
         ("[prune]\nrate = 1.3", "--prune-rate (prune.rate) = 1.3: must be at least 0 and below 1"),
-        ("[augment]\ninterpolation = \"nearest\"", "augment.interpolation = \"nearest\": unknown variant"),
-        ("[augment]\nratio = [1.0]", "augment.ratio = [1.0]: invalid length 1"),
+        ("[augment]\ninterpolation = \"nearest\"", "run.toml: augment.interpolation = \"nearest\": unknown variant"),
+        ("[augment]\nratio = [1.0]", "run.toml: augment.ratio = [1.0]: invalid length 1"),
     ];
     for (text, expected) in cases {
         let message = error(&[source(), toml(text)]);

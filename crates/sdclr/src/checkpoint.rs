@@ -3,7 +3,7 @@
 //! Any safetensors reader can open one. The metadata key `sdclr` holds the state and a CRC-32 over state and tensors, so
 //! that a damaged file is noticed before training goes on from it. Bytes depend on the content alone.
 
-use crate::run_dir::{newest_kept, write_atomic};
+use crate::run_dir::{kept_checkpoints, write_atomic};
 use safetensors::tensor::{Dtype, Metadata, SafeTensorError, SafeTensors, TensorInfo};
 use sdclr_records::checkpoint::{CHECKPOINT_VERSION, CheckpointState};
 pub use sdclr_records::checkpoint::{Tensor, TensorData};
@@ -330,7 +330,7 @@ fn read_tensor(dtype: Dtype, shape: &[usize], bytes: &[u8]) -> Option<Tensor> {
 
 /// What to do about a damaged checkpoint: the newest kept one beside it, if there is one, can take its place.
 fn instead_of(path: &Path) -> String {
-    let kept = path.parent().and_then(newest_kept).filter(|kept| kept != path);
+    let kept = path.parent().map(kept_checkpoints).unwrap_or_default().into_iter().rfind(|kept| kept != path);
     let is_last = path.file_name().is_some_and(|name| name == "last.safetensors");
     match kept {
         Some(kept) if is_last => format!("copy {} over it and resume from there", kept.display()),

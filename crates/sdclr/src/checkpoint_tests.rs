@@ -163,6 +163,9 @@ fn a_damaged_checkpoint_names_the_one_that_can_take_its_place() {
     let message = load_error(&path);
     let expected = format!("copy {} over it", dir.path().join("epoch-10.safetensors").display());
     assert!(message.contains(&expected), "{message}");
+    let message = load_error(&dir.path().join("epoch-10.safetensors"));
+    let expected = format!("{} is another", dir.path().join("epoch-9.safetensors").display());
+    assert!(message.contains(&expected), "{message}");
 }
 
 #[test]

@@ -29,7 +29,7 @@ pub enum Existing {
     Refuse,
     /// Delete the run there, and only a run, once the new config is known to be good.
     Overwrite,
-    /// Go on from its last checkpoint; begin where there is nothing.
+    /// Go on from its [newest checkpoint](RunDir::newest); begin where there is nothing.
     Resume,
 }
 
@@ -39,7 +39,7 @@ const CONFIG_HEADER: &str = "# Every setting of this run of sdclr";
 /// The checkpoints of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CheckpointName {
-    /// The newest, from which a run resumes.
+    /// The last that was written.
     Last,
     /// The one kept at the end of an epoch.
     Epoch(usize),
@@ -124,9 +124,10 @@ impl RunDir {
         self.root.join("checkpoints").join(name + ".safetensors")
     }
 
-    /// The newest of the checkpoints that were kept, if any was.
-    pub fn newest_kept(&self) -> Option<PathBuf> {
-        newest_kept(&self.root.join("checkpoints"))
+    /// The checkpoint from which a run resumes: the last one, or the newest that was kept where that is lost.
+    pub fn newest(&self) -> Option<PathBuf> {
+        let last = self.checkpoint_path(CheckpointName::Last);
+        if last.is_file() { Some(last) } else { kept_checkpoints(&self.root.join("checkpoints")).pop() }
     }
 
     /// The config that the run was started with.
@@ -216,15 +217,19 @@ impl RunDir {
     }
 }
 
-/// The newest checkpoint of a folder that was kept as `epoch-N`.
-pub(crate) fn newest_kept(folder: &Path) -> Option<PathBuf> {
-    let epoch_of = |path: &Path| {
-        let stem = path.file_name()?.to_str()?.strip_suffix(".safetensors")?;
-        stem.strip_prefix("epoch-")?.parse::<usize>().ok()
-    };
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let kept = entries.filter_map(|entry| Some((epoch_of(&entry.path())?, entry.path())));
-    kept.max().map(|(_, path)| path)
+/// The checkpoints of a folder that were kept, as `epoch-N`, in their order.
+pub fn kept_checkpoints(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let kept = entries.filter_map(|path| Some((numbered(&path, "epoch-")?, path))).filter(|(_, path)| path.is_file());
+    let mut kept: Vec<(usize, PathBuf)> = kept.collect();
+    kept.sort();
+    kept.into_iter().map(|(_, path)| path).collect()
+}
+
+/// The N of a checkpoint's file `PREFIX-N`.
+fn numbered(path: &Path, prefix: &str) -> Option<usize> {
+    let number = path.file_name()?.to_str()?.strip_suffix(".safetensors")?.strip_prefix(prefix)?;
+    number.bytes().all(|byte| byte.is_ascii_digit()).then(|| number.parse().ok()).flatten()
 }
 
 #[cfg(test)]

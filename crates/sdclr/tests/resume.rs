@@ -200,28 +200,39 @@ fn a_killed_run_goes_on_from_the_last_checkpoint() {
 }
 
 #[test]
-fn resuming_without_the_last_checkpoint_goes_on_from_a_kept_one_or_starts_over() {
+fn resuming_without_a_checkpoint_starts_over() {
     let folder = tempfile::tempdir().unwrap();
     let config = config(Method::SimClr);
     let root = folder.path().join("run");
     sitting(&root, &config, Existing::Refuse, Some(2));
-    std::fs::remove_file(RunDir::open(&root).unwrap().checkpoint_path(CheckpointName::Last)).unwrap();
+    let remove = |name| std::fs::remove_file(RunDir::open(&root).unwrap().checkpoint_path(name)).unwrap();
+    remove(CheckpointName::Last);
     let (_, steps) = sitting(&root, &config, Existing::Resume, None);
     assert_eq!(steps, (1..=16).collect::<Vec<_>>());
     assert_eq!(losses(&root).iter().filter(|(step, ..)| *step == 3).count(), 1, "no line is there twice");
-    // Once there were checkpoints, what the metrics tell of is not begun anew: the newest that was kept stands in for the last one.
-    let (run, whole, all) = (RunDir::open(&root).unwrap(), tensors(&root, CheckpointName::Last), losses(&root));
-    let remove = |name| std::fs::remove_file(run.checkpoint_path(name)).unwrap();
-    let (last, kept) = (CheckpointName::Last, CheckpointName::Epoch(4));
-    for (gone, from) in [(&[last][..], 16), (&[last, kept], 8)] {
-        gone.iter().copied().for_each(remove);
-        let (_, steps) = sitting(&root, &config, Existing::Resume, None);
-        assert_eq!(steps, (from + 1..=16).collect::<Vec<_>>());
-        assert!(tensors(&root, last) == whole && losses(&root) == all);
-    }
-    [last, CheckpointName::Epoch(2), kept].into_iter().for_each(remove);
+    // Once there were checkpoints, what the metrics tell of is not begun anew.
+    [CheckpointName::Last, CheckpointName::Epoch(2), CheckpointName::Epoch(4)].into_iter().for_each(remove);
     let error = refusal(&root, &config, Existing::Resume, images(), None);
     assert!(error.contains("last.safetensors: gone"), "{error}");
+}
+
+#[test]
+fn the_newest_kept_checkpoint_stands_in_for_a_lost_last_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("run");
+    let mut config = config(Method::SdClr);
+    config.boost = BoostConfig { enabled: true, momentum: 0.5, n_ops: 2, magnitude: 1.0 };
+    sitting(&root, &config, Existing::Refuse, None);
+    let (run, last, kept) = (RunDir::open(&root).unwrap(), CheckpointName::Last, CheckpointName::Epoch(4));
+    let (whole, all) = (tensors(&root, last), losses(&root));
+    for (gone, epoch) in [(&[last][..], 4), (&[last, kept], 2)] {
+        gone.iter().for_each(|&name| std::fs::remove_file(run.checkpoint_path(name)).unwrap());
+        let (_, steps) = sitting(&root, &config, Existing::Resume, None);
+        assert_eq!(steps, (4 * epoch as u64 + 1..=16).collect::<Vec<_>>());
+        assert!(tensors(&root, last) == whole && losses(&root) == all);
+        let (log, from) = (std::fs::read_to_string(root.join("log.txt")).unwrap(), CheckpointName::Epoch(epoch));
+        assert!(log.contains(&format!("going on from {}", run.checkpoint_path(from).display())), "{log}");
+    }
 }
 
 #[test]

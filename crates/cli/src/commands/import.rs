@@ -54,16 +54,18 @@ pub fn run(args: &ImportArgs, context: Context) -> anyhow::Result<ExitCode> {
     let mut writer = RunDir::create(&args.out, existing, &config)?;
     let masks = masks.map(|(masks, _)| masks);
     let (mask_epoch, has_masks) = (masks.as_ref().and_then(|masks| masks.epoch), masks.is_some());
-    let saved = checkpoint(&config, &mut model, masks).save(&writer.dir().checkpoint_path(CheckpointName::Last));
-    if let Err(error) = saved {
-        // That there is no room is worth reporting, not what else goes wrong then.
-        let _ = writer.discard();
-        return Err(error.into());
-    }
-    writer.log(&format!("{}, imported from {}", model.spec.describe(), args.checkpoint.display()))?;
-    let probe = match probe {
-        Some((classifier, epoch)) => Some(write_probe(writer.dir(), &args.probe_name, &classifier, epoch)?),
-        None => None,
+    let write = || -> anyhow::Result<Option<PathBuf>> {
+        checkpoint(&config, &mut model, masks).save(&writer.dir().checkpoint_path(CheckpointName::Last))?;
+        writer.log(&format!("{}, imported from {}", model.spec.describe(), args.checkpoint.display()))?;
+        let write = |(classifier, epoch)| write_probe(writer.dir(), &args.probe_name, &classifier, epoch);
+        probe.map(write).transpose()
+    };
+    let probe = match write() {
+        Ok(probe) => probe,
+        Err(error) => {
+            writer.discard();
+            return Err(error);
+        }
     };
     let description = json!({
         "run": args.out,

@@ -104,7 +104,7 @@ pub struct Gathered {
     /// What keeps it from being the paper's.
     pub departures: Vec<String>,
     results: Vec<Found>,
-    /// Results of weights that were trained on since, in words.
+    /// Results of other weights than the run's last checkpoint now holds, in words.
     outdated: Vec<String>,
 }
 
@@ -162,7 +162,11 @@ impl Gathered {
         let now = Checkpoint::load_state(&last).ok().map(|state| state.step);
         for (name, result) in run.results()? {
             let weights = result.weights.as_ref();
-            let of_last = weights.filter(|w| w.checkpoint.as_ref().is_some_and(|p| p.file_name() == last.file_name()));
+            // What has another name, or is of a kept checkpoint, is of other weights on purpose.
+            let of_last = weights.filter(|w| {
+                let file = w.checkpoint.as_ref().and_then(|path| path.file_name());
+                name == result.protocol.as_str() && file == last.file_name()
+            });
             if let (Some(weights), Some(now)) = (of_last, now)
                 && weights.step != now
             {

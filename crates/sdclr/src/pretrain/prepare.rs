@@ -51,7 +51,7 @@ pub(super) struct Prepared {
 }
 
 impl Prepared {
-    /// Plans the buffers, starts the loader, and draws the weights or restores them from the last checkpoint.
+    /// Plans the buffers, starts the loader, and draws the weights or restores them from the newest checkpoint.
     pub fn new(job: &PretrainJob<'_>) -> Result<Self, Error> {
         let config = job.config;
         config.validate()?;
@@ -102,8 +102,7 @@ impl Prepared {
         };
         let (dir, resumes) = (job.claim.dir(), job.claim.resumes());
         let last = dir.checkpoint_path(CheckpointName::Last);
-        let newest = if last.is_file() { Some(last.clone()) } else { dir.newest_kept() };
-        if let Some(newest) = newest.filter(|_| resumes) {
+        if let Some(newest) = resumes.then(|| dir.newest()).flatten() {
             prepared.restore(&newest)?;
             if newest != last {
                 let text = format!("note: {} is not there: going on from {}", last.display(), newest.display());

@@ -154,14 +154,13 @@ impl Plan {
     /// A run directory that cannot be read, or is of another recipe.
     pub fn state(&self, split: usize, arm: &Arm, phase: Phase) -> Result<State, Error> {
         let Ok(run) = RunDir::open(&self.run_path(split, arm)) else { return Ok(State::Todo) };
-        let last = run.checkpoint_path(CheckpointName::Last);
-        if !last.is_file() {
-            return Ok(State::Todo);
-        }
+        let Some(newest) = run.newest() else { return Ok(State::Todo) };
         let config = self.run_config(split, arm)?;
         run.check_is_of(&config)?;
-        let at = Checkpoint::load_state(&last)?;
-        let is_trained = at.epoch >= config.train.epochs;
+        let at = Checkpoint::load_state(&newest)?;
+        // Where a kept checkpoint stands in for the last one, training brings that back.
+        let is_last = newest == run.checkpoint_path(CheckpointName::Last);
+        let is_trained = is_last && at.epoch >= config.train.epochs;
         let Phase::Probe(protocol) = phase else {
             return Ok(if is_trained { State::Done } else { State::Partly { epoch: at.epoch } });
         };

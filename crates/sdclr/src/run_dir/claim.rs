@@ -3,7 +3,7 @@
 //! Between the two everything else that can fail is prepared. A claim that is dropped leaves the folder as it found it.
 
 use super::writer::{append_to, read_skipped};
-use super::{CONFIG_HEADER, Existing, LOCK_FILE, RUN_FILES, RunDir, RunDirError, RunWriter, write_atomic};
+use super::{CONFIG_HEADER, Existing, LOCK_FILE, RUN_FILES, RunDir, RunDirError, RunWriter, numbered, write_atomic};
 use crate::probe::ProbeRecord;
 use sdclr_records::names::Precision;
 use sdclr_records::{ProbeResult, RunConfig};
@@ -114,13 +114,13 @@ impl Claim {
         std::fs::create_dir_all(&checkpoints).map_err(|e| RunDirError::write(&checkpoints, e))?;
         let skipped = read_skipped(&self.dir)?;
         let (metrics, log) = (append_to(&self.dir.metrics_path())?, append_to(&root.join("log.txt"))?);
-        self.made.clear();
         Ok(RunWriter {
             dir: self.dir.clone(),
             metrics,
             log,
             skipped,
             has_unwritten_skipped: false,
+            made: std::mem::take(&mut self.made),
             _lock: self.lock.take(),
         })
     }
@@ -269,7 +269,7 @@ fn delete_matching(folder: &Path, is_ours: fn(&Path) -> bool) -> Result<(), RunD
     Ok(())
 }
 
-pub(super) fn delete_file(path: &Path) -> Result<(), RunDirError> {
+fn delete_file(path: &Path) -> Result<(), RunDirError> {
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != ErrorKind::NotFound => Err(RunDirError::write(path, e)),
         _ => Ok(()),
@@ -278,10 +278,8 @@ pub(super) fn delete_file(path: &Path) -> Result<(), RunDirError> {
 
 /// Whether a file is named as a run names its checkpoints: `last`, `epoch-N` or `mask-N`.
 fn is_checkpoint(path: &Path) -> bool {
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let stem = name.strip_suffix(".safetensors").unwrap_or_default();
-    let number = stem.strip_prefix("epoch-").or_else(|| stem.strip_prefix("mask-"));
-    stem == "last" || number.is_some_and(|n| !n.is_empty() && n.bytes().all(|byte| byte.is_ascii_digit()))
+    let is_last = path.file_name().is_some_and(|name| name == "last.safetensors");
+    is_last || ["epoch-", "mask-"].into_iter().any(|prefix| numbered(path, prefix).is_some())
 }
 
 /// Whether a file holds a probe's result.

@@ -1,12 +1,12 @@
 //! The one process that trains into a run directory: the files that grow.
 
-use super::claim::{delete_file, delete_run};
+use super::claim::delete_run;
 use super::{LOCK_FILE, RunDir, RunDirError, write_atomic};
 use sdclr_records::MetricLine;
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A run directory that this process alone writes to, until it is dropped.
 #[derive(Debug)]
@@ -18,6 +18,8 @@ pub struct RunWriter {
     pub(super) skipped: BTreeMap<String, String>,
     /// Whether some of them are not written yet.
     pub(super) has_unwritten_skipped: bool,
+    /// Folders that were made for it, outermost first.
+    pub(super) made: Vec<PathBuf>,
     /// Holds the lock; the system releases it when the process ends, however it ends.
     pub(super) _lock: Option<File>,
 }
@@ -28,13 +30,11 @@ impl RunWriter {
         &self.dir
     }
 
-    /// Deletes what was written, for a run that comes to nothing.
-    ///
-    /// # Errors
-    /// [`RunDirError::Write`].
-    pub fn discard(self) -> Result<(), RunDirError> {
-        delete_run(&self.dir.root)?;
-        delete_file(&self.dir.root.join(LOCK_FILE))
+    /// Deletes what was written, as far as that can be done, for a run that comes to nothing.
+    pub fn discard(self) {
+        let _ = delete_run(&self.dir.root);
+        let _ = std::fs::remove_file(self.dir.root.join(LOCK_FILE));
+        self.made.iter().rev().for_each(|folder| drop(std::fs::remove_dir(folder)));
     }
 
     /// Appends one line to `metrics.jsonl`.
