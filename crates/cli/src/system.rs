@@ -35,8 +35,7 @@ pub fn disk_free(path: &Path) -> Option<u64> {
     free_at(&std::path::absolute(path).ok()?)
 }
 
-// Apple counts blocks in 32 bits there.
-#[cfg(all(unix, not(target_vendor = "apple")))]
+#[cfg(not(any(not(unix), target_vendor = "apple")))]
 fn free_at(path: &Path) -> Option<u64> {
     // Links are followed: what they lead to may be elsewhere.
     let found = path.ancestors().find_map(|part| rustix::fs::statvfs(part).ok())?;
@@ -44,7 +43,8 @@ fn free_at(path: &Path) -> Option<u64> {
     (found.f_blocks > 0).then_some(found.f_bavail.saturating_mul(found.f_frsize))
 }
 
-#[cfg(not(all(unix, not(target_vendor = "apple"))))]
+// Apple counts blocks in 32 bits.
+#[cfg(any(not(unix), target_vendor = "apple"))]
 fn free_at(path: &Path) -> Option<u64> {
     let disks = sysinfo::Disks::new_with_refreshed_list();
     let holding = disks.iter().filter(|disk| path.starts_with(disk.mount_point()));
@@ -58,6 +58,23 @@ pub fn size(n_bytes: u64) -> String {
         0..1_000_000 => format!("{:.1} kB", n_bytes as f64 / 1e3),
         1_000_000..1_000_000_000 => format!("{:.1} MB", n_bytes as f64 / 1e6),
         _ => format!("{:.1} GB", n_bytes as f64 / 1e9),
+    }
+}
+
+/// Checks that the disk has room for `needed` bytes of `what` (with its verb) at `path`.
+///
+/// # Errors
+/// If it has not, with the advice.
+pub fn check_room(path: &Path, needed: u64, what: &str, advice: &str) -> anyhow::Result<()> {
+    match disk_free(path) {
+        Some(free) if free < needed => anyhow::bail!(
+            "{}: {}: {what} {} and {} are free; {advice}",
+            path.display(),
+            describe_io(&std::io::ErrorKind::StorageFull.into()),
+            size(needed),
+            size(free)
+        ),
+        _ => Ok(()),
     }
 }
 
@@ -97,16 +114,7 @@ pub fn check_disk(config: &RunConfig, out: &Path) -> anyhow::Result<()> {
     let folder = out.join("checkpoints");
     let there = kept_checkpoints(&folder).len().min(kept) + usize::from(folder.join("last.safetensors").is_file());
     let needed = sdclr::backend::checkpoint_bytes(config)? * (2 + kept - there) as u64;
-    match disk_free(&folder) {
-        Some(free) if free < needed => anyhow::bail!(
-            "{}: {}: the checkpoints need {} and {} are free; use another disk or keep fewer (--keep-every)",
-            out.display(),
-            describe_io(&std::io::ErrorKind::StorageFull.into()),
-            size(needed),
-            size(free)
-        ),
-        _ => Ok(()),
-    }
+    check_room(&folder, needed, "the checkpoints need", "use another disk or keep fewer (--keep-every)")
 }
 
 #[cfg(test)]
@@ -122,10 +130,10 @@ mod tests {
             (a - b).abs() < 0.1 * a.max(b) + 1e9
         };
         assert!(near(&dir.path().join("not/yet/there"), dir.path()));
-        #[cfg(target_os = "linux")]
-        {
+        if cfg!(target_os = "linux") && Path::new("/dev/shm").is_dir() {
             assert_eq!(disk_free(Path::new("/proc/run")), None, "it has no size");
             let link = dir.path().join("link");
+            #[cfg(unix)]
             std::os::unix::fs::symlink("/dev/shm", &link).expect("links");
             assert!(near(&link.join("run"), Path::new("/dev/shm")));
         }

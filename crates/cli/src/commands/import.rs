@@ -3,6 +3,7 @@
 use crate::args::ImportArgs;
 use crate::context::Context;
 use crate::exit::UsageError;
+use crate::system;
 use anyhow::{Context as _, bail};
 use sdclr::checkpoint::{Checkpoint, Tensor};
 use sdclr::probe::{ProbeRecord, StoredProbe};
@@ -50,6 +51,11 @@ pub fn run(args: &ImportArgs, context: Context) -> anyhow::Result<ExitCode> {
     let config = config(args, &mut model, method, import)?;
     report(args, &model, masks.as_ref(), &config, context);
     check_finite(&model, probe.as_ref().map(|(classifier, _)| classifier))?;
+    // Before a run is deleted: its own checkpoint makes room.
+    let floats: usize = model.tensors.values().filter_map(|tensor| tensor.as_f32().map(<[f32]>::len)).sum();
+    let replaced = std::fs::metadata(args.out.join("checkpoints/last.safetensors")).map_or(0, |file| file.len());
+    let needed = (4 * floats as u64).saturating_sub(replaced);
+    system::check_room(&args.out, needed, "the checkpoint needs", "use another disk")?;
     let existing = if args.overwrite { Existing::Overwrite } else { Existing::Refuse };
     let mut writer = RunDir::create(&args.out, existing, &config)?;
     let masks = masks.map(|(masks, _)| masks);

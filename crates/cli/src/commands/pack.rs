@@ -79,16 +79,8 @@ fn spec(args: &PackArgs) -> anyhow::Result<PackSpec> {
 fn check_disk(images: &Dataset, spec: &PackSpec, out: &Path, context: &Context) -> anyhow::Result<()> {
     let Some(needed) = estimated_bytes(images, spec)? else { return Ok(()) };
     context.note(&format!("packing {} images into about {}", images.len(), system::size(needed)));
-    match system::disk_free(out) {
-        Some(free) if free < needed => anyhow::bail!(
-            "{}: {}: the pack needs about {} and {} are free; use another disk, a smaller --shorter-side or --store jpeg",
-            out.display(),
-            describe_io(&std::io::ErrorKind::StorageFull.into()),
-            system::size(needed),
-            system::size(free)
-        ),
-        _ => Ok(()),
-    }
+    let advice = "use another disk, a smaller --shorter-side or --store jpeg";
+    system::check_room(out, needed, "the pack needs about", advice)
 }
 
 fn show(packed: &Packed, spec: &PackSpec, args: &PackArgs, context: Context) -> anyhow::Result<ExitCode> {
