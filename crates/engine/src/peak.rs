@@ -343,7 +343,7 @@ fn tile_rounds(operands: &Operands, rounds: usize) -> f64 {
     use crate::cpu::amx::tiles::{A, B, BLOCK, C, DEPTH, PANEL, ROWS, Tiles};
     #[repr(C, align(64))]
     struct Block([f32; BLOCK]);
-    let tiles = Tiles::configure();
+    let tiles = Tiles::configure(DEPTH);
     let mut block = Block([0.0; BLOCK]);
     let a = operands.lines.as_ptr().cast::<u16>();
     for _ in 0..rounds {
@@ -354,7 +354,7 @@ fn tile_rounds(operands: &Operands, rounds: usize) -> f64 {
             let (rows, to) = ((a, a.add(ROWS * ROW * DEPTH)), block.0.as_mut_ptr());
             let a = A { starts: [rows.0, rows.1], row: 64 * ROW, runs: 1, steps: STEPS, skip: 0 };
             let c = C { start: to, row: 64, right: ROWS * ROWS, down: 2 * ROWS * ROWS };
-            tiles.multiply([(a, b)], &c, false, || ());
+            tiles.multiply([(a, b)], &c, false, (a.starts[0].cast(), 0), || ());
         }
         black_box(&mut block);
     }

@@ -1,8 +1,6 @@
 //! Asking for what comes next while products run: the next task's maps, the next point's weights. Products leave the memory idle, and what they
 //! begin with would have to be waited for.
 
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-use super::simd::ask;
 use super::simd::{MAX_LANES, Simd};
 use super::sweep::Task;
 use crate::types::Dims;
@@ -55,24 +53,6 @@ pub(super) struct Ahead<const N: usize>(pub [Lines; N]);
 pub(super) type Run = (*const f32, usize);
 
 impl<const N: usize> Ahead<N> {
-    /// How many lines are left.
-    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    pub fn left(&self) -> usize {
-        self.0.iter().map(|lines| lines.left).sum()
-    }
-
-    /// Asks for the next `n` lines, into the second cache.
-    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    #[inline(always)]
-    pub fn ask_far(&mut self, n: usize) {
-        if let (mut line, LINE) = self.take(n) {
-            for _ in 0..n {
-                ask::<false>(line);
-                line = line.wrapping_add(LINE);
-            }
-        }
-    }
-
     /// The next `n` lines.
     pub fn take(&mut self, n: usize) -> Run {
         let Some(lines) = self.0.iter_mut().find(|lines| lines.left > 0) else {

@@ -1,7 +1,8 @@
 //! What becomes of a block's sums: rounded to bf16, they are pixels of the destination.
 //!
 //! A block of two steps is multiplied in 128 cycles, so finishing it should take few instructions: they share the processor's
-//! window with those that multiply the next one. A pixel's 32 channels are one store. Pixels are taken in runs that lie
+//! window with those that multiply the next one. A pixel's 32 channels are one store; where they are a cache line of a map that no cache will
+//! hold until it is read, it goes past the caches, which would first read what it overwrites. Pixels are taken in runs that lie
 //! equally far apart in the destination; mostly a tile is one, for where nothing lies between a task's lines, they are one line.
 
 use super::super::correlate::{Job, Sums};
@@ -10,13 +11,22 @@ use super::sweep::{Lattice, Tile, divide};
 use super::tiles::{PANEL, ROWS};
 use crate::types::Write;
 use std::arch::x86_64::{
-    __m512, __m512bh, __m512i, __mmask32, _mm512_add_ps, _mm512_castsi512_ps, _mm512_cvtne2ps_pbh, _mm512_fmadd_ps,
-    _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_storeu_epi16, _mm512_mask_storeu_ps, _mm512_maskz_loadu_epi16,
-    _mm512_maskz_loadu_ps, _mm512_maskz_permutexvar_epi16, _mm512_setzero_ps,
+    __m512, __m512bh, __m512i, __mmask32, _mm_sfence, _mm512_add_ps, _mm512_castsi512_ps, _mm512_cvtne2ps_pbh,
+    _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_storeu_epi16, _mm512_mask_storeu_ps,
+    _mm512_maskz_loadu_epi16, _mm512_maskz_loadu_ps, _mm512_maskz_permutexvar_epi16, _mm512_setzero_ps,
+    _mm512_stream_si512,
 };
 
 /// Floats from a pixel's first 16 channels to its other 16, in a block.
 const RIGHT: usize = ROWS * ROWS;
+
+/// Bytes of a map from which on it is written past the caches; tests have small maps.
+const STREAMED: usize = if cfg!(test) { 1 << 14 } else { 1 << 20 };
+
+/// How pixels are written: set, added to, or set past the caches.
+const SET: u8 = 0;
+const ADD: u8 = 1;
+const STREAM: u8 = 2;
 
 /// A task's pixels where they are written.
 pub(super) struct Destination {
@@ -24,7 +34,7 @@ pub(super) struct Destination {
     pixels: Lattice,
     /// Channels of a pixel.
     c: usize,
-    write: Write,
+    store: u8,
 }
 
 impl Destination {
@@ -39,15 +49,22 @@ impl Destination {
             row: step * dst.w * dst.c,
             image: dst.len(),
         };
-        Self { first: job.y.wrapping_add(at).cast(), pixels, c: dst.c, write: job.write }
+        // Pixels are whole cache lines if the first one is.
+        let whole_lines = job.y.addr().is_multiple_of(2 * PANEL) && dst.c.is_multiple_of(PANEL);
+        let store = match job.write {
+            Write::Add => ADD,
+            Write::Set if whole_lines && 2 * job.n * dst.len() >= STREAMED => STREAM,
+            Write::Set => SET,
+        };
+        Self { first: job.y.wrapping_add(at).cast(), pixels, c: dst.c, store }
     }
 
     /// Those of a task whose images lie side by side: a line is the same pixel of all images.
     pub fn of_images<E>(job: &Job<E>, task: &Task) -> Self {
-        let (Sweep { dst, step, grid, .. }, Self { first, .. }) = (job.sweep, Self::of(job, task));
+        let (Sweep { dst, step, grid, .. }, by_pixels) = (job.sweep, Self::of(job, task));
         let (row, image) = (step * dst.c, step * dst.w * dst.c);
         let pixels = Lattice { cols: task.n_images, rows: grid.1, pixel: dst.len(), row, image };
-        Self { first, pixels, c: dst.c, write: job.write }
+        Self { pixels, ..by_pixels }
     }
 
     /// Rounds a tile's sums into the destination, channels from `at` on, and adds them to the channel sums, if given.
@@ -60,18 +77,30 @@ impl Destination {
         let lanes = u32::MAX >> PANEL.saturating_sub(self.c - at);
         // SAFETY: the caller's promises.
         unsafe {
-            match (sums, self.write) {
-                (Some(sums), _) => add_totals(self.finish_tile::<true, false>(tile, block, at, lanes), sums, at, lanes),
-                (None, Write::Set) => _ = self.finish_tile::<false, false>(tile, block, at, lanes),
-                (None, Write::Add) => _ = self.finish_tile::<false, true>(tile, block, at, lanes),
+            match (sums, self.store) {
+                (Some(sums), STREAM) => {
+                    add_totals(self.finish_tile::<true, STREAM>(tile, block, at, lanes), sums, at, lanes);
+                }
+                (Some(sums), _) => add_totals(self.finish_tile::<true, SET>(tile, block, at, lanes), sums, at, lanes),
+                (None, STREAM) => _ = self.finish_tile::<false, STREAM>(tile, block, at, lanes),
+                (None, SET) => _ = self.finish_tile::<false, SET>(tile, block, at, lanes),
+                (None, _) => _ = self.finish_tile::<false, ADD>(tile, block, at, lanes),
             }
         }
     }
 
-    /// A tile. `SUMS`: whether its sums are wanted; `ADDS`: whether the destination is added to.
+    /// Ends a run of pixels: others may read them once this has returned.
+    pub fn end(&self) {
+        if self.store == STREAM {
+            // SAFETY: orders stores, and touches nothing.
+            unsafe { _mm_sfence() };
+        }
+    }
+
+    /// A tile. `SUMS`: whether its sums are wanted; `STORE`: how it is written.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    unsafe fn finish_tile<const SUMS: bool, const ADDS: bool>(
+    unsafe fn finish_tile<const SUMS: bool, const STORE: u8>(
         &self,
         tile: &Tile,
         block: *const f32,
@@ -84,9 +113,9 @@ impl Destination {
             // Most tiles are one whole run, whose loop is unrolled.
             if tile.skip == 0 && tile.n == ROWS && place[2] + ROWS <= self.pixels.cols {
                 let to = self.address(place, at);
-                finish_run::<SUMS, ADDS>(block, ROWS, to, self.pixels.pixel, lanes, [_mm512_setzero_ps(); 4])
+                finish_run::<SUMS, STORE>(block, ROWS, to, self.pixels.pixel, lanes, [_mm512_setzero_ps(); 4])
             } else {
-                self.finish_runs::<SUMS, ADDS>(tile, block, at, lanes)
+                self.finish_runs::<SUMS, STORE>(tile, block, at, lanes)
             }
         }
     }
@@ -94,7 +123,7 @@ impl Destination {
     /// A tile by runs of pixels of a line.
     #[inline(never)]
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    unsafe fn finish_runs<const SUMS: bool, const ADDS: bool>(
+    unsafe fn finish_runs<const SUMS: bool, const STORE: u8>(
         &self,
         tile: &Tile,
         block: *const f32,
@@ -108,7 +137,7 @@ impl Destination {
             let to = self.address([image, row, col], at);
             // SAFETY: the caller vouches for the block and the pixels.
             unsafe {
-                totals = finish_run::<SUMS, ADDS>(block.add(r * ROWS), n, to, self.pixels.pixel, lanes, totals);
+                totals = finish_run::<SUMS, STORE>(block.add(r * ROWS), n, to, self.pixels.pixel, lanes, totals);
             }
             (r, row, col) = (r + n, row + 1, 0);
             if row == self.pixels.rows {
@@ -148,7 +177,7 @@ const WIDEN: [[u16; 32]; 2] = {
 /// A run of `n` pixels, `step` numbers apart: its sums on top of `totals`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn finish_run<const SUMS: bool, const ADDS: bool>(
+unsafe fn finish_run<const SUMS: bool, const STORE: u8>(
     mut from: *const f32,
     n: usize,
     mut to: *mut u16,
@@ -157,7 +186,8 @@ unsafe fn finish_run<const SUMS: bool, const ADDS: bool>(
     mut totals: Totals,
 ) -> Totals {
     for _ in 0..n {
-        // SAFETY: the caller vouches for `n` rows of the block and as many pixels, `step` apart; masked lanes are not touched.
+        // SAFETY: the caller vouches for `n` rows of the block and as many pixels, `step` apart; masked lanes are not touched. What is
+        // streamed has whole lines.
         unsafe {
             let mut values = [_mm512_loadu_ps(from), _mm512_loadu_ps(from.add(RIGHT))];
             for half in 0..2 {
@@ -166,7 +196,7 @@ unsafe fn finish_run<const SUMS: bool, const ADDS: bool>(
                     totals[2 + half] = _mm512_fmadd_ps(values[half], values[half], totals[2 + half]);
                 }
             }
-            if ADDS {
+            if STORE == ADD {
                 let old = _mm512_maskz_loadu_epi16(lanes, to.cast());
                 for half in 0..2 {
                     let turns = _mm512_loadu_si512(WIDEN[half].as_ptr().cast());
@@ -175,7 +205,11 @@ unsafe fn finish_run<const SUMS: bool, const ADDS: bool>(
                 }
             }
             let rounded = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(values[1], values[0]));
-            _mm512_mask_storeu_epi16(to.cast(), lanes, rounded);
+            if STORE == STREAM {
+                _mm512_stream_si512(to.cast(), rounded);
+            } else {
+                _mm512_mask_storeu_epi16(to.cast(), lanes, rounded);
+            }
         }
         (from, to) = (from.wrapping_add(ROWS), to.wrapping_add(step));
     }

@@ -151,6 +151,10 @@ impl<'a, E: Copy> Images<'a, E> {
 }
 
 impl<E: Copy> Source for Images<'_, E> {
+    fn depth(&self) -> usize {
+        DEPTH
+    }
+
     fn blocks(&self) -> impl Iterator<Item = Block> {
         let [rows, cols] = self.axes;
         let groups = self.n_images.div_ceil(ROWS);

@@ -44,6 +44,10 @@ mod tests {
             (160, 288, 3, 1, 4, 4, 9),
             (32, 64, 3, 2, 6, 56, 1),
             (64, 40, 3, 2, 10, 6, 4),
+            // Filter rows, or pixels, of less than a step.
+            (3, 40, 3, 1, 5, 32, 2),
+            (3, 64, 7, 2, 12, 28, 1),
+            (16, 40, 1, 1, 6, 6, 2),
         ];
         for (cin, cout, kernel, stride, h, w, n) in shapes {
             let shape = ConvShape { input: Dims { h, w, c: cin }, cout, kernel, stride, pad: kernel / 2 };

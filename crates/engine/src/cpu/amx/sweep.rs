@@ -5,8 +5,8 @@
 //! empty; there a tile is the same pixel of sixteen images (`images.rs`), or, where images are few or large, each task first gathers its
 //! windows, one behind the other. 1×1 windows are the pixels themselves.
 //!
-//! A block is two tiles of pixels × two of channels. Narrow layers take all panels of weights for a block, whose windows then
-//! stay in the nearest cache; wide ones take all blocks for a panel, which then stays. A block's sums become pixels (`finish.rs`)
+//! A block is two tiles of pixels × two of channels. A task takes all blocks for a panel of weights, which of narrow layers then stays in the
+//! nearest cache: what comes from further away are windows alone, and neighbouring blocks share most of theirs. A block's sums become pixels (`finish.rs`)
 //! only while the next block's tiles are multiplied: if they followed their own, they would wait for the last product, fill the
 //! processor's scheduler and keep it from the next. The next task's source is asked for at the same time.
 
@@ -17,7 +17,7 @@ use super::super::sweep::{Sweep, Task, TaskShape, View};
 use super::TASK_BYTES;
 use super::finish::Destination;
 use super::images::{self, Images};
-use super::tiles::{A, B, BLOCK, C, DEPTH, PANEL, ROWS, Tiles};
+use super::tiles::{A, ASKED, B, BLOCK, C, DEPTH, PANEL, ROWS, Tiles};
 use crate::types::Write;
 use std::arch::x86_64::{_mm512_maskz_loadu_epi16, _mm512_setzero_si512, _mm512_storeu_si512};
 
@@ -30,8 +30,6 @@ const TASK_SOURCE: (usize, usize) = (1 << 17, 1 << 18);
 const STAYING: usize = 1 << 20;
 /// What a task costs beside its blocks, in blocks.
 const TASK_COST: f64 = 0.5;
-/// Most bytes of weights that are taken whole for every block.
-const NARROW: usize = 384 << 10;
 
 /// How a sweep's tiles find their windows.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -53,7 +51,8 @@ pub(super) fn task_images(sweep: &Sweep, n: usize) -> Option<usize> {
 /// How tiles find their windows otherwise.
 fn reading(sweep: &Sweep) -> Reading {
     let (cols, run) = (sweep.grid.1, sweep.kernel.1 * sweep.channels());
-    if !run.is_multiple_of(DEPTH) {
+    // A filter row is whole steps, or less than one.
+    if !run.is_multiple_of(run.min(DEPTH)) {
         return Reading::Gathered;
     }
     if sweep.kernel == (1, 1) && sweep.stride == 1 && !sweep.needs_copy() {
@@ -172,6 +171,9 @@ impl Block {
 
 /// A task's source as tiles see it.
 pub(super) trait Source {
+    /// Values of a step of the products.
+    fn depth(&self) -> usize;
+
     /// The blocks of all its pixels.
     fn blocks(&self) -> impl Iterator<Item = Block>;
 
@@ -185,8 +187,11 @@ struct Windows<'a, E> {
     pixels: Lattice,
     tiles_per_line: usize,
     n_tiles: usize,
-    /// How tiles lie in memory, without where they begin.
+    /// Values of a step.
+    depth: usize,
+    /// How tiles lie in memory, without where they begin, and the weights' `skip`.
     strides: A,
+    skip: isize,
 }
 
 impl<'a, E: Cell> Windows<'a, E> {
@@ -194,13 +199,13 @@ impl<'a, E: Cell> Windows<'a, E> {
         let (pixel, run) = (sweep.stride * sweep.channels(), sweep.kernel.1 * sweep.channels());
         let n_pixels = task.n_images * task.n_rows * sweep.grid.1;
         let one_line = |pixel| Lattice { cols: n_pixels, rows: 1, pixel, row: 0, image: 0 };
-        let in_place = A {
-            starts: [std::ptr::null(); 2],
-            row: 2 * pixel,
-            runs: sweep.kernel.0,
-            steps: run / DEPTH,
-            skip: 2 * (view.row as isize - run as isize),
+        let (depth, steps) = match reading {
+            Reading::Gathered => (DEPTH, window(sweep).0.div_ceil(DEPTH)),
+            Reading::Lines | Reading::Pixels => (run.min(DEPTH), run.div_ceil(DEPTH)),
         };
+        let behind = |values: usize| 2 * (values as isize - (steps * DEPTH) as isize);
+        let (starts, runs) = ([std::ptr::null(); 2], sweep.kernel.0);
+        let in_place = A { starts, row: 2 * pixel, runs, steps, skip: behind(view.row) };
         let (data, pixels, strides) = match reading {
             Reading::Lines => {
                 let (cols, rows, row) = (sweep.grid.1, task.n_rows, sweep.stride * view.row);
@@ -208,13 +213,13 @@ impl<'a, E: Cell> Windows<'a, E> {
             }
             Reading::Pixels => (view.data, one_line(pixel), in_place),
             Reading::Gathered => {
-                let (values, row) = window(sweep);
-                let strides = A { row: 2 * row, runs: 1, steps: values.div_ceil(DEPTH), skip: 0, ..in_place };
-                (gathered, one_line(row), strides)
+                let (_, row) = window(sweep);
+                (gathered, one_line(row), A { row: 2 * row, runs: 1, skip: 0, ..in_place })
             }
         };
         let tiles_per_line = pixels.cols.div_ceil(ROWS);
-        Self { data, tiles_per_line, n_tiles: n_pixels / pixels.cols * tiles_per_line, pixels, strides }
+        let (n_tiles, skip) = (n_pixels / pixels.cols * tiles_per_line, PANEL as isize * behind(depth * steps));
+        Self { data, pixels, tiles_per_line, n_tiles, depth, strides, skip }
     }
 
     fn tile(&self, index: usize) -> Tile {
@@ -230,6 +235,10 @@ impl<'a, E: Cell> Windows<'a, E> {
 }
 
 impl<E: Cell> Source for Windows<'_, E> {
+    fn depth(&self) -> usize {
+        self.depth
+    }
+
     fn blocks(&self) -> impl Iterator<Item = Block> {
         let tile = |index: usize| (index < self.n_tiles).then(|| self.tile(index));
         (0..self.n_tiles).step_by(2).map(move |index| Block::of(self.tile(index), tile(index + 1)))
@@ -237,7 +246,7 @@ impl<E: Cell> Source for Windows<'_, E> {
 
     fn parts(&self, block: &Block, weights: &[f32]) -> impl Iterator<Item = (A, B)> {
         let a = A { starts: block.tiles.map(|tile| tile.a), ..self.strides };
-        std::iter::once((a, B { start: weights.as_ptr().cast(), skip: 0 }))
+        std::iter::once((a, B { start: weights.as_ptr().cast(), skip: self.skip }))
     }
 }
 
@@ -293,11 +302,10 @@ unsafe fn multiply<E: Cell>(
         // SAFETY: the caller's promise.
         unsafe { sums.clear(share.panels.start * PANEL..share.panels.end * PANEL) };
     }
-    let (sweep, tiles, sums_of_block) = (job.sweep, Tiles::configure(), block.as_mut_ptr());
+    let (sweep, tiles, sums_of_block) = (job.sweep, Tiles::configure(source.depth()), block.as_mut_ptr());
     let panel_len = job.packed.len() / sweep.dst.c.div_ceil(PANEL);
     let next = sweep.task_after(job.tasks, job.n, share.task);
     let mut ahead = Ahead([Lines::of(job.x, sweep.src, sweep.stride, next.as_ref())]);
-    let asked = ahead.left().div_ceil(source.blocks().count() * share.panels.len());
     let finish = |(block, panel): (Block, usize)| {
         for (i, tile) in block.tiles.iter().enumerate().take(1 + usize::from(block.has_second)) {
             let (from, at) = (sums_of_block.wrapping_add(i * BLOCK / 2), panel * PANEL);
@@ -310,21 +318,17 @@ unsafe fn multiply<E: Cell>(
     let mut step = |block: Block, panel: usize| {
         let weights = &job.packed[panel * panel_len..][..panel_len];
         let c = C { start: sums_of_block, row: 64, right: ROWS * ROWS, down: 2 * ROWS * ROWS };
-        let meanwhile = || {
-            ahead.ask_far(asked);
-            before.into_iter().for_each(finish);
-        };
+        let steps = source.parts(&block, weights).map(|(a, _)| a.n_steps()).sum::<usize>();
+        let asked = ahead.take(ASKED * steps);
+        let meanwhile = || before.into_iter().for_each(finish);
         // SAFETY: tiles lie in the view, in its slack or in scratch; a panel has a row of cells for each step; the sums are those of four
         // tiles.
-        unsafe { tiles.multiply(source.parts(&block, weights), &c, false, meanwhile) };
+        unsafe { tiles.multiply(source.parts(&block, weights), &c, false, asked, meanwhile) };
         before = Some((block, panel));
     };
-    if size_of_val(job.packed) <= NARROW {
-        source.blocks().for_each(|block| share.panels.clone().for_each(|panel| step(block, panel)));
-    } else {
-        share.panels.clone().for_each(|panel| source.blocks().for_each(|block| step(block, panel)));
-    }
+    share.panels.clone().for_each(|panel| source.blocks().for_each(|block| step(block, panel)));
     before.into_iter().for_each(finish);
+    destination.end();
 }
 
 /// Lays the windows of a task's pixels one behind the other, zeros up to the end of their last step.

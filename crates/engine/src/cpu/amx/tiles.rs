@@ -6,14 +6,17 @@
 //!
 //! Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18.
 
+use super::super::ahead::Run;
 use std::sync::OnceLock;
 
-/// bf16 values in a tile row, and the depth of one multiplication.
+/// bf16 values in a tile row, and the most depth of one multiplication.
 pub(crate) const DEPTH: usize = 32;
 /// Rows of a tile.
 pub(crate) const ROWS: usize = 16;
 /// Columns of an accumulator pair: the width of a weight panel.
 pub(crate) const PANEL: usize = 32;
+/// Lines that each step asks for.
+pub(crate) const ASKED: usize = 4;
 /// Floats of the four accumulators.
 pub(crate) const BLOCK: usize = 4 * ROWS * ROWS;
 
@@ -45,8 +48,15 @@ fn permitted() -> bool {
     unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
 }
 
-/// Tiles configured on this thread; released when dropped, so that idle threads carry no tile state.
-pub(crate) struct Tiles(());
+/// Tiles configured on this thread, for products of a depth; released when dropped, so that idle threads carry no tile state.
+pub(crate) struct Tiles {
+    #[cfg_attr(not(test), allow(dead_code))]
+    depth: usize,
+}
+
+/// Tiles of a product's left side, and of its right side.
+const LEFT: std::ops::Range<usize> = 4..6;
+const RIGHT: std::ops::Range<usize> = 6..8;
 
 #[repr(C, align(64))]
 struct Config {
@@ -58,25 +68,30 @@ struct Config {
 }
 
 impl Tiles {
-    /// All eight tiles at their full size.
+    /// All eight tiles at their full size, but for the depth of both sides, of which a step takes `depth` values.
     ///
     /// # Panics
-    /// Where [`available`] is false.
-    pub fn configure() -> Self {
+    /// Where [`available`] is false, or the depth is no number of pairs that a tile row holds.
+    pub fn configure(depth: usize) -> Self {
+        assert!(depth > 0 && depth.is_multiple_of(2) && depth <= DEPTH, "a step of {depth} values");
         #[cfg(test)]
         if !available() {
-            return Self(());
+            return Self { depth };
         }
         assert!(available(), "AMX was asked for where there is none");
         let mut config = Config { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
         config.row_bytes[..8].fill(64);
         config.rows[..8].fill(ROWS as u8);
+        config.row_bytes[LEFT].fill(2 * depth as u16);
+        config.rows[RIGHT].fill(depth as u8 / 2);
         // SAFETY: AMX is available by the assertion; the operand is a valid 64-byte configuration.
         unsafe { std::arch::asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly)) };
-        Self(())
+        Self { depth }
     }
 
     /// `c = a · b`, or `c += a · b`, for 32 rows and 32 columns; the depth is that of all parts.
+    ///
+    /// Each step asks for [`ASKED`] of the lines `asked`, into the second cache: of what will be read next, while this is multiplied.
     ///
     /// Runs `meanwhile` behind the last multiplication and ahead of the stores: what it does need not wait for this block, so a
     /// processor that looks ahead does it while tiles are multiplied. It may still read what `c` had.
@@ -90,13 +105,14 @@ impl Tiles {
         parts: impl IntoIterator<Item = (A, B)>,
         c: &C,
         accumulate: bool,
+        asked: Run,
         meanwhile: impl FnOnce(),
     ) {
         #[cfg(test)]
         if !available() {
             meanwhile();
             // SAFETY: handed through.
-            return unsafe { emulated(parts, c, accumulate) };
+            return unsafe { emulated(self.depth, parts, c, accumulate) };
         }
         // SAFETY: the caller vouches for the addresses; a `Tiles` exists only on a configured thread.
         unsafe {
@@ -120,17 +136,24 @@ impl Tiles {
                     options(nostack, nomem)
                 );
             }
+            let (mut ask, lines) = (asked.0, asked.1 * size_of::<f32>());
             for (a, b) in parts {
                 std::arch::asm!(
                     "3:",
                     "mov {step}, {steps}",
                     "2:",
                     "tileloadd tmm4, [{a0} + {row}*1]",
+                    "prefetcht1 [{ask}]",
+                    "prefetcht1 [{ask} + {lines}]",
+                    "lea {ask}, [{ask} + 2*{lines}]",
                     "tileloadd tmm6, [{b} + {line}*1]",
                     "tdpbf16ps tmm0, tmm4, tmm6",
                     "tileloadd tmm7, [{b} + {line}*1 + 64]",
                     "tdpbf16ps tmm1, tmm4, tmm7",
                     "tileloadd tmm5, [{a1} + {row}*1]",
+                    "prefetcht1 [{ask}]",
+                    "prefetcht1 [{ask} + {lines}]",
+                    "lea {ask}, [{ask} + 2*{lines}]",
                     "tdpbf16ps tmm2, tmm5, tmm6",
                     "tdpbf16ps tmm3, tmm5, tmm7",
                     "add {a0}, 64",
@@ -153,6 +176,8 @@ impl Tiles {
                     skip_b = in(reg) b.skip,
                     row = in(reg) a.row,
                     line = in(reg) 4 * PANEL,
+                    ask = inout(reg) ask,
+                    lines = in(reg) lines,
                     options(nostack)
                 );
             }
@@ -170,7 +195,7 @@ impl Tiles {
 }
 
 /// Rows of a product's left side: 16 from each start on, `row` bytes apart. Along each row the depth runs in `runs` runs of
-/// `steps` steps of 64 bytes, with `skip` bytes from the end of one to the next.
+/// `steps` steps, 64 bytes apart, with `skip` bytes from the end of one to the next.
 #[derive(Clone, Copy)]
 pub(crate) struct A {
     pub starts: [*const u16; 2],
@@ -180,8 +205,15 @@ pub(crate) struct A {
     pub skip: isize,
 }
 
-/// A product's right side: a row of 32 pairs for each pair of depths, pair `k` of column `j` the 32-bit word `32 k + j`, with `skip`
-/// bytes from the end of one of the left side's runs to the next.
+impl A {
+    /// Steps of all runs.
+    pub fn n_steps(&self) -> usize {
+        self.runs * self.steps
+    }
+}
+
+/// A product's right side: a row of 32 pairs for each pair of depths, pair `k` of column `j` the 32-bit word `32 k + j`, steps 16 rows apart, with
+/// `skip` bytes from the end of one of the left side's runs to the next.
 #[derive(Clone, Copy)]
 pub(crate) struct B {
     pub start: *const u16,
@@ -210,7 +242,7 @@ impl Drop for Tiles {
 
 /// What [`Tiles::multiply`] does, as its definition: for tests of all that surrounds it, where there is no AMX.
 #[cfg(test)]
-unsafe fn emulated(parts: impl IntoIterator<Item = (A, B)>, c: &C, accumulate: bool) {
+unsafe fn emulated(depth: usize, parts: impl IntoIterator<Item = (A, B)>, c: &C, accumulate: bool) {
     use crate::element::{Bf16, Element};
     let parts: Vec<(A, B)> = parts.into_iter().collect();
     for (row, col) in (0..2 * ROWS).flat_map(|row| (0..PANEL).map(move |col| (row, col))) {
@@ -221,12 +253,13 @@ unsafe fn emulated(parts: impl IntoIterator<Item = (A, B)>, c: &C, accumulate: b
             for (a, b) in &parts {
                 assert!(a.runs > 0 && a.steps > 0, "a part that would never end");
                 let start = a.starts[row / ROWS].byte_add(row % ROWS * a.row);
-                let run = a.steps * DEPTH;
-                for k in 0..a.runs * run {
-                    let run_start = start.byte_offset((k / run) as isize * (2 * run as isize + a.skip));
-                    let pairs = b.start.byte_offset((k / run) as isize * b.skip);
-                    let b = Bf16(*pairs.add((k / 2 * PANEL + col) * 2 + k % 2));
-                    sum += Bf16(*run_start.add(k % run)).get() * b.get();
+                for step in 0..a.runs * a.steps {
+                    let (run, at) = ((step / a.steps) as isize, step * DEPTH);
+                    let (left, right) = (start.byte_offset(run * a.skip).add(at), b.start.byte_offset(run * b.skip));
+                    for k in 0..depth {
+                        let b = Bf16(*right.add(((at + k) / 2 * PANEL + col) * 2 + k % 2));
+                        sum += Bf16(*left.add(k)).get() * b.get();
+                    }
                 }
             }
             *c.start.add(to) = sum;

@@ -10,12 +10,13 @@ use super::super::super::sweep::{Sweep, Task};
 use super::super::TASK_BYTES;
 use super::super::images::{Axis, saves};
 use super::super::tiles::{A, B, C, DEPTH, PANEL, ROWS, Tiles};
-use super::POSITIONS;
 use super::squares::{store_pair, turn_pixels};
 use crate::types::{Dims, Write};
 use std::arch::x86_64::{_mm512_loadu_si512, _mm512_setzero_si512};
 use std::ops::Range;
 
+/// Most positions of a task.
+const POSITIONS: usize = 2048;
 /// Most groups of 32 images in a task.
 const GROUPS: usize = 2;
 /// Most steps of a piece of whole lines: a panel's turned gradients stay in the nearest cache for all taps.
@@ -80,17 +81,18 @@ pub(super) fn scratch_len(sweep: &Sweep) -> usize {
 pub(super) unsafe fn weight_gradient<E: Cell>(
     job: &Job<E>,
     blocks: &Blocks,
-    task: &Task,
+    index: usize,
     scratch: &mut [E],
     to: Target,
 ) {
+    let task = &job.sweep.task(job.tasks, job.n, index);
     let (sweep, axes, together) = (job.sweep, Axis::of(job.sweep), n_taps(job.sweep));
     let plan = Plan::of(sweep, task.n_images.div_ceil(DEPTH));
     let (turned, woven) = scratch.split_at_mut(plan.turned_len);
     let woven = &mut woven[..plan.woven_len];
     // SAFETY: the caller's promise.
     unsafe { turn(job, &plan, task, to.panels.clone(), turned) };
-    let tiles = Tiles::configure();
+    let tiles = Tiles::configure(DEPTH);
     assert!(to.blocks.start.is_multiple_of(together) && to.blocks.end.is_multiple_of(together), "a share has all taps");
     let (lines, band) = (sweep.grid.0, (PIECE / (sweep.grid.1 * plan.groups)).max(1));
     for group in to.blocks.clone().step_by(together) {
@@ -108,7 +110,7 @@ pub(super) unsafe fn weight_gradient<E: Cell>(
                 let dw = to.dw.wrapping_add((group - to.blocks.start + block) * blocks.len + panel * PANEL * PANEL);
                 let c = C { start: dw, row: 4 * PANEL, right: ROWS, down: ROWS * PANEL };
                 // SAFETY: both sides hold all positions of the lines; a panel of a block is 32 × 32 floats.
-                unsafe { tiles.multiply(both, &c, adds, || ()) };
+                unsafe { tiles.multiply(both, &c, adds, (dw, 0), || ()) };
             }
         }
     }

@@ -7,17 +7,19 @@
 //! Positions are taken in pieces that leave both sides' 32 rows in the nearest cache; the sums of a piece go to memory and
 //! come back for the next.
 
+use super::super::super::ahead::{Ahead, Lines};
 use super::super::super::cell::Cell;
 use super::super::super::gradient::{Job, Target};
 use super::super::super::layout::Blocks;
 use super::super::super::sweep::{Sweep, Task, TaskShape};
-use super::super::tiles::{A, B, C, DEPTH, PANEL, ROWS, Tiles};
-use super::POSITIONS;
+use super::super::tiles::{A, ASKED, B, C, DEPTH, PANEL, ROWS, Tiles};
 use super::squares::{store_pair, turn_pixels};
 use crate::types::{Dims, Write};
 use std::arch::x86_64::{__m512i, _mm512_maskz_loadu_epi16, _mm512_setzero_si512};
 use std::ops::Range;
 
+/// Most positions of a task: this one's maps and the next one's are in the second cache.
+const POSITIONS: usize = 1024;
 /// Most bytes of a task's gradients and of a plane, both as tiles read them.
 const TASK_BYTES: usize = 704 << 10;
 /// Most steps of 32 positions in a piece.
@@ -54,6 +56,11 @@ impl Plan {
         let turned_row = ((runs * run_len / DEPTH) | 1) * DEPTH;
         let n_planes = if by_row { kh } else { s.min(kh) };
         Self { by_row, images, n_planes, plane_rows, plane_len, runs, run_len, turned_row }
+    }
+
+    /// Lines of the planes.
+    fn n_lines(&self) -> usize {
+        self.n_planes * self.images * self.plane_rows
     }
 
     /// Values of the planes of 32 inputs.
@@ -106,7 +113,7 @@ pub(super) fn tasks(sweep: &Sweep) -> TaskShape {
 pub(super) fn scratch_len(sweep: &Sweep) -> usize {
     let (images, rows) = tasks(sweep);
     let plan = Plan::of(sweep, images, rows);
-    (plan.planes_len() + plan.turned_len(sweep.dst.c)) / 2
+    (2 * plan.planes_len() + plan.turned_len(sweep.dst.c)) / 2
 }
 
 /// Computes a task's part of some blocks of the weight gradient.
@@ -117,22 +124,36 @@ pub(super) fn scratch_len(sweep: &Sweep) -> usize {
 pub(super) unsafe fn weight_gradient<E: Cell>(
     job: &Job<E>,
     blocks: &Blocks,
-    task: &Task,
+    index: usize,
     scratch: &mut [E],
     to: Target,
 ) {
+    let (task, next_task) = (&job.sweep.task(job.tasks, job.n, index), job.sweep.task_after(job.tasks, job.n, index));
     let (sweep, kh, Range { start, end }) = (job.sweep, job.sweep.kernel.0, to.blocks);
     assert!(start.is_multiple_of(kh) && end.is_multiple_of(kh), "a share has all filter rows of its inputs");
     let plan = Plan::of(sweep, task.n_images, task.n_rows);
-    let (planes, turned) = scratch.split_at_mut(plan.planes_len());
+    let (planes, turned) = scratch.split_at_mut(2 * plan.planes_len());
+    let (mut planes, mut next) = planes.split_at_mut(plan.planes_len());
     let turned = &mut turned[..plan.turned_len(sweep.dst.c)];
-    // SAFETY: the caller's promise.
-    unsafe { turn(job, &plan, task, to.panels.clone(), turned) };
-    let tiles = Tiles::configure();
     let plane_gap = plan.plane_rows * sweep.grid.1;
+    // Who has but some of the inputs reads few of their lines.
+    let next_inputs = next_task.as_ref().filter(|_| end - start == blocks.n);
+    let mut ahead = Ahead([
+        Lines::of(job.dy, sweep.dst, 1, next_task.as_ref()),
+        Lines::of(job.x, sweep.src, sweep.stride, next_inputs),
+    ]);
+    // What is woven while the inputs before are multiplied, so many lines at a time.
+    let products = plan.pieces(sweep).count() * kh * to.panels.len();
+    let lines = plan.n_lines().div_ceil(products);
+    // SAFETY: the caller's promise.
+    unsafe {
+        turn(job, &plan, task, to.panels.clone(), turned);
+        Weaving::of(job, &plan, task, blocks.input(start), planes).lines(plan.n_lines());
+    }
+    let tiles = Tiles::configure(DEPTH);
     for group in (start..end).step_by(kh) {
-        // SAFETY: the caller's promise.
-        unsafe { weave_planes(job, &plan, task, blocks.input(group), planes) };
+        let is_last = group + kh == end;
+        let mut weaving = (!is_last).then(|| Weaving::of(job, &plan, task, blocks.input(group + kh), next));
         for (piece, (from, plane_from, runs, steps)) in plan.pieces(sweep).enumerate() {
             let adds = piece > 0 || to.write == Write::Add;
             for a in 0..kh {
@@ -150,11 +171,18 @@ pub(super) unsafe fn weight_gradient<E: Cell>(
                     let a = A { starts, row: 2 * plan.turned_row, runs, steps, skip: 0 };
                     let dw = dw.wrapping_add(panel * PANEL * PANEL);
                     let c = C { start: dw, row: 4 * PANEL, right: ROWS, down: ROWS * PANEL };
+                    let weave = || {
+                        if let Some(weaving) = &mut weaving {
+                            // SAFETY: the caller's promise.
+                            unsafe { weaving.lines(lines) };
+                        }
+                    };
                     // SAFETY: both sides hold all positions of the piece by the assertions; a panel of a block is 32 × 32 floats.
-                    unsafe { tiles.multiply([(a, b)], &c, adds, || ()) };
+                    unsafe { tiles.multiply([(a, b)], &c, adds, ahead.take(ASKED * a.n_steps()), weave) };
                 }
             }
         }
+        (planes, next) = (next, planes);
     }
 }
 
@@ -175,29 +203,56 @@ unsafe fn turn<E: Cell>(job: &Job<E>, plan: &Plan, task: &Task, panels: Range<us
 }
 
 /// Weaves the pixels of inputs `input..input + 32` of the filter rows into planes, zeros where no pixel or input is.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-unsafe fn weave_planes<E: Cell>(job: &Job<E>, plan: &Plan, task: &Task, input: usize, planes: &mut [E]) {
-    let (sweep, Dims { h, w, c }) = (job.sweep, job.sweep.src);
-    let n = PANEL.min(sweep.kernel.1 * c - input);
-    let first = input as isize - sweep.pad.1 * c as isize;
-    for (plane, out) in planes.chunks_exact_mut(plan.plane_len * PANEL).enumerate() {
-        let mut weaver = Weaver { out, waiting: None };
-        for image in 0..plan.images {
-            let pixels = &job.x[(task.image + image) * sweep.src.len()..][..sweep.src.len()];
-            for row in 0..plan.plane_rows {
-                let y = ((task.row + row) * sweep.stride + plane) as isize - sweep.pad.0;
-                let line = if y >= 0 && y < h as isize { &pixels[y as usize * w * c..][..w * c] } else { &[] };
+struct Weaving<'a, 'b, E> {
+    job: &'a Job<'a, E>,
+    plan: &'a Plan,
+    task: &'a Task,
+    /// Where a line's first position begins, from the line's start on, and its inputs.
+    first: isize,
+    n: usize,
+    weaver: Weaver<'b, E>,
+    /// The plane, image and row of the next line.
+    next: [usize; 3],
+}
+
+impl<'a, 'b, E: Cell> Weaving<'a, 'b, E> {
+    fn of(job: &'a Job<'a, E>, plan: &'a Plan, task: &'a Task, input: usize, planes: &'b mut [E]) -> Self {
+        let (sweep, c) = (job.sweep, job.sweep.src.c);
+        let n = PANEL.min(sweep.kernel.1 * c - input);
+        let first = input as isize - sweep.pad.1 * c as isize;
+        Self { job, plan, task, first, n, weaver: Weaver { out: planes, waiting: None }, next: [0; 3] }
+    }
+
+    /// Weaves the next `n` lines, of those that are left.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+    unsafe fn lines(&mut self, n: usize) {
+        let (sweep, Dims { h, w, c }) = (self.job.sweep, self.job.sweep.src);
+        for _ in 0..n {
+            let [plane, image, row] = self.next;
+            if plane == self.plan.n_planes {
+                return;
+            }
+            let pixels = &self.job.x[(self.task.image + image) * sweep.src.len()..][..sweep.src.len()];
+            let y = ((self.task.row + row) * sweep.stride + plane) as isize - sweep.pad.0;
+            let line = if y >= 0 && y < h as isize { &pixels[y as usize * w * c..][..w * c] } else { &[] };
+            // SAFETY: the caller's promise.
+            unsafe { self.weaver.line(line, self.first, self.n, sweep.stride * c, sweep.grid.1) };
+            self.next = [plane, image, row + 1];
+            if row + 1 == self.plan.plane_rows {
+                self.next = [plane, image + 1, 0];
+            }
+            if self.next[1] == self.plan.images {
+                self.next = [plane + 1, 0, 0];
                 // SAFETY: the caller's promise.
-                unsafe { weaver.line(line, first, n, sweep.stride * c, sweep.grid.1) };
+                unsafe { self.weaver.end(self.plan.plane_len * PANEL) };
             }
         }
-        // SAFETY: the caller's promise.
-        unsafe { weaver.end() };
     }
 }
 
 /// Writes pairs of positions: the first 16 columns are those of even inputs, so that weaving takes a shift and a blend.
 struct Weaver<'a, E> {
+    /// What is not written yet.
     out: &'a mut [E],
     /// The first position of a pair that spans two lines.
     waiting: Option<__m512i>,
@@ -251,16 +306,19 @@ impl<E: Cell> Weaver<'_, E> {
         here.as_mut_ptr().cast()
     }
 
-    /// Zeros behind the last position.
+    /// Zeros behind the last position of a plane, planes being of `len` values.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn end(&mut self) {
+    unsafe fn end(&mut self, len: usize) {
         if let Some(waiting) = self.waiting.take() {
             let to = self.pairs(1);
             // SAFETY: `to` holds a pair.
             unsafe { store_pair(to, waiting, _mm512_setzero_si512()) };
         }
-        self.out.fill(E::default());
+        let left = self.out.len() % len;
+        let (rest, out) = std::mem::take(&mut self.out).split_at_mut(left);
+        rest.fill(E::default());
+        self.out = out;
     }
 }
 

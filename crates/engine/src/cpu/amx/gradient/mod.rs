@@ -19,9 +19,6 @@ use std::arch::x86_64::{
     _mm512_add_ps, _mm512_loadu_ps, _mm512_mask_storeu_ps, _mm512_permutex2var_ps, _mm512_setr_epi32, _mm512_setzero_ps,
 };
 
-/// Most positions of a task.
-const POSITIONS: usize = 2048;
-
 /// The tasks of the weight gradient of a forward sweep of `n` images.
 pub(crate) fn tasks(sweep: &Sweep, n: usize) -> TaskShape {
     match images::task_images(sweep, n) {
@@ -68,12 +65,12 @@ pub(crate) unsafe fn weight_gradient<E: Cell>(
     assert_eq!(size_of::<E>(), 2);
     let (sweep, end) = (job.sweep, to.blocks.end);
     assert!(end <= blocks.n && to.panels.end * PANEL * PANEL <= blocks.len, "blocks and panels exist");
-    let (task, scratch) = (sweep.task(job.tasks, job.n, index), E::of_scratch(scratch));
+    let scratch = E::of_scratch(scratch);
     // SAFETY: the caller's promises.
     unsafe {
         match images::task_images(sweep, job.n) {
-            Some(_) => images::weight_gradient(job, blocks, &task, scratch, to),
-            None => lines::weight_gradient(job, blocks, &task, scratch, to),
+            Some(_) => images::weight_gradient(job, blocks, index, scratch, to),
+            None => lines::weight_gradient(job, blocks, index, scratch, to),
         }
     }
 }
