@@ -24,7 +24,7 @@ use std::arch::x86_64::{_mm512_maskz_loadu_epi16, _mm512_setzero_si512, _mm512_s
 /// Most bytes of a task's gathered windows where the weights stay in the second cache as well.
 const BESIDE_WEIGHTS: usize = 768 << 10;
 /// Most pixels of a task, and most cells of its source, which is more if it is not copied.
-const TASK_PIXELS: usize = 384;
+const TASK_PIXELS: usize = 1024;
 const TASK_SOURCE: (usize, usize) = (1 << 17, 1 << 18);
 /// Most bytes of weights that stay in the second cache.
 const STAYING: usize = 1 << 20;
@@ -382,10 +382,11 @@ mod tests {
             let sweep = Sweep { src, dst, grid, first, step: 1, kernel, stride: 1, pad, per_cell, widens };
             tasks_of_pixels(&sweep)
         };
-        assert_eq!(tasks(64, 64, 3, 32), (1, 12));
+        assert_eq!(tasks(64, 64, 3, 32), (1, 32));
+        assert_eq!(tasks(64, 64, 3, 56), (1, 18), "18, 18, 18 and 2 lines");
         assert_eq!(tasks(512, 512, 3, 4), (8, 4), "128 pixels, not 144");
         assert_eq!(tasks(512, 512, 3, 7), (3, 7), "147 pixels in 5 blocks");
         assert_eq!(tasks(2048, 512, 1, 7), (5, 7), "245 pixels in 8 blocks");
-        assert_eq!(tasks(128, 512, 1, 28), (1, 10), "9, 9 and 7 blocks");
+        assert_eq!(tasks(256, 64, 1, 56), (1, 16), "28, 28, 28 and 14 blocks");
     }
 }
