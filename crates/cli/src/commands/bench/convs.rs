@@ -195,7 +195,7 @@ impl Report for ConvsReport {
         }
         let n = setup.config.train.batch_size;
         let against = self.command.as_ref().map_or_else(String::new, |command| format!("; ratios to {command}"));
-        let explained = explained(self.rows.iter().flat_map(|row| row.rates()).map(|rate| rate / peak));
+        let explained = explained(unit, self.rows.iter().flat_map(|row| row.rates()).map(|rate| rate / peak));
         let pruned =
             if self.pruned > 0.0 { format!(", {} of their weights pruned", self.pruned) } else { String::new() };
         Ok(format!("GFLOP/s at {n} images{pruned}, beside the {unit} peak{against}\n\n{}{explained}", table.to_text()))

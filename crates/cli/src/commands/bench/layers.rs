@@ -126,7 +126,7 @@ impl Report for LayersReport {
             self.n_steps,
             self.table(setup).to_text(),
             self.totals(setup),
-            explained(shares)
+            explained(setup.unit().0, shares)
         ))
     }
 }

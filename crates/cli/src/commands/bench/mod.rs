@@ -79,14 +79,17 @@ trait Report {
     fn text(&self, setup: &Setup) -> anyhow::Result<String>;
 }
 
-/// A line that says how a rate can lie above the peak, if one of these shares of it does.
-fn explained(shares: impl IntoIterator<Item = f64>) -> &'static str {
+/// A line that says how a rate can lie above the peak of a unit, if one of these shares of it does.
+fn explained(unit: &str, shares: impl IntoIterator<Item = f64>) -> &'static str {
     let is_above = shares.into_iter().any(|share| share > 1.0);
-    if is_above {
+    if !is_above {
+        ""
+    } else if unit == "amx" {
+        "GFLOP/s count direct multiplications of all weights, also by the padding of small maps, which are left out; and the peak is that of operands \
+         from the second cache: a rate can exceed it.\n"
+    } else {
         "GFLOP/s count direct multiplications of all weights. Most 3 × 3 convolutions take a quarter of these, pruned ones of few weights only their \
          own: a rate can exceed the peak.\n"
-    } else {
-        ""
     }
 }
 

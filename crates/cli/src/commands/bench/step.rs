@@ -126,7 +126,7 @@ impl Report for StepReport {
             100.0 * gflops / peak,
             self.bytes_held as f64 / 1e9
         );
-        text += explained([gflops / peak]);
+        text += explained(unit, [gflops / peak]);
         if let Some(contest) = &self.contest {
             text += &contest.text();
         }

@@ -23,7 +23,7 @@ use std::arch::x86_64::{_mm512_maskz_loadu_epi16, _mm512_setzero_si512, _mm512_s
 
 /// Most bytes of a task's gathered windows where the weights stay in the second cache as well.
 const BESIDE_WEIGHTS: usize = 768 << 10;
-/// Most pixels of a task, and most cells of its source, which is more if it is not copied.
+/// Most pixels of a task (an image of 32 × 32), and most cells of its source, which is more if it is not copied.
 const TASK_PIXELS: usize = 1024;
 const TASK_SOURCE: (usize, usize) = (1 << 17, 1 << 18);
 /// Most bytes of weights that stay in the second cache.

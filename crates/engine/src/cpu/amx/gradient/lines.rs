@@ -5,7 +5,7 @@
 //! it meets.
 //!
 //! Positions are taken in pieces that leave both sides' 32 rows in the nearest cache; the sums of a piece go to memory and
-//! come back for the next.
+//! come back for the next. While some inputs are multiplied, the next ones are woven, and the next task's maps are asked for.
 
 use super::super::super::ahead::{Ahead, Lines};
 use super::super::super::cell::Cell;
@@ -78,9 +78,8 @@ impl Plan {
         if self.by_row { (a, 0) } else { (a % sweep.stride, a / sweep.stride * sweep.grid.1) }
     }
 
-    /// Pieces of the positions: where each begins in the turned gradients and in a plane, how many runs it has, and steps of
-    /// each.
-    fn pieces(&self, sweep: &Sweep) -> impl Iterator<Item = (usize, usize, usize, usize)> {
+    /// Pieces of the positions.
+    fn pieces(&self, sweep: &Sweep) -> impl Iterator<Item = Piece> {
         let steps = self.run_len / DEPTH;
         let together = (PIECE / steps).max(1);
         let parts = steps.div_ceil(PIECE);
@@ -89,10 +88,33 @@ impl Plan {
             (0..parts).map(move |part| {
                 let (from, to) = (steps * part / parts, steps * (part + 1) / parts);
                 let n = together.min(runs - run);
-                (run * run_len + from * DEPTH, run * plane_run + from * DEPTH, n, to - from)
+                Piece { turned: run * run_len + from * DEPTH, woven: run * plane_run + from * DEPTH, runs: n, steps: to - from }
             })
         })
     }
+
+    /// Both sides of a filter row's products at a piece: a panel's turned gradients and woven inputs.
+    fn sides<E>(&self, sweep: &Sweep, piece: Piece, a: usize, turned: &[E], planes: &[E]) -> (A, B) {
+        let Piece { runs, steps, .. } = piece;
+        let ((plane, offset), gap) = (self.filter_row(sweep, a), self.plane_rows * sweep.grid.1);
+        let plane = &planes[plane * self.plane_len * PANEL..][..self.plane_len * PANEL];
+        let (rows, inputs) = (&turned[piece.turned..], &plane[(offset + piece.woven) * PANEL..]);
+        assert!(inputs.len() >= ((runs - 1) * gap + steps * DEPTH) * PANEL);
+        assert!(rows.len() >= (PANEL - 1) * self.turned_row + runs * steps * DEPTH);
+        let starts = [rows.as_ptr().cast(), rows[ROWS * self.turned_row..].as_ptr().cast()];
+        let skip = if runs > 1 { 2 * PANEL as isize * (gap as isize - self.run_len as isize) } else { 0 };
+        let left = A { starts, row: 2 * self.turned_row, runs, steps, skip: 0 };
+        (left, B { start: inputs.as_ptr().cast(), skip })
+    }
+}
+
+/// Some steps of the positions: where they begin in the turned gradients and in a plane, how many runs they have, and steps of each.
+#[derive(Clone, Copy)]
+struct Piece {
+    turned: usize,
+    woven: usize,
+    runs: usize,
+    steps: usize,
 }
 
 /// The tasks of the weight gradient of a forward sweep.
@@ -135,7 +157,6 @@ pub(super) unsafe fn weight_gradient<E: Cell>(
     let (planes, turned) = scratch.split_at_mut(2 * plan.planes_len());
     let (mut planes, mut next) = planes.split_at_mut(plan.planes_len());
     let turned = &mut turned[..plan.turned_len(sweep.dst.c)];
-    let plane_gap = plan.plane_rows * sweep.grid.1;
     // Who has but some of the inputs reads few of their lines.
     let next_inputs = next_task.as_ref().filter(|_| end - start == blocks.n);
     let mut ahead = Ahead([
@@ -154,32 +175,22 @@ pub(super) unsafe fn weight_gradient<E: Cell>(
     for group in (start..end).step_by(kh) {
         let is_last = group + kh == end;
         let mut weaving = (!is_last).then(|| Weaving::of(job, &plan, task, blocks.input(group + kh), next));
-        for (piece, (from, plane_from, runs, steps)) in plan.pieces(sweep).enumerate() {
-            let adds = piece > 0 || to.write == Write::Add;
-            for a in 0..kh {
-                let dw = to.dw.wrapping_add((group - start + a) * blocks.len);
-                let (plane, offset) = plan.filter_row(sweep, a);
-                let plane = &planes[plane * plan.plane_len * PANEL..][..plan.plane_len * PANEL];
-                let inputs = &plane[(offset + plane_from) * PANEL..];
-                assert!(inputs.len() >= ((runs - 1) * plane_gap + steps * DEPTH) * PANEL);
-                let skip = if runs > 1 { 2 * PANEL as isize * (plane_gap as isize - plan.run_len as isize) } else { 0 };
-                let b = B { start: inputs.as_ptr().cast(), skip };
-                for panel in to.panels.clone() {
-                    let rows = &turned[panel * PANEL * plan.turned_row + from..];
-                    assert!(rows.len() >= (PANEL - 1) * plan.turned_row + runs * steps * DEPTH);
-                    let starts = [rows.as_ptr().cast(), rows[ROWS * plan.turned_row..].as_ptr().cast()];
-                    let a = A { starts, row: 2 * plan.turned_row, runs, steps, skip: 0 };
-                    let dw = dw.wrapping_add(panel * PANEL * PANEL);
-                    let c = C { start: dw, row: 4 * PANEL, right: ROWS, down: ROWS * PANEL };
-                    let weave = || {
-                        if let Some(weaving) = &mut weaving {
-                            // SAFETY: the caller's promise.
-                            unsafe { weaving.lines(lines) };
-                        }
-                    };
-                    // SAFETY: both sides hold all positions of the piece by the assertions; a panel of a block is 32 × 32 floats.
-                    unsafe { tiles.multiply([(a, b)], &c, adds, ahead.take(ASKED * a.n_steps()), weave) };
-                }
+        for (i, piece) in plan.pieces(sweep).enumerate() {
+            let adds = i > 0 || to.write == Write::Add;
+            for (a, panel) in (0..kh).flat_map(|a| to.panels.clone().map(move |panel| (a, panel))) {
+                let turned = &turned[panel * PANEL * plan.turned_row..][..PANEL * plan.turned_row];
+                let (left, right) = plan.sides(sweep, piece, a, turned, planes);
+                let dw = to.dw.wrapping_add((group - start + a) * blocks.len + panel * PANEL * PANEL);
+                let c = C { start: dw, row: 4 * PANEL, right: ROWS, down: ROWS * PANEL };
+                let weave = || {
+                    if let Some(weaving) = &mut weaving {
+                        // SAFETY: the caller's promise.
+                        unsafe { weaving.lines(lines) };
+                    }
+                };
+                let asked = ahead.take(ASKED * left.n_steps());
+                // SAFETY: both sides hold all positions of the piece; a panel of a block is 32 × 32 floats.
+                unsafe { tiles.multiply([(left, right)], &c, adds, asked, weave) };
             }
         }
         (planes, next) = (next, planes);
