@@ -88,7 +88,12 @@ impl Plan {
             (0..parts).map(move |part| {
                 let (from, to) = (steps * part / parts, steps * (part + 1) / parts);
                 let n = together.min(runs - run);
-                Piece { turned: run * run_len + from * DEPTH, woven: run * plane_run + from * DEPTH, runs: n, steps: to - from }
+                Piece {
+                    turned: run * run_len + from * DEPTH,
+                    woven: run * plane_run + from * DEPTH,
+                    runs: n,
+                    steps: to - from,
+                }
             })
         })
     }
