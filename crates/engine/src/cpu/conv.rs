@@ -241,8 +241,12 @@ pub(super) mod testing {
         let (team, mut held) = (Team::new(N).unwrap(), 0);
         let scratch = &mut [(); N].map(|()| Buffer::zeroed(conv.scratch_len(used), "scratch", &mut held).unwrap());
         let partial = &mut vec![0.0; conv.partial_len(n, N, used)];
-        let map = |dims: Dims, seed: usize| -> Vec<Bf16> {
-            numbers(n * dims.len() + slack(dims), seed).into_iter().map(Bf16::of).collect()
+        // Aligned as an engine's maps are: whole cache lines may be written otherwise than parts.
+        let map = |dims: Dims, seed: usize| {
+            let numbers = numbers(n * dims.len() + slack(dims), seed);
+            let mut map = Buffer::zeroed(numbers.len(), "a map", &mut 0).unwrap();
+            map.iter_mut().zip(numbers).for_each(|(to, number)| *to = Bf16::of(number));
+            map
         };
         let mask: Vec<u8> = numbers(shape.n_weights(), 9).iter().map(|&v| u8::from(v > 0.0)).collect();
         let weights = numbers(shape.n_weights(), 1);

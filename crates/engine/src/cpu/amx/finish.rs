@@ -1,8 +1,8 @@
 //! What becomes of a block's sums: rounded to bf16, they are pixels of the destination.
 //!
 //! A block of two steps is multiplied in 128 cycles, so finishing it should take few instructions: they share the processor's
-//! window with those that multiply the next one. A pixel's 32 channels are one store; where they are a cache line of a map that no cache will
-//! hold until it is read, it goes past the caches, which would first read what it overwrites. Pixels are taken in runs that lie
+//! window with those that multiply the next one. A pixel's 32 channels are one store; where they are a cache line of a map that is too large
+//! to be found in a near cache later, it goes past the caches, which would first read what it overwrites. Pixels are taken in runs that lie
 //! equally far apart in the destination; mostly a tile is one, for where nothing lies between a task's lines, they are one line.
 
 use super::super::correlate::{Job, Sums};

@@ -48,6 +48,7 @@ mod tests {
             (3, 40, 3, 1, 5, 32, 2),
             (3, 64, 7, 2, 12, 28, 1),
             (16, 40, 1, 1, 6, 6, 2),
+            (16, 40, 1, 2, 4, 32, 1),
         ];
         for (cin, cout, kernel, stride, h, w, n) in shapes {
             let shape = ConvShape { input: Dims { h, w, c: cin }, cout, kernel, stride, pad: kernel / 2 };

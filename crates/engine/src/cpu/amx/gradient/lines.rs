@@ -20,7 +20,7 @@ use std::ops::Range;
 
 /// Most positions of a task: this one's maps and the next one's are in the second cache.
 const POSITIONS: usize = 1024;
-/// Most bytes of a task's gradients and of a plane, both as tiles read them.
+/// Most bytes of a task's gradients and of the planes of 32 inputs, both as tiles read them; the next inputs' planes come on top.
 const TASK_BYTES: usize = 704 << 10;
 /// Most steps of 32 positions in a piece.
 const PIECE: usize = 10;
