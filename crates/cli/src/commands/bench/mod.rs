@@ -85,8 +85,8 @@ fn explained(unit: &str, shares: impl IntoIterator<Item = f64>) -> &'static str 
     if !is_above {
         ""
     } else if unit == "amx" {
-        "GFLOP/s count direct multiplications of all weights, also by the padding of small maps, which are left out; and the peak is that of operands \
-         from the second cache: a rate can exceed it.\n"
+        "GFLOP/s count direct multiplications of all weights, also those that are left out: by the padding of small maps, and of pruned \
+         weights where few are kept. And the peak is that of operands from the second cache: a rate can exceed it.\n"
     } else {
         "GFLOP/s count direct multiplications of all weights. Most 3 × 3 convolutions take a quarter of these, pruned ones of few weights only their \
          own: a rate can exceed the peak.\n"

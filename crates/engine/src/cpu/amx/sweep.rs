@@ -8,7 +8,7 @@
 //! A block is two tiles of pixels × two of channels. A task takes all blocks for a panel of weights, which of narrow layers then stays in the
 //! nearest cache: what comes from further away are windows alone, and neighbouring blocks share most of theirs. A block's sums become pixels (`finish.rs`)
 //! only while the next block's tiles are multiplied: if they followed their own, they would wait for the last product, fill the
-//! processor's scheduler and keep it from the next. The next task's source is asked for at the same time.
+//! processor's scheduler and keep it from the next. Of the next task's source so much is asked for as steps allow.
 
 use super::super::ahead::{Ahead, Lines};
 use super::super::cell::Cell;

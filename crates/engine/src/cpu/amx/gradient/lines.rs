@@ -5,7 +5,7 @@
 //! it meets.
 //!
 //! Positions are taken in pieces that leave both sides' 32 rows in the nearest cache; the sums of a piece go to memory and
-//! come back for the next. While some inputs are multiplied, the next ones are woven, and the next task's maps are asked for.
+//! come back for the next. While some inputs are multiplied, the next ones are woven, and of the next task's maps so much is asked for as steps allow.
 
 use super::super::super::ahead::{Ahead, Lines};
 use super::super::super::cell::Cell;
