@@ -2,7 +2,8 @@
 //!
 //! A block of two steps is multiplied in 128 cycles, so finishing it should take few instructions: they share the processor's
 //! window with those that multiply the next one. A pixel's 32 channels are one store; where they are a cache line of a map that is too large
-//! to be found in a near cache later, it goes past the caches, which would first read what it overwrites. Pixels are taken in runs that lie
+//! to be found in a near cache later, it goes past the caches, which would first read what it overwrites. What is added to has been asked for some
+//! blocks before. Pixels are taken in runs that lie
 //! equally far apart in the destination; mostly a tile is one, for where nothing lies between a task's lines, they are one line.
 
 use super::super::correlate::{Job, Sums};
@@ -11,10 +12,10 @@ use super::sweep::{Lattice, Tile, divide};
 use super::tiles::{PANEL, ROWS};
 use crate::types::Write;
 use std::arch::x86_64::{
-    __m512, __m512bh, __m512i, __mmask32, _mm_sfence, _mm512_add_ps, _mm512_castsi512_ps, _mm512_cvtne2ps_pbh,
-    _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_storeu_epi16, _mm512_mask_storeu_ps,
-    _mm512_maskz_loadu_epi16, _mm512_maskz_loadu_ps, _mm512_maskz_permutexvar_epi16, _mm512_setzero_ps,
-    _mm512_stream_si512,
+    __m512, __m512bh, __m512i, __mmask32, _MM_HINT_T1, _mm_prefetch, _mm_sfence, _mm512_add_ps, _mm512_castsi512_ps,
+    _mm512_cvtne2ps_pbh, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_storeu_epi16,
+    _mm512_mask_storeu_ps, _mm512_maskz_loadu_epi16, _mm512_maskz_loadu_ps, _mm512_maskz_permutexvar_epi16,
+    _mm512_setzero_ps, _mm512_stream_si512,
 };
 
 /// Floats from a pixel's first 16 channels to its other 16, in a block.
@@ -35,7 +36,12 @@ pub(super) struct Destination {
     /// Channels of a pixel.
     c: usize,
     store: u8,
+    /// From a pixel to the one that is asked for meanwhile, if it is added to.
+    ahead: usize,
 }
+
+/// Pixels from one that is added to, to the one that is asked for meanwhile, about.
+const AHEAD: usize = 64;
 
 impl Destination {
     pub fn of<E>(job: &Job<E>, task: &Task) -> Self {
@@ -56,7 +62,7 @@ impl Destination {
             Write::Set if whole_lines && 2 * job.n * dst.len() >= STREAMED => STREAM,
             Write::Set => SET,
         };
-        Self { first: job.y.wrapping_add(at).cast(), pixels, c: dst.c, store }
+        Self { first: job.y.wrapping_add(at).cast(), ahead: pixels.ahead(AHEAD), pixels, c: dst.c, store }
     }
 
     /// Those of a task whose images lie side by side: a line is the same pixel of all images.
@@ -64,7 +70,7 @@ impl Destination {
         let (Sweep { dst, step, grid, .. }, by_pixels) = (job.sweep, Self::of(job, task));
         let (row, image) = (step * dst.c, step * dst.w * dst.c);
         let pixels = Lattice { cols: task.n_images, rows: grid.1, pixel: dst.len(), row, image };
-        Self { pixels, ..by_pixels }
+        Self { ahead: pixels.ahead(AHEAD), pixels, ..by_pixels }
     }
 
     /// Rounds a tile's sums into the destination, channels from `at` on, and adds them to the channel sums, if given.
@@ -113,7 +119,7 @@ impl Destination {
             // Most tiles are one whole run, whose loop is unrolled.
             if tile.skip == 0 && tile.n == ROWS && place[2] + ROWS <= self.pixels.cols {
                 let to = self.address(place, at);
-                finish_run::<SUMS, STORE>(block, ROWS, to, self.pixels.pixel, lanes, [_mm512_setzero_ps(); 4])
+                finish_run::<SUMS, STORE>(block, ROWS, to, self.steps(), lanes, [_mm512_setzero_ps(); 4])
             } else {
                 self.finish_runs::<SUMS, STORE>(tile, block, at, lanes)
             }
@@ -137,7 +143,7 @@ impl Destination {
             let to = self.address([image, row, col], at);
             // SAFETY: the caller vouches for the block and the pixels.
             unsafe {
-                totals = finish_run::<SUMS, STORE>(block.add(r * ROWS), n, to, self.pixels.pixel, lanes, totals);
+                totals = finish_run::<SUMS, STORE>(block.add(r * ROWS), n, to, self.steps(), lanes, totals);
             }
             (r, row, col) = (r + n, row + 1, 0);
             if row == self.pixels.rows {
@@ -145,6 +151,11 @@ impl Destination {
             }
         }
         totals
+    }
+
+    /// From a pixel to the next one, and to the one that is asked for meanwhile.
+    fn steps(&self) -> [usize; 2] {
+        [self.pixels.pixel, self.ahead]
     }
 
     /// The image, row and column of a pixel.
@@ -174,14 +185,14 @@ const WIDEN: [[u16; 32]; 2] = {
     turns
 };
 
-/// A run of `n` pixels, `step` numbers apart: its sums on top of `totals`.
+/// A run of `n` pixels, `step` numbers apart, those that are asked for being `ahead` of them: its sums on top of `totals`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 unsafe fn finish_run<const SUMS: bool, const STORE: u8>(
     mut from: *const f32,
     n: usize,
     mut to: *mut u16,
-    step: usize,
+    [step, ahead]: [usize; 2],
     lanes: __mmask32,
     mut totals: Totals,
 ) -> Totals {
@@ -197,6 +208,7 @@ unsafe fn finish_run<const SUMS: bool, const STORE: u8>(
                 }
             }
             if STORE == ADD {
+                _mm_prefetch::<_MM_HINT_T1>(to.wrapping_add(ahead).cast());
                 let old = _mm512_maskz_loadu_epi16(lanes, to.cast());
                 for half in 0..2 {
                     let turns = _mm512_loadu_si512(WIDEN[half].as_ptr().cast());

@@ -155,6 +155,10 @@ impl<E: Copy> Source for Images<'_, E> {
         DEPTH
     }
 
+    fn by_pairs(&self) -> bool {
+        false
+    }
+
     fn blocks(&self) -> impl Iterator<Item = Block> {
         let [rows, cols] = self.axes;
         let groups = self.n_images.div_ceil(ROWS);

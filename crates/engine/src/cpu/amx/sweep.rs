@@ -6,7 +6,9 @@
 //! windows, one behind the other. 1×1 windows are the pixels themselves.
 //!
 //! A block is two tiles of pixels × two of channels. A task takes all blocks for a panel of weights, which of narrow layers then stays in the
-//! nearest cache: what comes from further away are windows alone, and neighbouring blocks share most of theirs. A block's sums become pixels (`finish.rs`)
+//! nearest cache: what comes from further away are windows alone, and neighbouring blocks share most of theirs. 1×1 windows have nothing to
+//! share, and so few products that all panels' pixels have to be written at once: there two blocks meet all panels, and pixels are written
+//! as they lie. A block's sums become pixels (`finish.rs`)
 //! only while the next block's tiles are multiplied: if they followed their own, they would wait for the last product, fill the
 //! processor's scheduler and keep it from the next. Of the next task's source so much is asked for as steps allow.
 
@@ -70,6 +72,11 @@ fn window(sweep: &Sweep) -> (usize, usize) {
     (values, values.next_multiple_of(DEPTH) + DEPTH)
 }
 
+/// Whether all weights stay in the second cache.
+fn stays(sweep: &Sweep) -> bool {
+    4 * sweep.cells() * sweep.dst.c <= STAYING
+}
+
 /// The tasks of a sweep of `n` images.
 pub(crate) fn tasks(sweep: &Sweep, n: usize) -> TaskShape {
     match task_images(sweep, n) {
@@ -87,8 +94,7 @@ pub(crate) fn most_tasks(sweep: &Sweep, n: usize) -> usize {
 /// Tasks whose tiles are pixels of an image: large, but of whole blocks if that takes fewer of them.
 fn tasks_of_pixels(sweep: &Sweep) -> TaskShape {
     let (reading, (_, window), (rows, cols)) = (reading(sweep), window(sweep), sweep.grid);
-    let stays = 4 * sweep.cells() * sweep.dst.c <= STAYING;
-    let bytes = if stays { BESIDE_WEIGHTS } else { TASK_BYTES };
+    let bytes = if stays(sweep) { BESIDE_WEIGHTS } else { TASK_BYTES };
     let gathered = (bytes / 2 / window).clamp(2 * ROWS, TASK_PIXELS);
     let most = match reading {
         Reading::Gathered => sweep.task_shape(gathered, TASK_SOURCE.0),
@@ -139,6 +145,11 @@ impl Lattice {
     pub fn offset(&self, image: usize, row: usize, col: usize) -> usize {
         image * self.image + row * self.row + col * self.pixel
     }
+
+    /// From a pixel to one about `n` pixels further on: of the same line, or at the same place in another.
+    pub fn ahead(&self, n: usize) -> usize {
+        if n < self.cols { n * self.pixel } else { n.div_ceil(self.cols) * self.row }
+    }
 }
 
 /// Quotient and remainder. Most quotients here are zero, which takes no division.
@@ -174,6 +185,9 @@ pub(super) trait Source {
     /// Values of a step of the products.
     fn depth(&self) -> usize;
 
+    /// Whether two blocks meet all panels of weights before the next two do; else all blocks meet a panel.
+    fn by_pairs(&self) -> bool;
+
     /// The blocks of all its pixels.
     fn blocks(&self) -> impl Iterator<Item = Block>;
 
@@ -187,6 +201,7 @@ struct Windows<'a, E> {
     pixels: Lattice,
     tiles_per_line: usize,
     n_tiles: usize,
+    by_pairs: bool,
     /// Values of a step.
     depth: usize,
     /// How tiles lie in memory, without where they begin, and the weights' `skip`.
@@ -219,7 +234,8 @@ impl<'a, E: Cell> Windows<'a, E> {
         };
         let tiles_per_line = pixels.cols.div_ceil(ROWS);
         let (n_tiles, skip) = (n_pixels / pixels.cols * tiles_per_line, PANEL as isize * behind(depth * steps));
-        Self { data, pixels, tiles_per_line, n_tiles, depth, strides, skip }
+        let by_pairs = sweep.kernel == (1, 1) && stays(sweep);
+        Self { data, pixels, tiles_per_line, n_tiles, by_pairs, depth, strides, skip }
     }
 
     fn tile(&self, index: usize) -> Tile {
@@ -237,6 +253,10 @@ impl<'a, E: Cell> Windows<'a, E> {
 impl<E: Cell> Source for Windows<'_, E> {
     fn depth(&self) -> usize {
         self.depth
+    }
+
+    fn by_pairs(&self) -> bool {
+        self.by_pairs
     }
 
     fn blocks(&self) -> impl Iterator<Item = Block> {
@@ -326,7 +346,15 @@ unsafe fn multiply<E: Cell>(
         unsafe { tiles.multiply(source.parts(&block, weights), &c, false, asked, meanwhile) };
         before = Some((block, panel));
     };
-    share.panels.clone().for_each(|panel| source.blocks().for_each(|block| step(block, panel)));
+    if source.by_pairs() {
+        let mut blocks = source.blocks();
+        while let Some(block) = blocks.next() {
+            let pair = [Some(block), blocks.next()];
+            share.panels.clone().for_each(|panel| pair.into_iter().flatten().for_each(|block| step(block, panel)));
+        }
+    } else {
+        share.panels.clone().for_each(|panel| source.blocks().for_each(|block| step(block, panel)));
+    }
     before.into_iter().for_each(finish);
     destination.end();
 }
