@@ -183,7 +183,7 @@ impl DirectConv {
 }
 
 /// Floats above which threads share a weight gradient by its blocks instead of summing slices.
-const SLICE_LIMIT: usize = 1 << 18;
+pub(super) const SLICE_LIMIT: usize = 1 << 18;
 
 /// Shares for each member of a gradient that is shared by blocks: more even out cores of unequal speed.
 const SHARES: usize = 2;

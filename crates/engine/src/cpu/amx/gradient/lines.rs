@@ -9,19 +9,23 @@
 
 use super::super::super::ahead::{Ahead, Lines};
 use super::super::super::cell::Cell;
+use super::super::super::direct::SLICE_LIMIT;
 use super::super::super::gradient::{Job, Target};
 use super::super::super::layout::Blocks;
 use super::super::super::sweep::{Sweep, Task, TaskShape};
 use super::super::tiles::{A, ASKED, B, C, DEPTH, PANEL, ROWS, Tiles};
 use super::squares::{store_pair, turn_pixels};
 use crate::types::{Dims, Write};
-use std::arch::x86_64::{__m512i, _mm512_maskz_loadu_epi16, _mm512_setzero_si512};
+use std::arch::x86_64::{__m512i, _MM_HINT_T1, _mm_prefetch, _mm512_maskz_loadu_epi16, _mm512_setzero_si512};
 use std::ops::Range;
 
 /// Most positions of a task: this one's maps and the next one's are in the second cache.
 const POSITIONS: usize = 1024;
 /// Most bytes of a task's gradients and of the planes of 32 inputs, both as tiles read them; the next inputs' planes come on top.
 const TASK_BYTES: usize = 704 << 10;
+/// Most bytes of a task's inputs as they lie, for 32 of them are read after the other; not where members share a large gradient, which every task
+/// has to read as well.
+const SOURCE_BYTES: usize = 512 << 10;
 /// Most steps of 32 positions in a piece.
 const PIECE: usize = 10;
 /// Pixels of an image from which on its last tiles may be half empty.
@@ -124,10 +128,12 @@ struct Piece {
 
 /// The tasks of the weight gradient of a forward sweep.
 pub(super) fn tasks(sweep: &Sweep) -> TaskShape {
+    let is_large = sweep.depth() * sweep.dst.c > SLICE_LIMIT;
     let fits = |images: usize, rows: usize| {
         let plan = Plan::of(sweep, images, rows);
         let bytes = 2 * (plan.planes_len() + plan.turned_len(sweep.dst.c));
-        plan.runs * plan.run_len <= POSITIONS && bytes <= TASK_BYTES
+        let source = 2 * images * rows * sweep.grid.1 * sweep.stride.pow(2) * sweep.src.c;
+        plan.runs * plan.run_len <= POSITIONS && bytes <= TASK_BYTES && (is_large || source <= SOURCE_BYTES)
     };
     let rows = sweep.grid.0;
     match (1..=POSITIONS / rows.max(1)).rev().find(|&images| fits(images, rows)) {
@@ -299,6 +305,9 @@ impl<E: Cell> Weaver<'_, E> {
                 if at >= 0 {
                     while at < whole_end {
                         let here = line.as_ptr().offset(at);
+                        // Lines of pixels that are far apart, which a processor foresees badly.
+                        _mm_prefetch::<_MM_HINT_T1>(here.wrapping_offset(DEPTH as isize * step).cast());
+                        _mm_prefetch::<_MM_HINT_T1>(here.wrapping_offset((DEPTH + 1) as isize * step).cast());
                         let load = |from: *const E| _mm512_maskz_loadu_epi16(kept, from.cast());
                         store_pair(to, load(here), load(here.offset(step)));
                         (at, to) = (at + 2 * step, to.add(2));

@@ -28,21 +28,23 @@ pub(crate) fn tasks(sweep: &Sweep, n: usize) -> TaskShape {
 }
 
 /// How a gradient of `n_blocks` blocks and so many panels of channels is cut, to have about `wanted` shares. Each share weaves its inputs and
-/// turns its channels' gradients: what takes longer is cut first.
+/// turns its channels' gradients: where a task has its positions along lines, so that both together take least.
 pub(crate) fn cut(sweep: &Sweep, n: usize, wanted: usize, (n_blocks, panels): (usize, usize)) -> Cut {
-    let both = |first: usize, second: usize| {
-        let n = first.min(wanted);
-        (n, wanted.div_ceil(n).min(second))
-    };
     if images::task_images(sweep, n).is_some() {
         let unit = images::n_taps(sweep);
-        let (splits, shares) = both(panels, n_blocks / unit);
-        Cut { unit, shares, splits }
-    } else {
-        let unit = sweep.kernel.0;
-        let (shares, splits) = both(n_blocks / unit, panels);
-        Cut { unit, shares, splits }
+        let splits = panels.min(wanted);
+        return Cut { unit, shares: wanted.div_ceil(splits).min(n_blocks / unit), splits };
     }
+    let unit = sweep.kernel.0;
+    let inputs = n_blocks / unit;
+    let splits = |shares: usize| wanted.div_ceil(shares).min(panels);
+    // Panels that all shares together turn, and inputs that they weave, which takes half as long again; but first there should be enough shares.
+    let cost = |&shares: &usize| {
+        let splits = splits(shares);
+        (wanted.saturating_sub(shares * splits), 2 * shares * panels + 3 * splits * inputs)
+    };
+    let shares = (1..=inputs.min(wanted)).min_by_key(cost).unwrap_or(1);
+    Cut { unit, shares, splits: splits(shares) }
 }
 
 /// Floats of scratch that a task needs, however many images there are.

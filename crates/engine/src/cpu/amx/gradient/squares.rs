@@ -3,9 +3,9 @@
 use super::super::super::cell::Cell;
 use super::super::tiles::{DEPTH, PANEL};
 use std::arch::x86_64::{
-    __m128i, __m512i, _mm_loadu_si128, _mm512_castsi128_si512, _mm512_inserti32x4, _mm512_mask_blend_epi16,
-    _mm512_slli_epi32, _mm512_srli_epi32, _mm512_storeu_si512, _mm512_unpackhi_epi16, _mm512_unpackhi_epi32,
-    _mm512_unpackhi_epi64, _mm512_unpacklo_epi16, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+    __m512i, _MM_HINT_T1, _mm_prefetch, _mm512_mask_blend_epi16, _mm512_maskz_loadu_epi16, _mm512_setzero_si512,
+    _mm512_shuffle_i32x4, _mm512_slli_epi32, _mm512_srli_epi32, _mm512_storeu_si512, _mm512_unpackhi_epi16,
+    _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi16, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
 };
 use std::ops::Range;
 
@@ -23,40 +23,64 @@ pub(super) unsafe fn turn_pixels<E: Cell>(
     turned: &mut [E],
     row: usize,
 ) {
-    for channel in (panels.start * PANEL..panels.end * PANEL).step_by(LANE) {
-        let to = &mut turned[channel * row..][..(LANE - 1) * row + DEPTH];
+    for channel in panels.map(|panel| panel * PANEL) {
+        let to = &mut turned[channel * row..][..(PANEL - 1) * row + DEPTH];
         let to = to.as_mut_ptr().cast();
-        if n == DEPTH && channel + LANE <= c {
-            let from = &pixels[channel..][..(DEPTH - 1) * step + LANE];
-            // SAFETY: `from` holds 8 values at each of 32 steps, `to` 32 values at each of 8 rows.
-            unsafe { turn_lanes(from.as_ptr().cast(), step, to, row) };
+        let channels = PANEL.min(c - channel);
+        let kept = u32::MAX >> (PANEL - channels);
+        if n == DEPTH {
+            let from = &pixels[channel..][..(DEPTH - 1) * step + channels];
+            // SAFETY: `from` holds the kept values at each of 32 steps, `to` 32 values at each of 32 rows.
+            unsafe { turn_square(from.as_ptr().cast(), step, kept, to, row) };
             continue;
         }
-        let (mut edge, channels) = ([E::default(); DEPTH * LANE], channel.min(c)..c.min(channel + LANE));
-        for (pixel, to) in edge.chunks_exact_mut(LANE).enumerate().take(n) {
-            to[..channels.len()].copy_from_slice(&pixels[pixel * step..][channels.clone()]);
+        let mut edge = [E::default(); DEPTH * PANEL];
+        for (pixel, to) in edge.chunks_exact_mut(PANEL).enumerate().take(n) {
+            to[..channels].copy_from_slice(&pixels[pixel * step + channel..][..channels]);
         }
         // SAFETY: as above.
-        unsafe { turn_lanes(edge.as_ptr().cast(), LANE, to, row) };
+        unsafe { turn_square(edge.as_ptr().cast(), PANEL, u32::MAX, to, row) };
     }
 }
 
-/// Channels that are turned together: values of a 128-bit lane.
+/// Values of a 128-bit lane, in which squares are turned.
 const LANE: usize = 8;
 
-/// Transposes 32 pixels, `step` values apart, × 8 channels to 8 rows of 32 values: lane `l` of a vector takes pixels `8 l..8 l + 8`,
-/// and all four lanes are transposed as 8 × 8 squares.
+/// Transposes 32 pixels, `step` values apart, × 32 channels, those that are kept, to 32 rows of 32 values; asks for the next 32 pixels.
+///
+/// Lane `l` of a vector takes pixels `8 l..8 l + 8`, and all four lanes are transposed as 8 × 8 squares.
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn turn_square(from: *const u16, step: usize, kept: u32, to: *mut u16, row: usize) {
+    let mut lanes = [[_mm512_setzero_si512(); LANE]; 4];
+    for r in 0..LANE {
+        let mut v = [_mm512_setzero_si512(); 4];
+        for (l, v) in v.iter_mut().enumerate() {
+            let pixel = from.wrapping_add((l * LANE + r) * step);
+            // SAFETY: the caller vouches for the kept values at 32 steps; any address may be asked for.
+            unsafe {
+                _mm_prefetch::<_MM_HINT_T1>(pixel.wrapping_add(DEPTH * step).cast());
+                *v = _mm512_maskz_loadu_epi16(kept, pixel.cast());
+            }
+        }
+        // Four vectors of four lanes, transposed.
+        let low = [_mm512_shuffle_i32x4::<0x44>(v[0], v[1]), _mm512_shuffle_i32x4::<0x44>(v[2], v[3])];
+        let high = [_mm512_shuffle_i32x4::<0xEE>(v[0], v[1]), _mm512_shuffle_i32x4::<0xEE>(v[2], v[3])];
+        lanes[0][r] = _mm512_shuffle_i32x4::<0x88>(low[0], low[1]);
+        lanes[1][r] = _mm512_shuffle_i32x4::<0xDD>(low[0], low[1]);
+        lanes[2][r] = _mm512_shuffle_i32x4::<0x88>(high[0], high[1]);
+        lanes[3][r] = _mm512_shuffle_i32x4::<0xDD>(high[0], high[1]);
+    }
+    for (l, v) in lanes.into_iter().enumerate() {
+        // SAFETY: the caller vouches for 32 rows of 32 values.
+        unsafe { turn_lanes(v, to.add(l * LANE * row), row) };
+    }
+}
+
+/// Transposes the 8 × 8 squares of all four lanes to 8 rows of 32 values.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn turn_lanes(from: *const u16, step: usize, to: *mut u16, row: usize) {
-    // SAFETY: the caller vouches for the values at 32 steps.
-    let lane = |pixel: usize| unsafe { _mm_loadu_si128(from.add(pixel * step).cast::<__m128i>()) };
-    let mut v: [__m512i; LANE] = std::array::from_fn(|r| {
-        let v = _mm512_castsi128_si512(lane(r));
-        let v = _mm512_inserti32x4::<1>(v, lane(LANE + r));
-        let v = _mm512_inserti32x4::<2>(v, lane(2 * LANE + r));
-        _mm512_inserti32x4::<3>(v, lane(3 * LANE + r))
-    });
+unsafe fn turn_lanes(mut v: [__m512i; LANE], to: *mut u16, row: usize) {
     v = [
         _mm512_unpacklo_epi16(v[0], v[1]),
         _mm512_unpackhi_epi16(v[0], v[1]),
