@@ -10,7 +10,7 @@ use super::super::super::sweep::{Sweep, Task};
 use super::super::TASK_BYTES;
 use super::super::images::{Axis, saves};
 use super::super::tiles::{A, B, C, DEPTH, PANEL, ROWS, Tiles};
-use super::squares::{store_pair, turn_pixels};
+use super::squares::{Pixels, store_pair, turn_pixels};
 use crate::types::{Dims, Write};
 use std::arch::x86_64::{_mm512_loadu_si512, _mm512_setzero_si512};
 use std::ops::Range;
@@ -159,10 +159,11 @@ unsafe fn turn<E: Cell>(job: &Job<E>, plan: &Plan, task: &Task, panels: Range<us
     let images = &job.dy[task.image * image..][..task.n_images * image];
     for (pixel, group) in (0..image / c).flat_map(|pixel| (0..plan.groups).map(move |group| (pixel, group))) {
         let first = group * DEPTH;
-        let from = (&images[first * image + pixel * c..], image, DEPTH.min(task.n_images - first));
+        let (values, n) = (&images[first * image + pixel * c..], DEPTH.min(task.n_images - first));
+        let from = Pixels { values, step: image, n, ahead: c };
         let turned = &mut turned[(pixel * plan.groups + group) * DEPTH..];
         // SAFETY: the caller's promise.
-        unsafe { turn_pixels(from, c, panels.clone(), turned, plan.turned_row) };
+        unsafe { turn_pixels(&from, c, panels.clone(), turned, plan.turned_row) };
     }
 }
 

@@ -14,7 +14,7 @@ use super::super::super::gradient::{Job, Target};
 use super::super::super::layout::Blocks;
 use super::super::super::sweep::{Sweep, Task, TaskShape};
 use super::super::tiles::{A, ASKED, B, C, DEPTH, PANEL, ROWS, Tiles};
-use super::squares::{store_pair, turn_pixels};
+use super::squares::{Pixels, store_pair, turn_pixels};
 use crate::types::{Dims, Write};
 use std::arch::x86_64::{__m512i, _MM_HINT_T1, _mm_prefetch, _mm512_maskz_loadu_epi16, _mm512_setzero_si512};
 use std::ops::Range;
@@ -30,6 +30,9 @@ const SOURCE_BYTES: usize = 512 << 10;
 const PIECE: usize = 10;
 /// Pixels of an image from which on its last tiles may be half empty.
 const LARGE: usize = 512;
+
+/// Values from one pixel to the next from which on the weaver asks for those further on.
+const WIDE: isize = 256;
 
 /// How a task lays out its pixels.
 #[derive(Clone, Copy)]
@@ -217,9 +220,10 @@ unsafe fn turn<E: Cell>(job: &Job<E>, plan: &Plan, task: &Task, panels: Range<us
         let pixels = &job.dy[((task.image + run) * h + task.row) * w * c..][..n * c];
         for first in (0..plan.run_len).step_by(DEPTH) {
             let turned = &mut turned[run * plan.run_len + first..];
-            let from = (&pixels[first * c..], c, DEPTH.min(n - first));
+            let (values, n) = (&pixels[first * c..], DEPTH.min(n - first));
+            let from = Pixels { values, step: c, n, ahead: DEPTH * c };
             // SAFETY: the caller's promise.
-            unsafe { turn_pixels(from, c, panels.clone(), turned, plan.turned_row) };
+            unsafe { turn_pixels(&from, c, panels.clone(), turned, plan.turned_row) };
         }
     }
 }
@@ -297,6 +301,8 @@ impl<E: Cell> Weaver<'_, E> {
         let mut to = self.pairs(left / 2);
         // Pairs whose inputs all lie in the line have a loop that looks at nothing else.
         let kept = u32::MAX >> (PANEL - n);
+        // The lines of pixels far apart are ones that a processor foresees badly.
+        let is_wide = step >= WIDE;
         let end = at + left as isize / 2 * 2 * step;
         let whole_end = end.min(line.len() as isize - n as isize - step + 1);
         while at < end {
@@ -305,9 +311,11 @@ impl<E: Cell> Weaver<'_, E> {
                 if at >= 0 {
                     while at < whole_end {
                         let here = line.as_ptr().offset(at);
-                        // Lines of pixels that are far apart, which a processor foresees badly.
-                        _mm_prefetch::<_MM_HINT_T1>(here.wrapping_offset(DEPTH as isize * step).cast());
-                        _mm_prefetch::<_MM_HINT_T1>(here.wrapping_offset((DEPTH + 1) as isize * step).cast());
+                        if is_wide {
+                            for i in [DEPTH, DEPTH + 1] {
+                                _mm_prefetch::<_MM_HINT_T1>(here.wrapping_offset(i as isize * step).cast());
+                            }
+                        }
                         let load = |from: *const E| _mm512_maskz_loadu_epi16(kept, from.cast());
                         store_pair(to, load(here), load(here.offset(step)));
                         (at, to) = (at + 2 * step, to.add(2));

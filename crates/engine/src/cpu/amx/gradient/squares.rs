@@ -9,49 +9,58 @@ use std::arch::x86_64::{
 };
 use std::ops::Range;
 
-/// Turns `n` of 32 pixels, `step` values apart, to rows of 32 values `row` apart, one for each channel of some panels; zeros where no channel or
-/// pixel is.
+/// Pixels to be turned: where the first of them begins, values from one to the next, how many of 32 there are, and values from a pixel to the one
+/// that is asked for meanwhile.
+pub(super) struct Pixels<'a, E> {
+    pub values: &'a [E],
+    pub step: usize,
+    pub n: usize,
+    pub ahead: usize,
+}
+
+/// Turns pixels to rows of 32 values `row` apart, one for each of `c` channels of some panels; zeros where no channel or pixel is.
 ///
 /// # Safety
 /// The CPU must have the features; `E` is bf16.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 pub(super) unsafe fn turn_pixels<E: Cell>(
-    (pixels, step, n): (&[E], usize, usize),
+    pixels: &Pixels<E>,
     c: usize,
     panels: Range<usize>,
     turned: &mut [E],
     row: usize,
 ) {
+    let &Pixels { values, step, n, ahead } = pixels;
     for channel in panels.map(|panel| panel * PANEL) {
         let to = &mut turned[channel * row..][..(PANEL - 1) * row + DEPTH];
         let to = to.as_mut_ptr().cast();
         let channels = PANEL.min(c - channel);
         let kept = u32::MAX >> (PANEL - channels);
         if n == DEPTH {
-            let from = &pixels[channel..][..(DEPTH - 1) * step + channels];
+            let from = &values[channel..][..(DEPTH - 1) * step + channels];
             // SAFETY: `from` holds the kept values at each of 32 steps, `to` 32 values at each of 32 rows.
-            unsafe { turn_square(from.as_ptr().cast(), step, kept, to, row) };
+            unsafe { turn_square(from.as_ptr().cast(), [step, ahead], kept, to, row) };
             continue;
         }
         let mut edge = [E::default(); DEPTH * PANEL];
         for (pixel, to) in edge.chunks_exact_mut(PANEL).enumerate().take(n) {
-            to[..channels].copy_from_slice(&pixels[pixel * step + channel..][..channels]);
+            to[..channels].copy_from_slice(&values[pixel * step + channel..][..channels]);
         }
         // SAFETY: as above.
-        unsafe { turn_square(edge.as_ptr().cast(), PANEL, u32::MAX, to, row) };
+        unsafe { turn_square(edge.as_ptr().cast(), [PANEL, 0], u32::MAX, to, row) };
     }
 }
 
 /// Values of a 128-bit lane, in which squares are turned.
 const LANE: usize = 8;
 
-/// Transposes 32 pixels, `step` values apart, × 32 channels, those that are kept, to 32 rows of 32 values; asks for the next 32 pixels.
+/// Transposes 32 pixels, `step` values apart, × 32 channels, those that are kept, to 32 rows of 32 values; asks for pixels `ahead` of them.
 ///
 /// Lane `l` of a vector takes pixels `8 l..8 l + 8`, and all four lanes are transposed as 8 × 8 squares.
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn turn_square(from: *const u16, step: usize, kept: u32, to: *mut u16, row: usize) {
+unsafe fn turn_square(from: *const u16, [step, ahead]: [usize; 2], kept: u32, to: *mut u16, row: usize) {
     let mut lanes = [[_mm512_setzero_si512(); LANE]; 4];
     for r in 0..LANE {
         let mut v = [_mm512_setzero_si512(); 4];
@@ -59,7 +68,7 @@ unsafe fn turn_square(from: *const u16, step: usize, kept: u32, to: *mut u16, ro
             let pixel = from.wrapping_add((l * LANE + r) * step);
             // SAFETY: the caller vouches for the kept values at 32 steps; any address may be asked for.
             unsafe {
-                _mm_prefetch::<_MM_HINT_T1>(pixel.wrapping_add(DEPTH * step).cast());
+                _mm_prefetch::<_MM_HINT_T1>(pixel.wrapping_add(ahead).cast());
                 *v = _mm512_maskz_loadu_epi16(kept, pixel.cast());
             }
         }
