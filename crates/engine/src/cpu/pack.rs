@@ -3,6 +3,7 @@
 //!
 //! Both directions read runs of weights as they lie and round a run at a time; what is left is to turn squares of cells, or to pair rows.
 
+use super::ahead::LINE;
 use super::cell::Cell;
 use super::simd::{Simd, kernel};
 
@@ -32,15 +33,17 @@ pub(crate) struct Panel<'a> {
 }
 
 impl Masters<'_> {
-    /// Asks for the weights from `at` on and what keeps them.
+    /// Asks for `n` weights from `at` on and what keeps them.
     ///
     /// # Safety
     /// As [`Simd`].
     #[inline(always)]
-    pub unsafe fn prefetch<S: Simd>(&self, at: usize) {
+    pub unsafe fn prefetch<S: Simd>(&self, at: usize, n: usize) {
         // SAFETY: handed through; what lies behind the last weight is asked for in vain.
         unsafe {
-            S::prefetch(self.weights.as_ptr().wrapping_add(at));
+            for line in (0..n).step_by(LINE) {
+                S::prefetch(self.weights.as_ptr().wrapping_add(at + line));
+            }
             if let Some(mask) = self.mask {
                 S::prefetch(mask.as_ptr().wrapping_add(at).cast());
             }
@@ -94,6 +97,8 @@ unsafe fn pack_forward<E: Cell, S: Simd>(panel: &Panel, out: &mut [E]) {
         let n = RUN.min(padded - from);
         for (j, line) in lines.0.iter_mut().enumerate().take(panel.n) {
             let at = ((panel.first + j) * masters.n_taps + tap) * masters.cin + from;
+            // SAFETY: the caller's promise.
+            unsafe { masters.prefetch::<S>(at + AHEAD * masters.n_taps * masters.cin, n) };
             let (weights, padding) = line[..n].split_at_mut(n.min(cin - from));
             masters.round(at, weights);
             padding.fill(E::default());
@@ -121,7 +126,7 @@ unsafe fn pack_backward<E: Cell, S: Simd>(panel: &Panel, out: &mut [E]) {
             let mut rows = [[0.0f32; MAX_WIDTH]; 2];
             for (co, row) in (from..cout).zip(rows.iter_mut().take(E::PER_CELL)) {
                 // SAFETY: the caller's promise.
-                unsafe { masters.prefetch::<S>(at(co + AHEAD)) };
+                unsafe { masters.prefetch::<S>(at(co + AHEAD), panel.n) };
                 masters.round(at(co), &mut row[..panel.n]);
             }
             let out = &mut out[(t * padded + from) * width..][..width * E::PER_CELL];
@@ -138,7 +143,7 @@ unsafe fn pack_backward<E: Cell, S: Simd>(panel: &Panel, out: &mut [E]) {
 }
 
 /// Source channels between those that are packed for backward-data and those whose weights are asked for.
-const AHEAD: usize = 4;
+const AHEAD: usize = 8;
 
 /// The widest panel of any level.
 pub(crate) const MAX_WIDTH: usize = 32;

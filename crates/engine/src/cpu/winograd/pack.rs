@@ -3,6 +3,7 @@
 use super::Pass;
 use super::strided;
 use super::transform::{self, POINTS, SIDE, TAPS, Weights};
+use crate::cpu::ahead::LINE;
 use crate::cpu::cell::Cell;
 use crate::cpu::pack::{MAX_WIDTH, Masters};
 use crate::cpu::simd::{Simd, kernel};
@@ -51,7 +52,7 @@ unsafe fn pack_forward<E: Cell, S: Simd>(panel: &Panel, out: &mut [f32]) {
                 let mut run = [0.0f32; RUN];
                 let at = ((panel.first + j) * TAPS * TAPS + tap) * cin + from;
                 // SAFETY: the caller's promise.
-                unsafe { masters.prefetch::<S>(at + RUN) };
+                unsafe { masters.prefetch::<S>(at + RUN, LINE) };
                 masters.round(at, &mut run[..n]);
                 for (line, v) in turned.iter_mut().zip(run) {
                     line[j] = v;
@@ -110,7 +111,7 @@ unsafe fn turn<S: Simd>(panel: &Panel, co: usize, to: &mut [[f32; MAX_WIDTH]; TA
     for (tap, line) in to.iter_mut().rev().enumerate() {
         let at = |co: usize| (co * TAPS * TAPS + tap) * masters.cin + panel.first;
         // SAFETY: the caller has the instructions.
-        unsafe { masters.prefetch::<S>(at(co + 1)) };
+        unsafe { masters.prefetch::<S>(at(co + 1), LINE) };
         masters.round(at(co), &mut line[..panel.n]);
     }
 }
