@@ -8,6 +8,7 @@
 mod ahead;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(crate) mod amx;
+
 mod blocks;
 mod cell;
 mod conv;
@@ -18,6 +19,7 @@ mod elementwise;
 mod gradient;
 mod kernels;
 mod layout;
+mod linear;
 mod norm;
 mod norm_kernels;
 mod optimizer;
@@ -42,6 +44,7 @@ use crate::types::{
 pub use conv::Algorithm;
 use conv::{Context, Convolution, Packing};
 use dense::Mat;
+use linear::Layer;
 use packed::PackedWeights;
 pub use simd::Level;
 use team::{Shards, Team};
@@ -412,17 +415,16 @@ impl<E: Compute> Engine for HostEngine<E> {
 
     fn linear_forward(&mut self, n: usize, x: Act, w: Span, bias: Option<Span>, y: Act, sums: Option<Span>) {
         let (cin, cout) = (self.store.dims(x).len(), self.store.dims(y).len());
-        let team = &self.team;
+        let (team, level) = (&self.team, self.level);
         self.store.with_vector(y, |store, y| {
             let y = y.images_mut(n);
-            if let Some(bias) = bias {
-                y.chunks_exact_mut(cout).for_each(|y| y.copy_from_slice(store.span(bias)));
+            match bias {
+                Some(bias) => y.chunks_exact_mut(cout).for_each(|y| y.copy_from_slice(store.span(bias))),
+                None => y.fill(0.0),
             }
-            let (x, w) = (Mat::new(store.vector(x).images(n), n, cin), Mat::new(store.span(w), cout, cin));
-            dense::multiply(team, y, x, w.t(), 1.0, bias.is_some());
+            linear::forward_all(team, level, Layer { w: store.span(w), cin, cout, n }, store.vector(x).images(n), y);
         });
         if let Some(sums) = sums {
-            let level = self.level;
             self.summed(n * cout, cout, sums, |store, at, len, sums| {
                 elementwise::channel_sums(level, &store.vector(y).data[at..at + len], sums);
             });
@@ -430,12 +432,14 @@ impl<E: Compute> Engine for HostEngine<E> {
     }
 
     fn linear_backward_data(&mut self, n: usize, dy: Act, w: Span, dx: Act, write: Write) {
-        let team = &self.team;
+        let (team, level) = (&self.team, self.level);
         self.store.with_vector(dx, |store, dx| {
             let (cin, dy) = (dx.dims().len(), store.vector(dy));
-            let cout = dy.dims().len();
-            let (dy, w) = (Mat::new(dy.images(n), n, cout), Mat::new(store.span(w), cout, cin));
-            dense::multiply(team, dx.images_mut(n), dy, w, 1.0, write == Write::Add);
+            let (cout, w, dx) = (dy.dims().len(), store.span(w), dx.images_mut(n));
+            if write == Write::Set {
+                dx.fill(0.0);
+            }
+            linear::backward_all(team, level, Layer { w, cin, cout, n }, dy.images(n), dx);
         });
     }
 
