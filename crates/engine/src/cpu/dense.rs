@@ -1,4 +1,4 @@
-//! Matrix products for linear layers and NT-Xent, on the `gemm` crate, one block of the result per chunk.
+//! Matrix products for linear layers' weight gradients and NT-Xent, on the `gemm` crate, one block of the result per chunk.
 
 use super::team::{Shards, Team};
 
