@@ -182,15 +182,12 @@ impl DirectConv {
     }
 }
 
-/// Floats above which threads share a weight gradient by its blocks instead of summing slices.
-pub(super) const SLICE_LIMIT: usize = 1 << 18;
-
 /// Shares for each member of a gradient that is shared by blocks: more even out cores of unequal speed.
 const SHARES: usize = 2;
 
 /// Slices of a weight gradient of `len` floats.
 fn n_slices(len: usize, n_members: usize) -> usize {
-    if len > SLICE_LIMIT { 1 } else { n_members }
+    if len > gradient::SLICE_LIMIT { 1 } else { n_members }
 }
 
 /// Zeroes what no sweep of a backward-data pass writes: pixels that no window reads.

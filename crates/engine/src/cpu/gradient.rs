@@ -28,6 +28,9 @@ const fn gathered(lanes: usize) -> usize {
     (1 << 20) / lanes
 }
 
+/// Floats above which threads share a weight gradient by its blocks instead of summing slices.
+pub(crate) const SLICE_LIMIT: usize = 1 << 18;
+
 /// The tasks of the weight gradient of a forward sweep.
 pub(crate) fn tasks(sweep: &Sweep) -> TaskShape {
     sweep.task_shape(TASK_PIXELS, TASK_SOURCE)

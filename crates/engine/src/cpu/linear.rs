@@ -1,9 +1,10 @@
-//! A linear layer's products for batches of few rows.
+//! A linear layer's products with its weights.
 //!
 //! The weights of a wide layer (2048 × 2048: 16 MB) take as long to bring from memory as to be multiplied with a small batch. A general product
 //! packs them first, so here they are multiplied as they lie: forward each output's weights are a run along the inputs, as a row of the batch
 //! is; backward the weights that an output has for some inputs meet its gradient.
 
+use super::ahead::LINE;
 use super::cell::Cell;
 use super::simd::{Level, MAX_LANES, Simd, kernel};
 use super::team::{Shards, Team};
@@ -25,14 +26,14 @@ impl Layer<'_> {
     }
 }
 
-/// Rows of a chunk; its outputs forward; its inputs backward, or half as many where that leaves members without work.
+/// Rows of a chunk; its outputs forward; its inputs backward, or half as many where there are fewer than two chunks a member.
 const CHUNK_ROWS: usize = 128;
 const OUTPUTS: usize = 16;
 const INPUTS: usize = 256;
 
-/// Inputs of which a few outputs' weights and all rows are in the nearest cache.
+/// Inputs that are multiplied before the next ones: of them a few outputs' weights stay in the nearest cache for all rows.
 const RUN: usize = 512;
-/// Outputs whose weights for a chunk's inputs are.
+/// Outputs that are multiplied before the next ones: their weights for two vectors of inputs stay in the nearest cache for all rows.
 const BAND: usize = 32;
 /// Rows of a register block.
 const ROWS: usize = 4;
@@ -239,7 +240,9 @@ unsafe fn add_outputs<S: Simd, const N: usize>(
         for output in outputs {
             let from = w.add(output * w_step);
             // Rows of weights lie far apart, which a processor foresees badly.
-            S::prefetch_far(from.wrapping_add(BAND * w_step));
+            for line in (0..2 * S::LANES).step_by(LINE) {
+                S::prefetch_far(from.wrapping_add(BAND * w_step + line));
+            }
             let w = two::<S>(from, lens, is_whole);
             for (sums, gradient) in sums.iter_mut().zip(gradients) {
                 let gradient = S::splat(gradient.add(output));
@@ -274,16 +277,18 @@ mod tests {
 
     #[test]
     fn products_of_any_shape_are_those_of_their_definition() {
-        let team = Team::new(2).unwrap();
-        for (cin, cout, n) in [(1, 1, 1), (5, 3, 2), (37, 19, 5), (600, 33, 4), (512, 128, 16), (70, 70, 9)] {
+        let teams = [1, 3].map(|n| Team::new(n).unwrap());
+        let shapes =
+            [(1, 1, 1), (5, 3, 0), (5, 3, 2), (37, 19, 5), (600, 33, 4), (70, 70, 9), (300, 20, 260), (12, 4, 3)];
+        for (cin, cout, n) in shapes.into_iter().filter(|(.., n)| !cfg!(miri) || *n < 100) {
             // Small whole numbers, whose sums are exact.
             let of = |len: usize, seed: usize| (0..len).map(|i| ((i * 7 + seed) % 5) as f32 - 2.0).collect::<Vec<_>>();
             let (w, x, dy) = (of(cin * cout, 1), of(n * cin, 2), of(n * cout, 3));
             let layer = Layer { w: &w, cin, cout, n };
-            for level in Level::available() {
+            for (level, team) in Level::available().flat_map(|level| teams.iter().map(move |team| (level, team))) {
                 let (mut y, mut dx) = (vec![1.0; n * cout], vec![-1.0; n * cin]);
-                forward_all(&team, level, layer, &x, &mut y);
-                backward_all(&team, level, layer, &dy, &mut dx);
+                forward_all(team, level, layer, &x, &mut y);
+                backward_all(team, level, layer, &dy, &mut dx);
                 for (row, output) in (0..n).flat_map(|row| (0..cout).map(move |output| (row, output))) {
                     let sum: f32 = (0..cin).map(|i| x[row * cin + i] * w[output * cin + i]).sum();
                     assert_eq!(y[row * cout + output], 1.0 + sum, "{level:?}, {cin} > {cout}, {n} rows");
@@ -294,5 +299,21 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn results_do_not_depend_on_the_number_of_threads() {
+        let (cin, cout, n) = (530, 40, 7);
+        let of =
+            |len: usize, seed: usize| (0..len).map(|i| ((i * 37 + seed) % 101) as f32 / 7.0 - 6.9).collect::<Vec<_>>();
+        let (w, x, dy) = (of(cin * cout, 1), of(n * cin, 2), of(n * cout, 3));
+        let layer = Layer { w: &w, cin, cout, n };
+        let results = [1, 3].map(|threads| {
+            let (team, mut y, mut dx) = (Team::new(threads).unwrap(), vec![0.0; n * cout], vec![0.0; n * cin]);
+            forward_all(&team, Level::detect(), layer, &x, &mut y);
+            backward_all(&team, Level::detect(), layer, &dy, &mut dx);
+            [y, dx].map(|v| v.into_iter().map(f32::to_bits).collect::<Vec<_>>())
+        });
+        assert_eq!(results[0], results[1]);
     }
 }

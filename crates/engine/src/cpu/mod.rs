@@ -3,12 +3,11 @@
 //! [`HostEngine`] holds the buffers, a `team::Team` of threads and planned convolutions, and cuts every operation into
 //! chunks. `conv` plans convolutions: `direct` ones over the geometry in `sweep`, whose kernels are `correlate` and `gradient` on
 //! vectors, which ask for memory `ahead`, and `amx` on tiles; `winograd`; and `sparse` for pruned ones. `elementwise` is all that moves memory,
-//! `dense` the matrix products.
+//! `linear` and `dense` the matrix products.
 
 mod ahead;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(crate) mod amx;
-
 mod blocks;
 mod cell;
 mod conv;

@@ -142,7 +142,7 @@ unsafe fn pack_backward<E: Cell, S: Simd>(panel: &Panel, out: &mut [E]) {
     }
 }
 
-/// Source channels between those that are packed for backward-data and those whose weights are asked for.
+/// Channels (forward: destination, backward-data: source) between those that are packed and those whose weights are asked for.
 const AHEAD: usize = 8;
 
 /// The widest panel of any level.

@@ -2,9 +2,9 @@
 //!
 //! A block of two steps is multiplied in 128 cycles, so finishing it should take few instructions: they share the processor's
 //! window with those that multiply the next one. A pixel's 32 channels are one store; where they are a cache line of a map that is too large
-//! to be found in a near cache later, it goes past the caches, which would first read what it overwrites. What is added to has been asked for some
-//! blocks before. Pixels are taken in runs that lie
-//! equally far apart in the destination; mostly a tile is one, for where nothing lies between a task's lines, they are one line.
+//! to be found in a near cache later, it goes past the caches, which would first read what it overwrites. What is added to has been asked for
+//! some blocks before. Pixels are taken in runs that lie equally far apart in the destination; mostly a tile is one, for where nothing lies
+//! between a task's lines, they are one line.
 
 use super::super::correlate::{Job, Sums};
 use super::super::sweep::{Sweep, Task};
@@ -62,7 +62,8 @@ impl Destination {
             Write::Set if whole_lines && 2 * job.n * dst.len() >= STREAMED => STREAM,
             Write::Set => SET,
         };
-        Self { first: job.y.wrapping_add(at).cast(), ahead: pixels.ahead(AHEAD), pixels, c: dst.c, store }
+        let ahead = if without_gaps { AHEAD * pixels.pixel } else { pixels.ahead(AHEAD) };
+        Self { first: job.y.wrapping_add(at).cast(), ahead, pixels, c: dst.c, store }
     }
 
     /// Those of a task whose images lie side by side: a line is the same pixel of all images.

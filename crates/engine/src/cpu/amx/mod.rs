@@ -49,6 +49,9 @@ mod tests {
             (3, 64, 7, 2, 12, 28, 1),
             (16, 40, 1, 1, 6, 6, 2),
             (16, 40, 1, 2, 4, 32, 1),
+            // Pairs of blocks that meet several panels; more inputs than a task's, far apart.
+            (96, 160, 1, 1, 28, 28, 2),
+            (288, 40, 1, 2, 32, 32, 1),
         ];
         for (cin, cout, kernel, stride, h, w, n) in shapes {
             let shape = ConvShape { input: Dims { h, w, c: cin }, cout, kernel, stride, pad: kernel / 2 };

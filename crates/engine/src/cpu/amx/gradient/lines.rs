@@ -9,8 +9,7 @@
 
 use super::super::super::ahead::{Ahead, Lines};
 use super::super::super::cell::Cell;
-use super::super::super::direct::SLICE_LIMIT;
-use super::super::super::gradient::{Job, Target};
+use super::super::super::gradient::{Job, SLICE_LIMIT, Target};
 use super::super::super::layout::Blocks;
 use super::super::super::sweep::{Sweep, Task, TaskShape};
 use super::super::tiles::{A, ASKED, B, C, DEPTH, PANEL, ROWS, Tiles};
@@ -23,14 +22,13 @@ use std::ops::Range;
 const POSITIONS: usize = 1024;
 /// Most bytes of a task's gradients and of the planes of 32 inputs, both as tiles read them; the next inputs' planes come on top.
 const TASK_BYTES: usize = 704 << 10;
-/// Most bytes of a task's inputs as they lie, for 32 of them are read after the other; not where members share a large gradient, which every task
-/// has to read as well.
+/// Most bytes of a task's inputs as they lie: 32 of each pixel are read at a time, so the task's pixels are gone through once for every 32. Not where
+/// members share a large gradient, which every task goes through as well.
 const SOURCE_BYTES: usize = 512 << 10;
 /// Most steps of 32 positions in a piece.
 const PIECE: usize = 10;
 /// Pixels of an image from which on its last tiles may be half empty.
 const LARGE: usize = 512;
-
 /// Values from one pixel to the next from which on the weaver asks for those further on.
 const WIDE: isize = 256;
 

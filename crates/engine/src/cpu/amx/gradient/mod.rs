@@ -28,7 +28,8 @@ pub(crate) fn tasks(sweep: &Sweep, n: usize) -> TaskShape {
 }
 
 /// How a gradient of `n_blocks` blocks and so many panels of channels is cut, to have about `wanted` shares. Each share weaves its inputs and
-/// turns its channels' gradients: where a task has its positions along lines, so that both together take least.
+/// turns its channels' gradients. Across images turning takes longer, so panels are cut first; along lines inputs and panels are cut so that
+/// both together take least.
 pub(crate) fn cut(sweep: &Sweep, n: usize, wanted: usize, (n_blocks, panels): (usize, usize)) -> Cut {
     if images::task_images(sweep, n).is_some() {
         let unit = images::n_taps(sweep);
@@ -112,5 +113,32 @@ pub(crate) unsafe fn reduce_weights(from: &Reduce, piece: Piece, sums: &mut [f32
                 _mm512_permutex2var_ps(evens, high, odds),
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::direct::DirectConv;
+    use crate::cpu::simd::Level;
+    use crate::element::Bf16;
+    use crate::types::{ConvShape, ConvUse, Dims};
+
+    #[test]
+    fn cuts_have_shares_enough_and_none_of_nothing() {
+        let shape = ConvShape { input: Dims { h: 32, w: 32, c: 64 }, cout: 64, kernel: 3, stride: 1, pad: 1 };
+        let conv = DirectConv::new::<Bf16>(shape, ConvUse::Train, Level::Amx);
+        let of = |wanted, inputs: usize, panels| cut(conv.forward_sweep(), 1, wanted, (3 * inputs, panels));
+        for (wanted, inputs, panels) in (1..40)
+            .flat_map(|wanted| (1..40).flat_map(move |inputs| (1..20).map(move |panels| (wanted, inputs, panels))))
+        {
+            let Cut { unit, shares, splits } = of(wanted, inputs, panels);
+            assert_eq!(unit, 3);
+            assert!((1..=inputs).contains(&shares) && (1..=panels).contains(&splits));
+            assert!(shares * splits >= wanted.min(inputs * panels), "{wanted} of {inputs} and {panels}");
+        }
+        // Turning all panels four times takes longer than weaving few inputs four times, and the other way round.
+        let cut = [of(4, 16, 64), of(4, 64, 16)].map(|cut| (cut.shares, cut.splits));
+        assert_eq!(cut, [(1, 4), (4, 1)]);
     }
 }

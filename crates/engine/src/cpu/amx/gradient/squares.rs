@@ -10,7 +10,7 @@ use std::arch::x86_64::{
 use std::ops::Range;
 
 /// Pixels to be turned: where the first of them begins, values from one to the next, how many of 32 there are, and values from a pixel to the one
-/// that is asked for meanwhile.
+/// that is asked for meanwhile, if there are 32.
 pub(super) struct Pixels<'a, E> {
     pub values: &'a [E],
     pub step: usize,
@@ -61,6 +61,7 @@ const LANE: usize = 8;
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn turn_square(from: *const u16, [step, ahead]: [usize; 2], kept: u32, to: *mut u16, row: usize) {
+    // By groups of 8 channels.
     let mut lanes = [[_mm512_setzero_si512(); LANE]; 4];
     for r in 0..LANE {
         let mut v = [_mm512_setzero_si512(); 4];
@@ -80,9 +81,9 @@ unsafe fn turn_square(from: *const u16, [step, ahead]: [usize; 2], kept: u32, to
         lanes[2][r] = _mm512_shuffle_i32x4::<0x88>(high[0], high[1]);
         lanes[3][r] = _mm512_shuffle_i32x4::<0xDD>(high[0], high[1]);
     }
-    for (l, v) in lanes.into_iter().enumerate() {
+    for (group, v) in lanes.into_iter().enumerate() {
         // SAFETY: the caller vouches for 32 rows of 32 values.
-        unsafe { turn_lanes(v, to.add(l * LANE * row), row) };
+        unsafe { turn_lanes(v, to.add(group * LANE * row), row) };
     }
 }
 
