@@ -8,6 +8,7 @@ use super::ahead::LINE;
 use super::cell::Cell;
 use super::simd::{Level, MAX_LANES, Simd, kernel};
 use super::team::{Shards, Team};
+use crate::types::Write;
 use std::ops::Range;
 
 /// A linear layer's weights `[cout, cin]`, and rows of a batch.
@@ -38,26 +39,26 @@ const BAND: usize = 32;
 /// Rows of a register block.
 const ROWS: usize = 4;
 
-/// Adds `x · wᵀ` to `y`.
-pub(crate) fn forward_all(team: &Team, level: Level, layer: Layer, x: &[f32], y: &mut [f32]) {
+/// `x · wᵀ`, set in `y` or added to it.
+pub(crate) fn forward_all(team: &Team, level: Level, layer: Layer, x: &[f32], y: &mut [f32], write: Write) {
     layer.assert_maps(x.len(), y.len());
     let y = Shards::new(y);
     for_chunks(team, layer, layer.cout, OUTPUTS, |layer, row, outputs| {
         let (x, y) = (&x[row * layer.cin..], y.as_ptr().wrapping_add(row * layer.cout));
         // SAFETY: `level` is at most what the engine detected; chunks have different outputs or rows, and each runs once; see the assertion.
-        unsafe { forward::<f32>(level, layer, x, y, outputs) };
+        unsafe { forward::<f32>(level, layer, x, y, outputs, write) };
     });
 }
 
-/// Adds `dy · w` to `dx`.
-pub(crate) fn backward_all(team: &Team, level: Level, layer: Layer, dy: &[f32], dx: &mut [f32]) {
+/// `dy · w`, set in `dx` or added to it.
+pub(crate) fn backward_all(team: &Team, level: Level, layer: Layer, dy: &[f32], dx: &mut [f32], write: Write) {
     layer.assert_maps(dx.len(), dy.len());
     let dx = Shards::new(dx);
     let is_short = layer.cin.div_ceil(INPUTS) * layer.n.div_ceil(CHUNK_ROWS) < 2 * team.n_members();
     for_chunks(team, layer, layer.cin, if is_short { INPUTS / 2 } else { INPUTS }, |layer, row, inputs| {
         let (dy, dx) = (&dy[row * layer.cout..], dx.as_ptr().wrapping_add(row * layer.cin));
         // SAFETY: as above, of inputs.
-        unsafe { backward_data::<f32>(level, layer, dy, dx, inputs) };
+        unsafe { backward_data::<f32>(level, layer, dy, dx, inputs, write) };
     });
 }
 
@@ -78,33 +79,39 @@ fn for_chunks(
 }
 
 kernel! {
-    /// Adds `x · wᵀ` to some outputs of `y`.
+    /// `x · wᵀ`, set in some outputs of `y` or added to them.
     ///
     /// # Safety
     /// `level` must be supported by the CPU; `y` holds the layer's rows, and nobody else writes to these outputs.
-    unsafe fn forward(layer: Layer, x: &[f32], y: *mut f32, outputs: Range<usize>) = forward_chunk
+    unsafe fn forward(layer: Layer, x: &[f32], y: *mut f32, outputs: Range<usize>, write: Write) = forward_chunk
 }
 
 #[inline(always)]
-unsafe fn forward_chunk<E: Cell, S: Simd>(layer: Layer, x: &[f32], y: *mut f32, outputs: Range<usize>) {
+unsafe fn forward_chunk<E: Cell, S: Simd>(layer: Layer, x: &[f32], y: *mut f32, outputs: Range<usize>, write: Write) {
     const { assert!(ROWS * 4 == MAX_LANES && (S::LANES == MAX_LANES || 2 * S::LANES == MAX_LANES)) };
     // SAFETY: handed through.
     unsafe {
         match S::LANES {
-            MAX_LANES => forward_outputs::<S, 4>(layer, x, y, outputs),
-            _ => forward_outputs::<S, 2>(layer, x, y, outputs),
+            MAX_LANES => forward_outputs::<S, 4>(layer, x, y, outputs, write),
+            _ => forward_outputs::<S, 2>(layer, x, y, outputs, write),
         }
     }
 }
 
 /// By blocks of so many rows and outputs that their sums fill a vector.
 #[inline(always)]
-unsafe fn forward_outputs<S: Simd, const N: usize>(layer: Layer, x: &[f32], y: *mut f32, outputs: Range<usize>) {
+unsafe fn forward_outputs<S: Simd, const N: usize>(
+    layer: Layer,
+    x: &[f32],
+    y: *mut f32,
+    outputs: Range<usize>,
+    write: Write,
+) {
     let Layer { w, cin, cout, n } = layer;
     layer.assert_maps(x.len(), n * cout);
     assert!(outputs.end <= cout);
     for from in (0..cin).step_by(RUN) {
-        let len = RUN.min(cin - from);
+        let (len, sets) = (RUN.min(cin - from), from == 0 && write == Write::Set);
         for output in outputs.clone().step_by(N) {
             for row in (0..n).step_by(ROWS) {
                 // Surplus outputs and rows repeat the last one.
@@ -120,7 +127,8 @@ unsafe fn forward_outputs<S: Simd, const N: usize>(layer: Layer, x: &[f32], y: *
                     let sums = dots::<S, N>(rows, weights, len);
                     for (i, sums) in sums.chunks_exact(N).enumerate().take(ROWS.min(n - row)) {
                         for (j, sum) in sums.iter().enumerate().take(N.min(outputs.end - output)) {
-                            *y.add((row + i) * cout + output + j) += sum;
+                            let to = y.add((row + i) * cout + output + j);
+                            *to = if sets { *sum } else { *to + sum };
                         }
                     }
                 }
@@ -175,32 +183,38 @@ unsafe fn up_to<S: Simd>(from: *const f32, left: usize) -> S {
 }
 
 kernel! {
-    /// Adds `dy · w` to some inputs of `dx`.
+    /// `dy · w`, set in some inputs of `dx` or added to them.
     ///
     /// # Safety
     /// `level` must be supported by the CPU; `dx` holds the layer's rows, and nobody else writes to these inputs.
-    unsafe fn backward_data(layer: Layer, dy: &[f32], dx: *mut f32, inputs: Range<usize>) = backward_chunk
+    unsafe fn backward_data(layer: Layer, dy: &[f32], dx: *mut f32, inputs: Range<usize>, write: Write) = backward_chunk
 }
 
 #[inline(always)]
-unsafe fn backward_chunk<E: Cell, S: Simd>(layer: Layer, dy: &[f32], dx: *mut f32, inputs: Range<usize>) {
+unsafe fn backward_chunk<E: Cell, S: Simd>(layer: Layer, dy: &[f32], dx: *mut f32, inputs: Range<usize>, write: Write) {
     // SAFETY: handed through.
     unsafe {
         match S::LANES {
-            MAX_LANES => backward_inputs::<S, 8>(layer, dy, dx, inputs),
-            _ => backward_inputs::<S, 4>(layer, dy, dx, inputs),
+            MAX_LANES => backward_inputs::<S, 8>(layer, dy, dx, inputs, write),
+            _ => backward_inputs::<S, 4>(layer, dy, dx, inputs, write),
         }
     }
 }
 
 /// By blocks of so many rows and two vectors of inputs.
 #[inline(always)]
-unsafe fn backward_inputs<S: Simd, const N: usize>(layer: Layer, dy: &[f32], dx: *mut f32, inputs: Range<usize>) {
+unsafe fn backward_inputs<S: Simd, const N: usize>(
+    layer: Layer,
+    dy: &[f32],
+    dx: *mut f32,
+    inputs: Range<usize>,
+    write: Write,
+) {
     let Layer { w, cin, cout, n } = layer;
     layer.assert_maps(n * cin, dy.len());
     assert!(inputs.end <= cin);
     for first in (0..cout).step_by(BAND) {
-        let band = first..cout.min(first + BAND);
+        let (band, write) = (first..cout.min(first + BAND), if first == 0 { write } else { Write::Add });
         for at in inputs.clone().step_by(2 * S::LANES) {
             let len = (2 * S::LANES).min(inputs.end - at);
             for row in (0..n).step_by(N) {
@@ -208,22 +222,22 @@ unsafe fn backward_inputs<S: Simd, const N: usize>(layer: Layer, dy: &[f32], dx:
                 unsafe {
                     let (w, dy) = (w.as_ptr().add(at), dy.as_ptr().add(row * cout));
                     let dx = dx.add(row * cin + at);
-                    add_outputs::<S, N>((w, cin), (dy, cout), (dx, cin), band.clone(), N.min(n - row), len);
+                    add_outputs::<S, N>((w, cin), (dy, cout), (dx, cin), band.clone(), (N.min(n - row), len), write);
                 }
             }
         }
     }
 }
 
-/// Adds what some outputs' gradients make of `len` inputs, two vectors of them, to up to `N` rows; each matrix with the step of its rows.
+/// Sets or adds what some outputs' gradients make of `len` inputs, two vectors of them, to up to `N` rows; each matrix with the step of its rows.
 #[inline(always)]
 unsafe fn add_outputs<S: Simd, const N: usize>(
     (w, w_step): (*const f32, usize),
     (dy, dy_step): (*const f32, usize),
     (dx, dx_step): (*mut f32, usize),
     outputs: Range<usize>,
-    n: usize,
-    len: usize,
+    (n, len): (usize, usize),
+    write: Write,
 ) {
     let lens = [len.min(S::LANES), len.saturating_sub(S::LANES)];
     let is_whole = lens[1] == S::LANES;
@@ -234,7 +248,9 @@ unsafe fn add_outputs<S: Simd, const N: usize>(
         for (i, (sums, gradient)) in sums.iter_mut().zip(&mut gradients).enumerate() {
             // Surplus rows repeat the last one.
             let row = i.min(n - 1);
-            *sums = two::<S>(dx.add(row * dx_step), lens, is_whole);
+            if write == Write::Add {
+                *sums = two::<S>(dx.add(row * dx_step), lens, is_whole);
+            }
             *gradient = dy.add(row * dy_step);
         }
         for output in outputs {
@@ -286,16 +302,18 @@ mod tests {
             let (w, x, dy) = (of(cin * cout, 1), of(n * cin, 2), of(n * cout, 3));
             let layer = Layer { w: &w, cin, cout, n };
             for (level, team) in Level::available().flat_map(|level| teams.iter().map(move |team| (level, team))) {
-                let (mut y, mut dx) = (vec![1.0; n * cout], vec![-1.0; n * cin]);
-                forward_all(team, level, layer, &x, &mut y);
-                backward_all(team, level, layer, &dy, &mut dx);
+                let (mut y, mut dx) = (vec![f32::NAN; n * cout], vec![f32::NAN; n * cin]);
+                for write in [Write::Set, Write::Add] {
+                    forward_all(team, level, layer, &x, &mut y, write);
+                    backward_all(team, level, layer, &dy, &mut dx, write);
+                }
                 for (row, output) in (0..n).flat_map(|row| (0..cout).map(move |output| (row, output))) {
                     let sum: f32 = (0..cin).map(|i| x[row * cin + i] * w[output * cin + i]).sum();
-                    assert_eq!(y[row * cout + output], 1.0 + sum, "{level:?}, {cin} > {cout}, {n} rows");
+                    assert_eq!(y[row * cout + output], 2.0 * sum, "{level:?}, {cin} > {cout}, {n} rows");
                 }
                 for (row, input) in (0..n).flat_map(|row| (0..cin).map(move |input| (row, input))) {
                     let sum: f32 = (0..cout).map(|j| dy[row * cout + j] * w[j * cin + input]).sum();
-                    assert_eq!(dx[row * cin + input], sum - 1.0, "{level:?}, {cin} > {cout}, {n} rows");
+                    assert_eq!(dx[row * cin + input], 2.0 * sum, "{level:?}, {cin} > {cout}, {n} rows");
                 }
             }
         }
@@ -310,8 +328,8 @@ mod tests {
         let layer = Layer { w: &w, cin, cout, n };
         let results = [1, 3].map(|threads| {
             let (team, mut y, mut dx) = (Team::new(threads).unwrap(), vec![0.0; n * cout], vec![0.0; n * cin]);
-            forward_all(&team, Level::detect(), layer, &x, &mut y);
-            backward_all(&team, Level::detect(), layer, &dy, &mut dx);
+            forward_all(&team, Level::detect(), layer, &x, &mut y, Write::Set);
+            backward_all(&team, Level::detect(), layer, &dy, &mut dx, Write::Set);
             [y, dx].map(|v| v.into_iter().map(f32::to_bits).collect::<Vec<_>>())
         });
         assert_eq!(results[0], results[1]);

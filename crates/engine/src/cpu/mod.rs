@@ -417,11 +417,11 @@ impl<E: Compute> Engine for HostEngine<E> {
         let (team, level) = (&self.team, self.level);
         self.store.with_vector(y, |store, y| {
             let y = y.images_mut(n);
-            match bias {
-                Some(bias) => y.chunks_exact_mut(cout).for_each(|y| y.copy_from_slice(store.span(bias))),
-                None => y.fill(0.0),
+            if let Some(bias) = bias {
+                y.chunks_exact_mut(cout).for_each(|y| y.copy_from_slice(store.span(bias)));
             }
-            linear::forward_all(team, level, Layer { w: store.span(w), cin, cout, n }, store.vector(x).images(n), y);
+            let (layer, x) = (Layer { w: store.span(w), cin, cout, n }, store.vector(x).images(n));
+            linear::forward_all(team, level, layer, x, y, if bias.is_some() { Write::Add } else { Write::Set });
         });
         if let Some(sums) = sums {
             self.summed(n * cout, cout, sums, |store, at, len, sums| {
@@ -435,10 +435,7 @@ impl<E: Compute> Engine for HostEngine<E> {
         self.store.with_vector(dx, |store, dx| {
             let (cin, dy) = (dx.dims().len(), store.vector(dy));
             let (cout, w, dx) = (dy.dims().len(), store.span(w), dx.images_mut(n));
-            if write == Write::Set {
-                dx.fill(0.0);
-            }
-            linear::backward_all(team, level, Layer { w, cin, cout, n }, dy.images(n), dx);
+            linear::backward_all(team, level, Layer { w, cin, cout, n }, dy.images(n), dx, write);
         });
     }
 
