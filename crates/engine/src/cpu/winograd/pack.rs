@@ -111,7 +111,7 @@ unsafe fn turn<S: Simd>(panel: &Panel, co: usize, to: &mut [[f32; MAX_WIDTH]; TA
     for (tap, line) in to.iter_mut().rev().enumerate() {
         let at = |co: usize| (co * TAPS * TAPS + tap) * masters.cin + panel.first;
         // SAFETY: the caller has the instructions.
-        unsafe { masters.prefetch::<S>(at(co + 1), LINE) };
+        unsafe { masters.prefetch::<S>(at(co + 1), panel.n) };
         masters.round(at(co), &mut line[..panel.n]);
     }
 }
