@@ -49,7 +49,7 @@ fn batches() -> Vec<Vec<u8>> {
             if batch.n_images() == N {
                 views.push(batch.views);
             }
-            if views.len() == TRAINED_STEPS + N_MOMENTS * BETWEEN {
+            if views.len() == TRAINED_STEPS + (N_MOMENTS - 1) * BETWEEN + 1 {
                 return views;
             }
         }

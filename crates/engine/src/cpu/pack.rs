@@ -45,7 +45,9 @@ impl Masters<'_> {
                 S::prefetch(self.weights.as_ptr().wrapping_add(at + line));
             }
             if let Some(mask) = self.mask {
-                S::prefetch(mask.as_ptr().wrapping_add(at).cast());
+                for line in (0..n).step_by(LINE * size_of::<f32>()) {
+                    S::prefetch(mask.as_ptr().wrapping_add(at + line).cast());
+                }
             }
         }
     }
